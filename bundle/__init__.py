@@ -1,0 +1,1 @@
+"""ICONet SR: slice-wise super-resolution of MR and PET volumes as a MONAI bundle."""

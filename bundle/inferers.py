@@ -1,0 +1,90 @@
+"""Inferers: whole volumes slice by slice, and training batches with all stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import Inferer, SimpleInferer, SliceInferer
+from torch import Tensor
+
+from bundle.transforms._axes import check_slice_axis, in_plane_axes
+
+
+class StageInferer(SimpleInferer):
+    """Ask an :class:`bundle.networks.ICONet` for every stage, as the multi-stage loss needs.
+
+    Args:
+        return_stages: ``False`` asks for the last image alone (single-stage supervision).
+    """
+
+    def __init__(self, return_stages: bool = True) -> None:
+        super().__init__()
+        self.return_stages = return_stages
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return network(inputs, *args, return_stages=self.return_stages, **kwargs)
+
+
+class VolumeInferer(Inferer):
+    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the walking).
+
+    Takes volumes ``(B, C, X, Y, Z)`` and images ``(B, C, X, Y)``; the channels (time points of a series) are treated
+    one by one by a one-channel network. A slice without contrast holds nothing to super-resolve: its constant is
+    written as it is and the network is not asked.
+
+    Args:
+        slice_axis: axis (0, 1, 2) of a volume that runs over slices.
+        slice_batch: slices per call of the network.
+        progress: show a progress bar over the batches of slices.
+    """
+
+    def __init__(self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False) -> None:
+        super().__init__()
+        self.slice_axis = check_slice_axis(slice_axis)
+        if slice_batch < 1:
+            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
+        self.slice_batch, self.progress = slice_batch, progress
+
+    @torch.no_grad()
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the volume with its in-plane axes ``scale`` times longer."""
+
+        def by_slice(slices: Tensor) -> Tensor:
+            return _super_resolve(slices, lambda batch: network(batch, *args, **kwargs), _scale_of(network))
+
+        if inputs.ndim == 4:
+            return by_slice(inputs)
+        size = inputs.shape[2:]
+        plane = in_plane_axes(len(size), self.slice_axis)
+        walker = SliceInferer(
+            spatial_dim=self.slice_axis,
+            roi_size=[size[axis] for axis in plane],
+            sw_batch_size=self.slice_batch,
+            progress=self.progress,
+        )
+        return walker(inputs, by_slice)
+
+
+def _scale_of(network: Any) -> int:
+    """Factor of the network, also of a scripted one, of one in a data-parallel wrapper, and of its bound methods."""
+    module = getattr(network, "__self__", network)
+    module = getattr(module, "module", module)
+    scale = getattr(module, "scale", None)
+    if scale is None:
+        raise ValueError(f"{type(network).__name__} does not say by which factor it upsamples (attribute 'scale')")
+    return int(scale)
+
+
+def _super_resolve(slices: Tensor, network: Callable[[Tensor], Tensor], scale: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, scale * h, scale * w), one channel at a time, constant slices untouched."""
+    batch, channels, height, width = slices.shape
+    images = slices.reshape(batch * channels, 1, height, width)
+    low, high = images.amin(dim=(1, 2, 3)), images.amax(dim=(1, 2, 3))
+    out = images.new_empty(batch * channels, 1, scale * height, scale * width)
+    out[:] = low[:, None, None, None]
+    busy = (high > low).nonzero().squeeze(1)
+    if busy.numel():
+        out[busy] = network(images[busy]).to(out.dtype)
+    return out.view(batch, channels, scale * height, scale * width)

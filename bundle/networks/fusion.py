@@ -1,0 +1,52 @@
+"""SR-Rec fusion: hard attention between the features of the two branches, both ways (equations 4-7)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bundle.ops import patch_match
+
+
+class SemanticAttentionBlock(nn.Module):
+    """SAB: for each query patch the value patch of its most similar key patch (equations 4-6).
+
+    The transferred features are weighted by the similarity itself (the maximum of equation 4). The argmax has no
+    gradient; without this factor the maps that make queries and keys would never learn. The paper leaves it open.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query, key (B, H, W, C) and value (B, H, W, Cv) -> (B, H, W, Cv)."""
+        match = patch_match(query, key, value)
+        return match.features * match.score
+
+
+class SRRecFusion(nn.Module):
+    """``F_SR-Rec = SAB(Q_SR, K_Rec, V_Rec) * SAC_SR + SAB(Q_Rec, K_SR, V_SR) * SAC_Rec`` (equation 7).
+
+    Queries, keys and values are 1x1 maps of the branch features. The confidence SAC is a 1x1 convolution and a sigmoid
+    on the two transferred features together, split in two. Which kernels is left open by the paper.
+
+    Args:
+        features: channels of both branches.
+        match_features: channels of queries and keys (default: ``features``); the cost of the search grows with it.
+    """
+
+    def __init__(self, features: int, match_features: int | None = None) -> None:
+        super().__init__()
+        matched = match_features or features
+        self.widths = [matched, matched, features]
+        self.sr_maps = nn.Linear(features, 2 * matched + features)
+        self.rec_maps = nn.Linear(features, 2 * matched + features)
+        self.attention = SemanticAttentionBlock()
+        self.confidence = nn.Linear(2 * features, 2 * features)
+
+    def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
+        """Two maps (B, H, W, features) -> the fused one, same shape."""
+        query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
+        query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
+        transferred = torch.cat(
+            [self.attention(query_sr, key_rec, value_rec), self.attention(query_rec, key_sr, value_sr)], dim=-1
+        )
+        sab_sr, sab_rec = (transferred * torch.sigmoid(self.confidence(transferred))).chunk(2, dim=-1)
+        return sab_sr + sab_rec

@@ -1,0 +1,48 @@
+"""Residual spatial-channel feature learning (RSCFL): the block that both branches repeat N times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bundle.networks.vision_mamba import VisionMambaBlock
+
+
+class ChannelRankingBlock(nn.Module):
+    """CRB: weigh each channel by what its mean says of it.
+
+    ``x * sigmoid(conv(relu(conv(GAP(x)))))`` with 1x1 convolutions; the paper leaves the reduction open.
+
+    Args:
+        features: channels.
+        reduction: ratio of ``features`` to the width between the two convolutions.
+    """
+
+    def __init__(self, features: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(features // reduction, 4)
+        self.squeeze = nn.Conv2d(features, hidden, kernel_size=1)
+        self.excite = nn.Conv2d(hidden, features, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, features) -> the same shape."""
+        mean = x.mean(dim=(1, 2), keepdim=True).permute(0, 3, 1, 2)
+        weight = torch.sigmoid(self.excite(torch.relu(self.squeeze(mean))))
+        return x * weight.permute(0, 2, 3, 1)
+
+
+class RSCFL(nn.Module):
+    """``x + CRB(VMB(x))``: the two blocks in cascade inside one residual (Fig. 3).
+
+    Args:
+        features, d_state, expand: see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
+    """
+
+    def __init__(self, features: int, d_state: int = 16, expand: float = 2.0) -> None:
+        super().__init__()
+        self.vmb = VisionMambaBlock(features, d_state=d_state, expand=expand)
+        self.crb = ChannelRankingBlock(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, features) -> the same shape."""
+        return x + self.crb(self.vmb(x))

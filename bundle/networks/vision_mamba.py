@@ -1,0 +1,41 @@
+"""Vision Mamba block (VMB): the spatial half of an RSCFL module."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from bundle.networks.ss2d import SS2D
+
+
+class VisionMambaBlock(nn.Module):
+    """``x + linear(gate(LN(x)) * LN(SS2D(dwconv(linear(LN(x))))))`` on channels-last maps.
+
+    Fixed by the paper: layer norm first, two paths (linear | linear, depthwise convolution, SS2D, layer norm), their
+    product, a linear layer, the residual. Chosen here, as in VMamba, which the block is: SiLU on the gate and after
+    the convolution, ``expand``, ``d_state``, ``dt_rank = ceil(features / 16)``, a 3x3 convolution.
+
+    Args:
+        features: channels of the input and output.
+        d_state: states per channel of the scan.
+        expand: ratio of the scanned channels to ``features``.
+    """
+
+    def __init__(self, features: int, d_state: int = 16, expand: float = 2.0) -> None:
+        super().__init__()
+        inner = int(features * expand)
+        self.norm = nn.LayerNorm(features)
+        self.in_proj = nn.Linear(features, 2 * inner, bias=False)
+        self.dwconv = nn.Conv2d(inner, inner, kernel_size=3, padding=1, groups=inner)
+        self.ss2d = SS2D(inner, d_state=d_state, dt_rank=math.ceil(features / 16))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, features) -> the same shape."""
+        path, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
+        path = silu(self.dwconv(path.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        path = self.out_norm(self.ss2d(path.contiguous()))
+        return x + self.out_proj(path * silu(gate))

@@ -1,0 +1,38 @@
+"""The two-dimensional selective scan, written as its equations. Slow; it defines what every back end computes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def scan_orders(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """Pixel order of the four directions: row by row, column by column, and the reverse of each.
+
+    Returns:
+        int64 ``(4, height * width)``: the flat (row-major) pixel that each direction visits at each step.
+    """
+    rows = torch.arange(height * width, device=device)
+    cols = rows.view(height, width).t().reshape(-1)
+    return torch.stack([rows, cols, rows.flip(0), cols.flip(0)])
+
+
+def selective_scan_2d_reference(
+    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """See :func:`bundle.ops.selective_scan_2d`. One Python step per pixel: for checks in float64 only."""
+    batch, height, width, channels = x.shape
+    rank, state = dt_weight.shape[2], A.shape[2]
+    merged = torch.zeros_like(x).flatten(1, 2)
+    for k, order in enumerate(scan_orders(height, width, x.device)):
+        u = x.flatten(1, 2)[:, order]
+        dt_in, b, c = proj[:, :, :, k].flatten(1, 2)[:, order].split([rank, state, state], dim=-1)
+        dt = softplus(dt_in @ dt_weight[k].t() + dt_bias[k])
+        h = x.new_zeros(batch, channels, state)
+        out = []
+        for u_t, dt_t, b_t, c_t in zip(u.unbind(1), dt.unbind(1), b.unbind(1), c.unbind(1), strict=True):
+            h = torch.exp(dt_t[..., None] * A[k]) * h + (dt_t * u_t)[..., None] * b_t[:, None]
+            out.append((h * c_t[:, None]).sum(-1) + D[k] * u_t)
+        merged = merged.index_add(1, order, torch.stack(out, dim=1))
+    return merged.view_as(x)

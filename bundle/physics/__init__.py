@@ -1,0 +1,17 @@
+"""k-space and grid mathematics on plain tensors: no MONAI, no files, nothing above this folder."""
+
+from bundle.physics.grid import divisible_size, lowres_affine, superres_affine
+from bundle.physics.kspace import fourier_upsample, smooth_truncate, truncate, truncate_kspace, zero_fill
+from bundle.physics.shift import measure_grid_shift
+
+__all__ = [
+    "divisible_size",
+    "fourier_upsample",
+    "lowres_affine",
+    "measure_grid_shift",
+    "smooth_truncate",
+    "superres_affine",
+    "truncate",
+    "truncate_kspace",
+    "zero_fill",
+]

@@ -1,0 +1,142 @@
+"""Truncation of k-space and its partner, zero filling.
+
+Both work on the last two axes of a tensor, over any batch axes. Conventions, kept by everything in the project:
+
+* only k-space is shifted, never the image, so sample 0 of the small matrix lies on sample 0 of the large one and
+  sample ``j`` on sample ``j * N / n`` (:mod:`bundle.physics.grid`);
+* of ``N`` samples the rows ``N // 2 - n // 2`` to ``N // 2 - n // 2 + n`` are kept: DC stays on DC for every parity;
+* the gain ``(n / N)`` per axis of an unnormalised transform pair is divided out: the mean of the image is kept.
+
+For an even ``n`` the row of index ``-n / 2`` (Nyquist) is kept without its partner ``+n / 2``; truncated real images
+are therefore slightly complex, and a magnitude image is their absolute value.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _check_image(image: Tensor) -> None:
+    if image.ndim < 2:
+        raise ValueError(f"an image has at least two axes (..., rows, columns), got shape {list(image.shape)}")
+
+
+def _centred_spectrum(image: Tensor) -> Tensor:
+    """k-space of ``image`` with DC at index ``N // 2``; half precision is raised to single (FFTs need it)."""
+    if image.dtype in (torch.float16, torch.bfloat16) or not (image.is_floating_point() or image.is_complex()):
+        image = image.float()
+    return torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+
+
+def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Keep the central ``size`` samples of k-space.
+
+    Args:
+        image: real or complex, shape ``(..., H, W)``.
+        size: ``(h, w)`` with ``1 <= h <= H`` and ``1 <= w <= W``; the factor ``H / h`` need not be an integer.
+
+    Returns:
+        complex image of shape ``(..., h, w)`` with the mean of the input.
+
+    Raises:
+        ValueError: if ``size`` does not fit in the image.
+    """
+    _check_image(image)
+    rows, cols = image.shape[-2], image.shape[-1]
+    h, w = size
+    if not (1 <= h <= rows and 1 <= w <= cols):
+        raise ValueError(f"cannot keep {h}x{w} samples of a {rows}x{cols} k-space")
+    top, left = rows // 2 - h // 2, cols // 2 - w // 2
+    kept = _centred_spectrum(image)[..., top : top + h, left : left + w]
+    return torch.fft.ifft2(torch.fft.ifftshift(kept, dim=(-2, -1))) * (h * w / (rows * cols))
+
+
+def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put k-space into the centre of a larger, otherwise empty one: the right inverse of :func:`truncate_kspace`.
+
+    ``truncate_kspace(zero_fill(x, big), small) == x`` for every complex ``x``, and zero filling is the adjoint of
+    truncation up to the gain: ``<truncate(x), y> * N / n == <x, zero_fill(y)> * n / N``.
+
+    Args:
+        image: real or complex, shape ``(..., h, w)``.
+        size: ``(H, W)``, not smaller than the image.
+
+    Returns:
+        complex image of shape ``(..., H, W)`` with the mean of the input.
+    """
+    _check_image(image)
+    h, w = image.shape[-2], image.shape[-1]
+    rows, cols = size
+    if rows < h or cols < w:
+        raise ValueError(f"cannot zero-fill a {h}x{w} k-space to {rows}x{cols}")
+    top, left = rows // 2 - h // 2, cols // 2 - w // 2
+    margins = (left, cols - w - left, top, rows - h - top)
+    filled = torch.nn.functional.pad(_centred_spectrum(image), margins)
+    return torch.fft.ifft2(torch.fft.ifftshift(filled, dim=(-2, -1))) * (rows * cols / (h * w))
+
+
+def truncate(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """The degradation of the project: magnitude of the image whose k-space was truncated to ``size``.
+
+    Args and errors as :func:`truncate_kspace`. Returns a real, non-negative image of shape ``(..., h, w)``.
+    """
+    return truncate_kspace(image, size).abs()
+
+
+def fourier_upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Zero-filled Fourier interpolation: the band-limited image through the samples of ``image``.
+
+    For a real image this is the real part of :func:`zero_fill`, which shares an unpaired Nyquist row evenly between
+    its two places. Exact for images whose k-space is empty from ``n / 2`` on.
+
+    Args:
+        image: shape ``(..., h, w)``.
+        size: ``(H, W)``, not smaller than the image.
+
+    Returns:
+        shape ``(..., H, W)``; real for real input, complex for complex input.
+    """
+    filled = zero_fill(image, size)
+    return filled if image.is_complex() else filled.real
+
+
+def cosine_taper(n: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
+    """Window over ``n`` centred k-space samples: 1 inside, falling to 0 at Nyquist over ``fraction`` of the half band.
+
+    ``w(f) = 1`` for ``|f| <= 1 - fraction``, else ``(1 + cos(pi (|f| - 1 + fraction) / fraction)) / 2``, with ``f`` in
+    units of the Nyquist frequency ``n / 2``. Shape ``(n,)``, float64.
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"the tapered fraction must be in (0, 1], got {fraction}")
+    f = (torch.arange(n, dtype=torch.float64, device=device) - n // 2).abs() / max(n / 2, 1.0)
+    rise = ((f - 1.0 + fraction) / fraction).clamp(0.0, 1.0)
+    return 0.5 * (1.0 + torch.cos(math.pi * rise))
+
+
+def smooth_truncate(image: Tensor, size: tuple[int, int], fraction: float = 0.25) -> Tensor:
+    """The image on the grid of :func:`truncate`, without the ringing of a sharp k-space edge.
+
+    k-space is multiplied by :func:`cosine_taper` (zero at the new Nyquist frequency) before it is truncated, so the
+    result of a real image is real. This is the target of the reconstruction branch: what the low-resolution grid can
+    show of the object without truncation artefacts.
+
+    Args:
+        image: real, shape ``(..., H, W)``.
+        size: ``(h, w)``, at most ``(H, W)``. An axis that keeps its size is left as it is.
+        fraction: part of the half band over which the window falls, in (0, 1].
+
+    Returns:
+        real image of shape ``(..., h, w)`` with the mean of the input.
+    """
+    _check_image(image)
+    small = truncate_kspace(image, size)
+    spectrum = _centred_spectrum(small)
+    for axis, n in ((-2, size[0]), (-1, size[1])):
+        if n == image.shape[axis]:
+            continue
+        window = cosine_taper(n, fraction, device=image.device).to(spectrum.real.dtype)
+        spectrum = spectrum * (window[:, None] if axis == -2 else window)
+    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real

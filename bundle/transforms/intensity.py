@@ -1,0 +1,83 @@
+"""Intensity: to order 1 for the network, and back to the units of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, ensure_tuple_rep
+from torch import Tensor
+
+OFFSET, SCALE = "intensity_offset", "intensity_scale"
+
+
+def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, float]:
+    """Offset and scale that bring an image to order 1: ``(x - offset) / scale``.
+
+    The offset is 0 for non-negative images, so that an empty background stays 0, else the minimum. The scale is a high
+    percentile (of the voxels above the offset), which one bright voxel cannot move; nothing is clipped. An image
+    without contrast has scale 1 or its own value.
+    """
+    low = min(0.0, float(img.min()))
+    above = img[img > low].flatten().double() - low
+    if above.numel() == 0:
+        return low, 1.0
+    rank = max(1, round(above.numel() * percentile / 100.0))
+    return low, float(above.kthvalue(rank).values)
+
+
+class NormalizeVolume(Transform):
+    """``(x - offset) / scale`` with the :func:`intensity_window` of the whole volume, noted in its metadata.
+
+    Works on float32 MetaTensors of any shape, channel-first. :class:`RestoreIntensityd` is the way back.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __call__(self, img: Tensor) -> MetaTensor:
+        offset, scale = intensity_window(img)
+        out = MetaTensor((img - offset) / scale)
+        out = out if out.is_floating_point() else out.float()
+        if isinstance(img, MetaTensor):
+            out.copy_meta_from(img)
+        out.meta[OFFSET], out.meta[SCALE] = offset, scale
+        return out
+
+
+class NormalizeVolumed(MapTransform):
+    """Dictionary form of :class:`NormalizeVolume`."""
+
+    backend = NormalizeVolume.backend
+
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = NormalizeVolume()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
+
+
+class RestoreIntensityd(MapTransform):
+    """Bring a network's result back to the units of its input: ``x * scale + offset``, nothing clipped.
+
+    Args:
+        keys: images to restore.
+        ref_keys: the normalised inputs, whose metadata holds offset and scale.
+    """
+
+    def __init__(self, keys: KeysCollection, ref_keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.ref_keys = ensure_tuple_rep(ref_keys, len(self.keys))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key, ref in self.key_iterator(data, self.ref_keys):
+            meta = data[ref].meta
+            if SCALE not in meta:
+                raise KeyError(f"{ref!r} was not normalised by NormalizeVolume: its metadata holds no {SCALE!r}")
+            out[key] = data[key] * float(meta[SCALE]) + float(meta[OFFSET])
+        return out
+

@@ -1,0 +1,68 @@
+"""Write a result beside its neighbours: mirrored tree, grid rule, the source's header."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import SaveImaged
+from monai.utils import convert_to_numpy
+
+from bundle.data import find_volumes, output_paths, read_header, write_volume
+
+
+class SaveVolumed(SaveImaged):
+    """Save channel-first volumes as float32 NIfTI with the qform and sform codes, units and TR of their source.
+
+    A subclass of MONAI's SaveImaged so that applications which take that out of a post-processing chain (MONAI Label
+    does, to write results itself) take this out too; nothing of its writer is used, because it loses these fields.
+
+    Args:
+        keys: results, MetaTensors whose metadata holds ``filename_or_obj`` of the source and the affine to write.
+        output_dir: results go to the place in it that their source has below ``dataset_dir``.
+        dataset_dir: folder (or single file) that was read.
+        suffix: appended to the name, ``x.nii.gz`` -> ``x_<suffix>.nii.gz``.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        dataset_dir: str,
+        suffix: str,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.output_dir, self.dataset_dir, self.suffix = output_dir, dataset_dir, suffix
+        self._targets: dict[Path, Path] | None = None
+
+    def target(self, source: str) -> Path:
+        """Where the result of ``source`` is written."""
+        if self._targets is None:
+            sources = find_volumes(self.dataset_dir, exclude=self.output_dir)
+            targets = output_paths(sources, self.dataset_dir, self.output_dir, self.suffix)
+            self._targets = dict(zip(sources, targets, strict=True))
+        return self._targets[Path(source)]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            self._save(out[key])
+        return out
+
+    def _save(self, image: MetaTensor) -> None:
+        source = str(image.meta["filename_or_obj"])
+        volume = convert_to_numpy(image).astype(np.float32, copy=False)
+        header = read_header(source)
+        volume = _file_axes(volume, len(header.get_data_shape()))
+        write_volume(self.target(source), volume, image.affine.numpy(), like=header, source=source)
+
+
+def _file_axes(volume: np.ndarray, ndim: int) -> np.ndarray:
+    """Channel-first array as the file had it: channels are the fourth axis of a series, else there is one."""
+    moved = np.moveaxis(volume, 0, -1)
+    return moved if ndim >= 4 else moved[..., 0]

@@ -1,0 +1,174 @@
+"""What the configs call besides MONAI: a guard against mistyped options, and the folder run."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import logging
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.data import DataLoader, Dataset
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Transform
+from torch import Tensor, nn
+
+from bundle.data import DatasetError, VolumeError, evaluation_datalist, inference_datalist, training_datalist
+
+logger = logging.getLogger("iconet")
+
+T = TypeVar("T")
+
+ENTRY_POINTS = {
+    *("_meta_", "imports", "initialize", "run", "finalize"),
+    *("training", "inference", "evaluating"),
+    *("bundle_root", "output_dir", "network_def", "dataset", "train", "validate", "preprocessing", "postprocessing"),
+    # keys that MONAI adds for experiment tracking
+    *("tracking_uri", "experiment_name", "run_name", "save_execute_config", "is_not_rank0"),
+}
+
+
+def check_overrides() -> None:
+    """Stop a bundle run whose command line named an option that the config does not use.
+
+    MONAI adds a mistyped ``--slice_axes 1`` to the config as a new key that nothing refers to, and runs with the
+    default. Call this first in a ``run`` list: any top-level key that no ``@key`` or ``%key`` names, and that is no
+    entry point, is an error.
+
+    Raises:
+        SystemExit: with one line that names the option and its nearest neighbour.
+    """
+    config = _running_config()
+    if config is None:  # not inside ConfigWorkflow.run: there is no command line to check
+        return
+    unused = unused_keys(config)
+    if unused:
+        known = [key for key in config if key not in unused]
+        raise SystemExit("\n".join(_complaint(key, known) for key in unused))
+
+
+def unused_keys(config: dict[str, Any]) -> list[str]:
+    """Top-level keys of a config that nothing in it refers to and that are no entry point."""
+    text = json.dumps(config, default=str)
+    return [key for key in config if key not in ENTRY_POINTS and not re.search(rf"[@%]{re.escape(key)}\b", text)]
+
+
+def _complaint(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"; did you mean --{near[0]}?" if near else ""
+    return f"unknown option --{key}: nothing in the configuration uses it{hint}"
+
+
+def _running_config() -> dict[str, Any] | None:
+    """Config of the ConfigWorkflow whose ``run`` is on the call stack (MONAI passes it to nobody)."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, ConfigWorkflow):
+            return owner.parser.config
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
+    """Let a bad folder or volume end a bundle run with its one line instead of MONAI's traceback of instantiation."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> T:
+        try:
+            return function(*args, **kwargs)
+        except (DatasetError, VolumeError) as error:
+            raise SystemExit(str(error)) from error
+
+    return wrapped
+
+
+inference_data = one_line_exit(inference_datalist)
+training_data = one_line_exit(training_datalist)
+evaluation_data = one_line_exit(evaluation_datalist)
+
+
+class VolumesFailed(SystemExit):
+    """Some volumes of a folder run failed; the message lists them, the exit status is 1."""
+
+
+def run_folder(evaluator: SupervisedEvaluator, data: Sequence[dict], preprocessing: Transform, key: str = "image") -> None:
+    """Run an evaluator over volumes one by one; a bad one is reported and the rest goes on.
+
+    Args:
+        evaluator: MONAI evaluator whose post-processing writes the result.
+        data: items with the path of the volume under ``key``.
+        preprocessing: transform of an item.
+
+    Raises:
+        VolumesFailed: after the last volume, if any failed.
+    """
+    failures: list[str] = []
+    for number, item in enumerate(data, start=1):
+        name = str(item[key])
+        logger.info("volume %d of %d: %s", number, len(data), name)
+        try:
+            _run_on(evaluator, DataLoader(Dataset([preprocessing(dict(item))]), batch_size=1))
+        except Exception as error:
+            reason = root_cause(error)
+            failures.append(reason if name in reason else f"{name}: {reason}")
+            logger.error("failed: %s", failures[-1])
+            logger.debug("traceback", exc_info=True)
+    logger.info("%d of %d volumes done", len(data) - len(failures), len(data))
+    if failures:
+        raise VolumesFailed("\n".join([f"{len(failures)} of {len(data)} volumes failed:", *failures]))
+
+
+def _run_on(evaluator: SupervisedEvaluator, loader: DataLoader) -> None:
+    """Run an evaluator on other data than it was built with, whatever a run before this one left in its state."""
+    evaluator.data_loader = loader
+    evaluator.state.epoch, evaluator.state.iteration, evaluator.state.epoch_length = 0, 0, len(loader)
+    evaluator.run()
+
+
+def root_cause(error: BaseException) -> str:
+    """One line for the first cause of an exception (MONAI wraps what a transform raises in its own)."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.Module:
+    """Load a plain state dict into a network, if one is given, and move it to the device.
+
+    Args:
+        network: freshly built.
+        weights: file of tensors (``torch.save`` of a state dict), or ``None`` to keep the initial values.
+        device: ``cpu``, ``cuda``, ``cuda:1``...
+
+    Raises:
+        SystemExit: the file is missing, or its tensors do not fit; nothing is loaded in part.
+    """
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise SystemExit(f"{path}: no such weights; train them, or choose a scale and size whose weights exist")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        misfit = _misfit(network.state_dict(), state)
+        if misfit:
+            raise SystemExit(f"{path}: not the weights of this network (another scale or size?): {misfit}")
+        network.load_state_dict(state)
+    return network.to(device)
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """First difference of names or shapes between two state dicts; empty if they fit."""
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name].shape != tensor.shape:
+            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+    extra = sorted(set(found) - set(expected))
+    return f"{extra[0]} is not part of it" if extra else ""
