@@ -17,15 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bundle.ops.patch_search import _inverse_patch_norm
+from bundle.ops.scan_triton import _jit, is_available, reason
 
-try:
-    import triton
+with contextlib.suppress(Exception):  # `reason` tells why not
     import triton.language as tl
     from triton.language import constexpr
-
-    _import_error: Exception | None = None
-except Exception as error:  # noqa: BLE001  (a broken installation fails in many ways, and none of them is ours)
-    _import_error = error
 
 __all__ = ["patch_search_tiled", "patch_search_triton"]
 
@@ -141,11 +137,6 @@ def patch_search_tiled(query: Tensor, key: Tensor, memory_limit: int = 1 << 28) 
 # --------------------------------------------------------------------------------------------------------------- Triton
 
 
-def _jit(function):
-    """``triton.jit`` where there is a Triton; else the plain function, which is never called."""
-    return function if _import_error is not None else triton.jit(function)
-
-
 @_jit
 def _moved(pixel, dy, dx, height, width):
     """Pixels moved by (dy, dx), and which of them lie in the image."""
@@ -246,11 +237,11 @@ def patch_search_triton(query: Tensor, key: Tensor) -> Tensor:
         int64 ``(B, H * W)``; no gradient flows through it.
 
     Raises:
-        RuntimeError: Triton is not installed.
+        RuntimeError: Triton cannot run here; the message says why.
         TypeError, ValueError: tensors of another type (float64 too), device or shape.
     """
-    if _import_error is not None:
-        raise RuntimeError(f"Triton cannot be imported ({_import_error})")
+    if not is_available():
+        raise RuntimeError(reason())
     _check(query, key)
     if torch.float64 in (query.dtype, key.dtype):
         raise TypeError("the Triton search computes in float32; use patch_search_tiled for float64")

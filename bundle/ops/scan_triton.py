@@ -37,7 +37,7 @@ try:
     from triton.language import constexpr
 
     _import_error: Exception | None = None
-except Exception as error:  # noqa: BLE001  (a broken installation fails in many ways, and none of them is ours)
+except Exception as error:  # a broken installation fails in many ways, and none of them is ours
     _import_error = error
 
 __all__ = ["is_available", "reason", "selective_scan_2d_triton"]
@@ -533,7 +533,7 @@ def reason() -> str:
         return "no CUDA device (Triton's interpreter is used if TRITON_INTERPRET=1 is set before the start)"
     try:
         triton.runtime.driver.active.get_current_target()
-    except Exception as error:  # noqa: BLE001  (no compiler, no headers, no driver, ...: each its own type)
+    except Exception as error:  # no compiler, no headers, no driver, ...: each its own type
         return f"Triton cannot use the CUDA device ({str(error).strip().splitlines()[:1]})"
     return ""
 

@@ -58,7 +58,7 @@ def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Put k-space into the centre of a larger, otherwise empty one: the right inverse of :func:`truncate_kspace`.
 
     ``truncate_kspace(zero_fill(x, big), small) == x`` for every complex ``x``, and zero filling is the adjoint of
-    truncation up to the gain: ``<truncate(x), y> * N / n == <x, zero_fill(y)> * n / N``.
+    truncation up to the gain: ``<truncate_kspace(x), y> * H * W == <x, zero_fill(y)> * h * w``.
 
     Args:
         image: real or complex, shape ``(..., h, w)``.
