@@ -9,6 +9,7 @@ import torch
 from monai.inferers import Inferer, SimpleInferer, SliceInferer
 from torch import Tensor
 
+from bundle.physics import restore_measured
 from bundle.transforms._axes import check_slice_axis, in_plane_axes
 
 
@@ -38,21 +39,29 @@ class VolumeInferer(Inferer):
         slice_axis: axis (0, 1, 2) of a volume that runs over slices.
         slice_batch: slices per call of the network.
         progress: show a progress bar over the batches of slices.
+        data_consistency: put the k-space of each input slice back into its result, whose truncation then is the
+            input again; the mean is kept exactly (:func:`bundle.physics.restore_measured`). The paper has no such step.
     """
 
-    def __init__(self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False) -> None:
+    def __init__(
+        self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False, data_consistency: bool = True
+    ) -> None:
         super().__init__()
         self.slice_axis = check_slice_axis(slice_axis)
         if slice_batch < 1:
             raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
-        self.slice_batch, self.progress = slice_batch, progress
+        self.slice_batch, self.progress, self.data_consistency = slice_batch, progress, data_consistency
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Returns the volume with its in-plane axes ``scale`` times longer."""
 
+        def super_resolve(batch: Tensor) -> Tensor:
+            out = network(batch, *args, **kwargs)
+            return restore_measured(out, batch) if self.data_consistency else out
+
         def by_slice(slices: Tensor) -> Tensor:
-            return _super_resolve(slices, lambda batch: network(batch, *args, **kwargs), _scale_of(network))
+            return _by_channel(slices, super_resolve, _scale_of(network))
 
         if inputs.ndim == 4:
             return by_slice(inputs)
@@ -64,7 +73,9 @@ class VolumeInferer(Inferer):
             sw_batch_size=self.slice_batch,
             progress=self.progress,
         )
-        return walker(inputs, by_slice)
+        out = walker(inputs, by_slice)
+        assert isinstance(out, Tensor)  # one output, so SliceInferer returns it bare
+        return out
 
 
 def _scale_of(network: Any) -> int:
@@ -77,7 +88,7 @@ def _scale_of(network: Any) -> int:
     return int(scale)
 
 
-def _super_resolve(slices: Tensor, network: Callable[[Tensor], Tensor], scale: int) -> Tensor:
+def _by_channel(slices: Tensor, network: Callable[[Tensor], Tensor], scale: int) -> Tensor:
     """(B, C, h, w) -> (B, C, scale * h, scale * w), one channel at a time, constant slices untouched."""
     batch, channels, height, width = slices.shape
     images = slices.reshape(batch * channels, 1, height, width)

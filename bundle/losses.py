@@ -22,7 +22,7 @@ def stage_targets(label: Tensor, outputs: list[Tensor], taper: float = 0.25) -> 
         taper: part of the half band over which the window falls.
     """
     return [
-        label if out.shape[-2:] == label.shape[-2:] else smooth_truncate(label, tuple(out.shape[-2:]), taper)
+        label if out.shape[-2:] == label.shape[-2:] else smooth_truncate(label, (out.shape[-2], out.shape[-1]), taper)
         for out in outputs
     ]
 

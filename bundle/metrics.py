@@ -62,8 +62,8 @@ def ssim_slices(pred: Tensor, truth: Tensor, data_range: float) -> Tensor:
 def ssim(pred: Tensor, truth: Tensor, slice_axis: int = 2) -> Tensor:
     """Mean over slices of :func:`ssim_slices` for one volume (X, Y, Z) or image (X, Y)."""
     pred, truth = _volumes(pred, truth)
-    planes = [t[None] if t.ndim == 2 else t.movedim(slice_axis, 0) for t in (pred, truth)]
-    return ssim_slices(*planes, data_range=float(truth.max())).mean()
+    x, y = (t[None] if t.ndim == 2 else t.movedim(slice_axis, 0) for t in (pred, truth))
+    return ssim_slices(x, y, data_range=float(truth.max())).mean()
 
 
 class _VolumeMetric(CumulativeIterationMetric):

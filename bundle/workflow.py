@@ -71,7 +71,8 @@ def _running_config() -> dict[str, Any] | None:
     while frame is not None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, ConfigWorkflow):
-            return owner.parser.config
+            config: Any = owner.parser.config
+            return config
         frame = frame.f_back  # type: ignore[assignment]
     return None
 

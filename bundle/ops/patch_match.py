@@ -19,7 +19,7 @@ class PatchMatch(NamedTuple):
     """(B, H, W, Cv): the matched value patches, folded together and divided by their overlap."""
     score: Tensor
     """(B, H, W, 1): cosine similarity of each query patch with its match, in [-1, 1]."""
-    index: Tensor
+    indices: Tensor
     """(B, H * W) int64: flat position of the match of each pixel."""
 
 

@@ -28,13 +28,14 @@ __all__ = ["patch_search_tiled", "patch_search_triton"]
 
 def _check(query: Tensor, key: Tensor) -> None:
     if query.ndim != 4 or query.shape != key.shape or query.numel() == 0:
-        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be the same non-empty (B, H, W, C)")
+        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}"
+        raise ValueError(f"the search takes two maps (B, H, W, C) of one shape that are not empty; {shapes}")
     for name, t in (("query", query), ("key", key)):
         if not t.is_floating_point() or t.device != query.device:
             raise TypeError(f"the search takes real tensors on one device; {name}: {t.dtype}, {t.device}")
 
 
-# ---------------------------------------------------------------------------------------------------------------- tiled
+# ------------------------------------------------------------------------------------------------------------- tiled
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def _tiled(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
                 q_tile = _patches(q, top, min(top + rows, height))
                 best = q_tile.new_full(q_tile.shape[:1], -math.inf)
                 index_tile = index[image, top * width : top * width + len(q_tile)]
-                for start in range(0, height, rows):  # rising, and a later score must be larger: the first of equals wins
+                for start in range(0, height, rows):  # a later score must be larger: the first of equals wins
                     k_tile = _patches(k, start, min(start + rows, height))
                     score = q_tile @ k_tile.t()
                     score *= inverse_norm[image, start * width : start * width + len(k_tile)]
@@ -134,7 +135,7 @@ def patch_search_tiled(query: Tensor, key: Tensor, memory_limit: int = 1 << 28) 
     return torch.ops.iconet.patch_search_tiled(query.detach().to(dtype), key.detach().to(dtype), memory_limit)
 
 
-# --------------------------------------------------------------------------------------------------------------- Triton
+# ------------------------------------------------------------------------------------------------------------ Triton
 
 
 @_jit
@@ -188,7 +189,7 @@ def _search_kernel(
 
 
 def _blocks(query: Tensor) -> tuple[int, int, int, int, int]:
-    """Queries, keys and channels of a tile; parts of the keys; keys of a part. Parts fill a GPU that a batch does not."""
+    """Queries, keys and channels of a tile; parts of the keys, to fill a GPU that a batch does not; keys of a part."""
     batch, height, width, _ = query.shape
     pixels = height * width
     if query.device.type != "cuda":

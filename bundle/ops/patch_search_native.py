@@ -45,5 +45,6 @@ def patch_search_native(query: Tensor, key: Tensor) -> Tensor:
         if t.dtype != torch.float32 or t.device.type != "cpu":
             raise TypeError(f"the native search takes float32 tensors on the CPU, {name} is {t.dtype} on {t.device}")
     if query.ndim != 4 or query.shape != key.shape or query.numel() == 0:
-        raise ValueError(f"query {tuple(query.shape)} and key {tuple(key.shape)} must be the same non-empty (B, H, W, C)")
+        shapes = f"query {tuple(query.shape)} and key {tuple(key.shape)}"
+        raise ValueError(f"{shapes} must be the same non-empty (B, H, W, C)")
     return torch.ops.iconet.patch_search(query.detach(), key.detach())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -59,13 +61,13 @@ def _(
     return dx, dproj, ddt_weight, ddt_bias, dA, dD
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:6], output[1])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
     if dy is None:
         return (None,) * 7
     return *torch.ops.iconet.ss2d_backward(dy, *ctx.saved_tensors), None
@@ -75,21 +77,22 @@ _ss2d.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> None:
-    for name, t in zip(("x", "proj", "dt_weight", "dt_bias", "A", "D"), (x, proj, dt_weight, dt_bias, A, D), strict=True):
+    tensors = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
+    for name, t in tensors.items():
         if t.dtype != torch.float32 or t.device.type != "cpu":
             raise TypeError(f"the native scan takes float32 tensors on the CPU, {name} is {t.dtype} on {t.device}")
     batch, height, width, channels = x.shape
     n_state, rank = A.shape[2], dt_weight.shape[2]
     expected = {
-        "proj": (proj, (batch, height, width, 4, rank + 2 * n_state)),
-        "dt_weight": (dt_weight, (4, channels, rank)),
-        "dt_bias": (dt_bias, (4, channels)),
-        "A": (A, (4, channels, n_state)),
-        "D": (D, (4, channels)),
+        "proj": (batch, height, width, 4, rank + 2 * n_state),
+        "dt_weight": (4, channels, rank),
+        "dt_bias": (4, channels),
+        "A": (4, channels, n_state),
+        "D": (4, channels),
     }
-    for name, (t, shape) in expected.items():
-        if tuple(t.shape) != shape:
-            raise ValueError(f"{name} has the shape {tuple(t.shape)}, expected {shape}")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
 
 
 def selective_scan_2d_native(

@@ -6,18 +6,18 @@ registers, so the scan inside a tile needs no exchange between lanes. The state 
 state element costs one exponential per pass; with ``U = 4 Di H W N`` elements the forward pass takes ``U``
 exponentials and the backward pass ``2 U`` (``2 U`` and ``3 U`` when the sequence is cut into segments, see below).
 
-**Little parallelism.** When the batch alone does not fill the device, the sequence is cut into segments that run side by
-side: a first pass finds what each segment adds to a zero state, a short chain over the segments turns that into the
-true state at the start of each, and the real pass starts from there. Exact: ``prod exp(dt_l A) = exp(A sum dt_l)``.
+**Little parallelism.** When the batch alone does not fill the device, the sequence is cut into segments that run side
+by side: a first pass finds what each segment makes of a zero state, a short chain over the segments turns that into
+the true state at the start of each, and the real pass starts there. Exact, as ``prod exp(dt_l A) = exp(A sum dt_l)``.
 
 **Determinism.** No atomic operation anywhere. Every direction writes its own float32 map and PyTorch adds the four;
 gradients that several programs share (``proj``, the weights) are written as partial sums, one per program, and added by
 PyTorch. The same input on the same device gives the same bytes, forward and backward. The number of segments depends
 on the batch size and on the device, so other batch sizes or devices may differ in the last bits.
 
-**Memory.** Forward: four float32 maps of the size of ``x``. Between the passes: the inputs and, with segments, the state
-at the start of each. Backward: the states at the tiles' starts (``4 N / TILE`` maps of the size of ``x``), four maps
-for ``dx`` and ``ceil(Di / 32)`` of the size of ``proj``.
+**Memory.** Forward: four float32 maps of the size of ``x``. Between the passes: the inputs and, with segments, the
+state at the start of each. Backward: the states at the tiles' starts (``4 N / TILE`` maps of the size of ``x``), four
+maps for ``dx`` and ``ceil(Di / 32)`` of the size of ``proj``.
 
 Importing this module never fails: without Triton, :func:`is_available` is false and :func:`reason` says why.
 """
@@ -62,7 +62,7 @@ def _jit_kernel(function):
     return function if _import_error is not None else triton.jit(function, do_not_specialize=["channels"])
 
 
-# ------------------------------------------------------------------------------------------ functions inside the kernels
+# --------------------------------------------------------------------------------------------- shared by the kernels
 
 
 @_jit
@@ -123,13 +123,14 @@ def _time_step(row, weight, bias, valid, channel, owned, channels, RANK: constex
     return tl.where(valid[:, None], dt, 0.0), tl.where(valid[:, None], slope, 0.0)
 
 
-# -------------------------------------------------------------------------------------------------------------- kernels
-# Common arguments. x, dy, proj: the maps. weight (4, R, Di), bias and skip (4, Di), decay = A log2(e) (4, N, Di), float32
-# with the channels innermost. Grid: (channel blocks, segments, 4 B), direction innermost in the last.
+# ----------------------------------------------------------------------------------------------------------- kernels
+# Common arguments. x, dy, proj: the maps. weight (4, R, Di), bias and skip (4, Di), decay = A log2(e) (4, N, Di):
+# float32 with the channels innermost. Grid: (channel blocks, segments, 4 B), direction innermost in the last.
 #
-# The loops over the N states are not unrolled: a tile is work enough for one iteration, and unrolled the backward kernel
-# takes minutes to compile. A register array cannot be indexed by such a loop, so what is carried from tile to tile
-# (state, gradient of the state, sums for the weights) lies in memory; each program owns its slots, and they stay in cache.
+# The loops over the N states are not unrolled: one iteration is work enough for a tile, and unrolled the backward
+# kernel takes minutes to compile. A register array cannot be indexed by such a loop, so what is carried from tile to
+# tile (state, gradient of the state, sums for the weights) lies in memory; each program owns its slots there, and they
+# stay in cache.
 
 
 @_jit_kernel
@@ -276,8 +277,8 @@ def _backward_kernel(
 ):  # fmt: skip
     """Walk one segment backward from the ``carry`` (4 B, S, N, Di) that it receives; the carry is overwritten.
 
-    Writes dx (4, B, L, Di) and dproj (channel blocks, B, L, 4, R + 2 N), and adds to dparams (4 B, S, N + R + 2, Di) the
-    sums over its steps for A, dt_weight, dt_bias and D.
+    Writes dx (4, B, L, Di) and dproj (channel blocks, B, L, 4, R + 2 N), and adds to dparams (4 B, S, N + R + 2, Di)
+    the sums over its steps for A, dt_weight, dt_bias and D.
     """
     segment, bk = tl.program_id(1), tl.program_id(2).to(tl.int64)
     k = (bk % 4).to(tl.int32)
@@ -352,7 +353,7 @@ def _backward_kernel(
     tl.store(dparams + (STATE + RANK + 1) * channels, d_skip, mask=owned)
 
 
-# ----------------------------------------------------------------------------------------------------------------- host
+# -------------------------------------------------------------------------------------------------------------- host
 
 
 class _Problem(NamedTuple):
@@ -437,8 +438,10 @@ def _cut(x: Tensor) -> tuple[int, int, int, int]:
 def _problem(x: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> _Problem:
     weight = dt_weight.float().transpose(1, 2).contiguous()
     decay = (A.float() * _LOG2_E).transpose(1, 2).contiguous()
-    rest = (dt_bias.float().contiguous(), decay, D.float().contiguous())
-    return _Problem(*x.shape, dt_weight.shape[2], A.shape[2], *_cut(x), weight, *rest)
+    bias, skip = dt_bias.float().contiguous(), D.float().contiguous()
+    batch, height, width, channels = x.shape
+    rank, state = dt_weight.shape[2], A.shape[2]
+    return _Problem(batch, height, width, channels, rank, state, *_cut(x), weight, bias, decay, skip)
 
 
 def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager:
@@ -506,13 +509,13 @@ def _(
     return dx, dproj, dw, db, dA, dD
 
 
-def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None, _: Tensor | None) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple:
     return (None,) * 6 if dy is None else torch.ops.iconet.ss2d_triton_backward(dy, *ctx.saved_tensors)
 
 
@@ -523,7 +526,7 @@ _ss2d.register_autograd(_backward, setup_context=_setup_context)
 def reason() -> str:
     """Why these kernels cannot run here, in one line; empty if they can.
 
-    Triton also needs a GPU of its kind and, to start a kernel, a C compiler: asking its driver for the device tells.
+    Triton also needs a GPU that it knows and, to start a kernel, a C compiler: asking its driver for the device tells.
     """
     if _import_error is not None:
         return f"Triton cannot be imported ({_import_error})"
@@ -531,10 +534,12 @@ def reason() -> str:
         return ""
     if not torch.cuda.is_available():
         return "no CUDA device (Triton's interpreter is used if TRITON_INTERPRET=1 is set before the start)"
+    if torch.cuda.get_device_capability() < (7, 0):
+        return "Triton needs a CUDA device of compute capability 7.0 or more"
     try:
         triton.runtime.driver.active.get_current_target()
     except Exception as error:  # no compiler, no headers, no driver, ...: each its own type
-        return f"Triton cannot use the CUDA device ({str(error).strip().splitlines()[:1]})"
+        return f"Triton cannot use the CUDA device ({' '.join(str(error).split())[:200]})"
     return ""
 
 
@@ -546,13 +551,21 @@ def is_available() -> bool:
 def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> None:
     given = {"x": x, "proj": proj, "dt_weight": dt_weight, "dt_bias": dt_bias, "A": A, "D": D}
     for name, t in given.items():
-        if t.dtype not in (torch.float32, torch.float16, torch.bfloat16) or t.device != x.device:
-            raise TypeError(f"the Triton scan takes float32, float16 or bfloat16 on one device; {name}: {t.dtype}, {t.device}")
+        if t.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            raise TypeError(f"the Triton scan takes float32, float16 or bfloat16, {name} is {t.dtype}")
+        if t.device != x.device or not (t.is_cuda or _interpreted()):
+            raise TypeError(f"the Triton scan takes tensors on one CUDA device, {name} is on {t.device}")
     if x.ndim != 4 or dt_weight.ndim != 3 or A.ndim != 3 or min(t.numel() for t in given.values()) == 0:
         raise ValueError("the scan takes x (B, H, W, Di), dt_weight (4, Di, R) and A (4, Di, N), none of them empty")
     channels, rank, state = x.shape[3], dt_weight.shape[2], A.shape[2]
-    shapes = [(*x.shape[:3], 4, rank + 2 * state), (4, channels, rank), (4, channels), (4, channels, state), (4, channels)]
-    for name, shape in zip(list(given)[1:], shapes, strict=True):
+    wanted = {
+        "proj": (*x.shape[:3], 4, rank + 2 * state),
+        "dt_weight": (4, channels, rank),
+        "dt_bias": (4, channels),
+        "A": (4, channels, state),
+        "D": (4, channels),
+    }
+    for name, shape in wanted.items():
         if given[name].shape != shape:
             raise ValueError(f"{name} must be {shape} for x {tuple(x.shape)}, and is {tuple(given[name].shape)}")
 

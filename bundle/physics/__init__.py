@@ -1,7 +1,14 @@
 """k-space and grid mathematics on plain tensors: no MONAI, no files, nothing above this folder."""
 
 from bundle.physics.grid import divisible_size, lowres_affine, superres_affine
-from bundle.physics.kspace import fourier_upsample, smooth_truncate, truncate, truncate_kspace, zero_fill
+from bundle.physics.kspace import (
+    fourier_upsample,
+    restore_measured,
+    smooth_truncate,
+    truncate,
+    truncate_kspace,
+    zero_fill,
+)
 from bundle.physics.shift import measure_grid_shift
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "fourier_upsample",
     "lowres_affine",
     "measure_grid_shift",
+    "restore_measured",
     "smooth_truncate",
     "superres_affine",
     "truncate",

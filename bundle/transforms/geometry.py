@@ -91,5 +91,5 @@ class SuperResolveAffined(MapTransform):
         if tuple(pred.shape[1:]) != expected:
             raise ValueError(f"a result of {tuple(pred.shape[1:])} voxels, expected {expected}")
         plain = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
-        affine = superres_affine(source.affine, factors)
+        affine = torch.as_tensor(superres_affine(source.affine, factors))
         return MetaTensor(plain, affine=affine, meta={**source.meta, "affine": affine})

@@ -38,9 +38,9 @@ class NormalizeVolume(Transform):
     backend = [TransformBackends.TORCH]
 
     def __call__(self, img: Tensor) -> MetaTensor:
-        offset, scale = intensity_window(img)
-        out = MetaTensor((img - offset) / scale)
-        out = out if out.is_floating_point() else out.float()
+        values = img if img.is_floating_point() else img.float()  # also of types that have no minimum, as uint16
+        offset, scale = intensity_window(values)
+        out = MetaTensor(values.sub(offset).div(scale))
         if isinstance(img, MetaTensor):
             out.copy_meta_from(img)
         out.meta[OFFSET], out.meta[SCALE] = offset, scale

@@ -13,7 +13,7 @@ from bundle.ops import patch_match, use_backend
 from bundle.ops.patch_match import cosine_at, transfer_patches
 from bundle.ops.patch_search import patch_search_box, patch_search_reference
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=20, deadline=None)
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
 seeds = st.integers(0, 2**31)
 
@@ -127,9 +127,9 @@ def test_the_score_is_the_cosine_and_its_maximum(shape: tuple[int, ...], seed: i
     match = patch_match(query, key, value)
     matrix = cosines(query, key)
     assert torch.allclose(match.score.flatten(1), matrix.max(2).values)
-    assert torch.equal(match.index, matrix.argmax(2))
-    assert torch.allclose(match.features, folded(value, match.index))
-    other = torch.randint(match.index.shape[1], match.index.shape, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(match.indices, matrix.argmax(2))
+    assert torch.allclose(match.features, folded(value, match.indices))
+    other = torch.randint(match.indices.shape[1], match.indices.shape, generator=torch.Generator().manual_seed(seed))
     at_other = matrix.gather(2, other[..., None])[..., 0]
     assert torch.allclose(cosine_at(query, key, other).flatten(1), at_other, atol=1e-12)
 
@@ -147,7 +147,7 @@ def test_matching_an_image_with_itself_returns_the_value_and_score_one(shape: tu
 def test_the_value_may_have_other_channels_than_the_key() -> None:
     query, key, value = normals((2, 4, 5, 3)), normals((2, 4, 5, 3), 1), normals((2, 4, 5, 7), 2)
     match = patch_match(query, key, value)
-    assert match.features.shape == (2, 4, 5, 7) and match.index.shape == (2, 20)
+    assert match.features.shape == (2, 4, 5, 7) and match.indices.shape == (2, 20)
 
 
 def test_a_batch_equals_its_images_one_by_one() -> None:
@@ -200,7 +200,7 @@ def test_gradients_reach_query_key_and_value() -> None:
     match = patch_match(*leaves)
     (match.features * match.score).square().sum().backward()
     assert all(bool((t.grad.abs().sum(-1) > 0).any()) for t in leaves)
-    assert not match.index.requires_grad
+    assert not match.indices.requires_grad
 
 
 def test_gradients_agree_with_finite_differences_at_a_fixed_index() -> None:
@@ -216,7 +216,7 @@ def test_gradients_of_the_definition_are_the_same() -> None:
     match = patch_match(query, key, value)
     actual = torch.autograd.grad((match.features * match.score * weight).sum(), (query, key, value))
     score = cosines(query, key).max(2).values.view(1, 4, 5, 1)
-    literal = folded(value, match.index) * score
+    literal = folded(value, match.indices) * score
     expected = torch.autograd.grad((literal * weight).sum(), (query, key, value))
     assert all(torch.allclose(a, e) for a, e in zip(actual, expected, strict=True))
 

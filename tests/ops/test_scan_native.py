@@ -293,23 +293,41 @@ def test_a_compiler_that_fails_is_a_reason_not_an_error_and_leaves_nothing(tmp_p
 
 @needs_native
 def test_the_library_is_built_once_and_a_damaged_one_is_replaced(tmp_path):
-    code = "from bundle.ops import native\nassert native.load() is not None, native.reason()\nprint(native.load().path)"
-    first = _python(code, ICONET_CACHE_DIR=str(tmp_path))
-    assert first.returncode == 0, first.stderr
-    (library,) = tmp_path.iterdir()
-    stamp = library.stat().st_mtime_ns
-    assert _python(code, ICONET_CACHE_DIR=str(tmp_path)).returncode == 0
-    assert library.stat().st_mtime_ns == stamp
-    library.write_bytes(b"not a library")
-    again = _python(code, ICONET_CACHE_DIR=str(tmp_path))
-    assert again.returncode == 0, again.stderr
-    assert list(tmp_path.iterdir()) == [library] and library.stat().st_size > 1000
+    # A "compiler" that copies the library of this process (its last argument is the output) and counts its runs.
+    compiler, runs, cache = tmp_path / "copy", tmp_path / "runs", tmp_path / "cache"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\necho run >> {runs}\n'
+        f'for out; do :; done\ncp {native.load().path} "$out"\n'
+    )
+    compiler.chmod(0o755)
+    code = "from bundle.ops import native\nassert native.load() is not None, native.reason()"
+    for expected_runs, damage in ((1, False), (1, False), (2, True)):
+        if damage:
+            next(cache.iterdir()).write_bytes(b"not a library")
+        done = _python(code, CXX=str(compiler), ICONET_CACHE_DIR=str(cache))
+        assert done.returncode == 0, done.stderr
+        assert len(runs.read_text().split()) == expected_runs
+        assert [path.suffix for path in cache.iterdir()] == [".so"]
 
 
-@needs_native
-def test_a_cache_folder_that_cannot_be_written_falls_back_to_a_temporary_one(tmp_path):
+def test_the_cache_follows_the_environment_and_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("ICONET_CACHE_DIR", raising=False)
+    assert native._cache_dir() == tmp_path / "xdg" / "iconet"
+    monkeypatch.setenv("ICONET_CACHE_DIR", str(tmp_path / "own"))
+    assert native._cache_dir() == tmp_path / "own"
     blocked = tmp_path / "file"
     blocked.write_text("")
-    code = "from bundle.ops import native\nassert native.load() is not None, native.reason()"
-    done = _python(code, ICONET_CACHE_DIR=str(blocked / "cache"), TMPDIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("ICONET_CACHE_DIR", str(blocked / "cache"))
+    folder = native._cache_dir()
+    assert folder.is_dir() and folder.name.startswith("iconet-")
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("channels", [1, 8, 40, 192])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+def test_groups_are_whole_vectors_and_cover_the_channels(channels, batch):
+    for workers in (1, 2, 16):
+        group = native._group_channels(channels, batch, workers)
+        assert group % 8 == 0 and 8 <= group <= channels + 7
+    assert native._group_channels(192, 1, 2) == 96

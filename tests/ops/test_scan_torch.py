@@ -13,7 +13,7 @@ from bundle.ops import scan_torch, selective_scan_2d, use_backend
 from bundle.ops.scan_reference import scan_orders, selective_scan_2d_reference
 from bundle.ops.scan_torch import CHUNK, selective_scan_2d_script, selective_scan_2d_torch
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=15, deadline=None)
 Arguments = tuple[Tensor, ...]
 SMALL = (1, 2, 3, 2, 1, 2)  # B, H, W, Di, R, N
 # numbers of pixels below, at and above one and two chunks of 32

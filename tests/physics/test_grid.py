@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bundle.physics import divisible_size, lowres_affine, superres_affine
 
-few = settings(max_examples=60, deadline=None)
+few = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31)
 factors = st.tuples(*[st.floats(0.25, 8.0)] * 3)
 

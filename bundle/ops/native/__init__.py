@@ -1,14 +1,16 @@
 """Build, load and check the C++ kernels of `bundle.ops`: the fused SS2D scan and the exact patch search.
 
-The kernels are plain C functions in one shared library without torch or Python headers, so one small binary serves every
-Python and torch. Nothing is compiled or loaded before the first `load()`. The library is kept in a per-user cache
-(`ICONET_CACHE_DIR`, else `XDG_CACHE_HOME/iconet`, else `~/.cache/iconet`) under a name that hashes the sources, the flags,
-the compiler and the processor, and it is trusted only after it has reproduced the torch form on a tiny image.
+The kernels are plain C functions in one shared library without torch or Python headers, so one small binary serves
+every Python and torch. Nothing is compiled or loaded before the first `load()`. The library is kept in a per-user
+cache (`ICONET_CACHE_DIR`, else `XDG_CACHE_HOME/iconet`, else `~/.cache/iconet`) under a name that hashes the sources,
+the flags, the compiler and the processor, and it is trusted only after it has reproduced the torch form on a tiny
+image.
 """
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
@@ -21,6 +23,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +42,7 @@ class Unavailable(RuntimeError):
     """The native kernels cannot be used on this machine; the message says why in one line."""
 
 
-# ---------------------------------------------------------------------------------------------------------------- threads
+# --- threads
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _pool_lock = threading.Lock()
@@ -92,31 +95,40 @@ def _submit(work: Callable[[], int], helpers: int) -> list[Future[int]]:
         return []
 
 
-# ---------------------------------------------------------------------------------------------------------------- library
+# --- library
+def _fields(pointers: str, integers: str) -> list[tuple[str, Any]]:
+    return [(n, ctypes.c_void_p) for n in pointers.split()] + [(n, ctypes.c_int64) for n in integers.split()]
+
+
 class _Ss2dCall(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in "x proj dt_weight dt_bias a d y states dy dx dproj ddt_weight ddt_bias da dd".split()
-    ] + [(name, ctypes.c_int64) for name in "batch height width channels n_state rank group".split()]
-
-
-class _PatchSearchCall(ctypes.Structure):
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in "query key best_index best_score workspace".split()]
-        + [(name, ctypes.c_int64) for name in "batch height width channels".split()]
-        + [(name, ctypes.c_int64) for name in "pack_next packed norm_next normed search_next".split()]
-        + [("locks", ctypes.c_void_p)]
+    _fields_ = _fields(
+        "x proj dt_weight dt_bias a d y states dy dx dproj ddt_weight ddt_bias da dd",
+        "batch height width channels n_state rank group",
     )
 
 
-def _group_channels(channels: int, batch: int) -> int:
-    """Channels of one task, a multiple of 8. A function of the shape alone: sums over groups must not see the threads."""
+class _PatchSearchCall(ctypes.Structure):
+    _fields_ = _fields(
+        "query key best_index best_score workspace locks",
+        "batch height width channels pack_next packed norm_next normed search_next",
+    )
+
+
+_BACKWARD_WORKERS = 4  # the grouping of the backward pass suits this many, whatever the number of threads
+
+
+@functools.lru_cache(maxsize=256)
+def _group_channels(channels: int, batch: int, workers: int) -> int:
+    """Channels of one task, a multiple of 8: the grouping with the least work on the busiest of `workers`.
+
+    A task costs its vectors of 8 channels and about two more for fetching its pixels.
+    """
     vectors = -(-channels // _LANES)
-    if batch >= 4:
-        limit = 24
-    else:
-        limit = max(1, min(12, -(-vectors // 2)))
-    groups = -(-vectors // limit)
+
+    def cost(groups: int) -> int:
+        return -(-batch * groups // workers) * (-(-vectors // groups) + 2)
+
+    groups = min(range(1, vectors + 1), key=cost)
     return -(-vectors // groups) * _LANES
 
 
@@ -142,11 +154,12 @@ class Library:
         return x.shape[0], 4, chunks, (x.shape[3] + _LANES - 1) // _LANES * _LANES, n_state
 
     def ss2d_forward(self, inputs: tuple[Tensor, ...], store_states: bool) -> tuple[Tensor, Tensor]:
-        """`inputs` = (x, proj, dt_weight, dt_bias, A, D); returns y (B, H, W, Di) and the states (empty if not stored)."""
+        """Of (x, proj, dt_weight, dt_bias, A, D) returns y (B, H, W, Di) and the states, empty if not kept."""
         x, n_state = inputs[0], inputs[4].shape[2]
         y = torch.empty_like(x)
         states = x.new_empty(self.states_shape(x, n_state) if store_states else (0,))
-        call = self._ss2d_call(inputs)
+        # The channels do not meet in the forward pass: their grouping may follow the threads, the result does not.
+        call = self._ss2d_call(inputs, torch.get_num_threads())
         call.y, call.states = y.data_ptr(), states.data_ptr() if store_states else None
         self._run_ss2d(self._forward, call)
         return y, states
@@ -154,7 +167,8 @@ class Library:
     def ss2d_backward(self, dy: Tensor, inputs: tuple[Tensor, ...], states: Tensor) -> tuple[Tensor, ...]:
         """Gradients of the six inputs, given dL/dy (B, H, W, Di) and the states of the forward pass."""
         x, proj, *weights = inputs
-        call = self._ss2d_call(inputs)
+        # Here dproj is summed over the groups: a grouping that followed the threads would change the last bits.
+        call = self._ss2d_call(inputs, _BACKWARD_WORKERS)
         groups = -(-call.channels // call.group)
         dx, dproj = torch.empty_like(x), proj.new_empty((groups, *proj.shape))
         per_image = [w.new_empty((x.shape[0], *w.shape)) for w in weights]
@@ -171,20 +185,19 @@ class Library:
         workspace = torch.empty(self._workspace(batch, height, width, channels))
         locks = torch.zeros(batch, dtype=torch.int32)
         call = _PatchSearchCall(
-            *(t.data_ptr() for t in (query, key, index, score, workspace)), batch, height, width, channels
+            *(t.data_ptr() for t in (query, key, index, score, workspace, locks)), batch, height, width, channels
         )
-        call.locks = locks.data_ptr()
         address = ctypes.addressof(call)
         _run_workers(lambda: self._search(address), batch * (2 * height - 1))
         return index
 
     @staticmethod
-    def _ss2d_call(inputs: tuple[Tensor, ...]) -> _Ss2dCall:
+    def _ss2d_call(inputs: tuple[Tensor, ...], workers: int) -> _Ss2dCall:
         x, _, dt_weight, _, a, _ = inputs
         call = _Ss2dCall(*(t.data_ptr() for t in inputs))
         call.batch, call.height, call.width, call.channels = x.shape
         call.n_state, call.rank = a.shape[2], dt_weight.shape[2]
-        call.group = _group_channels(call.channels, call.batch)
+        call.group = _group_channels(call.channels, call.batch, workers)
         return call
 
     @staticmethod
@@ -199,7 +212,7 @@ def _sum_first(t: Tensor) -> Tensor:
     return t[0] if t.shape[0] == 1 else t.sum(0)
 
 
-# ------------------------------------------------------------------------------------------------------------------ build
+# --- build
 def _cpu_flags() -> set[str]:
     """Features of an x86-64 processor as the system names them; empty when it does not say."""
     try:
@@ -300,7 +313,7 @@ def _build(anew: bool = False) -> Path:
     return path
 
 
-# -------------------------------------------------------------------------------------------------------------- self-test
+# --- self-test
 def _check_scan(library: Library) -> None:
     from bundle.ops.scan_torch import selective_scan_2d_torch
 
@@ -308,7 +321,10 @@ def _check_scan(library: Library) -> None:
     channels, n_state, rank = 11, 3, 2
     shapes = [(1, 4, 5, channels), (1, 4, 5, 4, rank + 2 * n_state), (4, channels, rank), (4, channels)]
     inputs = [torch.randn(shape, generator=random) for shape in shapes]
-    inputs += [-torch.rand(4, channels, n_state, generator=random) * 4 - 0.1, torch.randn(4, channels, generator=random)]
+    inputs += [
+        -torch.rand(4, channels, n_state, generator=random) * 4 - 0.1,
+        torch.randn(4, channels, generator=random),
+    ]
     dy = torch.randn(shapes[0], generator=random)
     with torch.enable_grad():
         leaves = [t.clone().requires_grad_() for t in inputs]
@@ -331,7 +347,7 @@ def _check_search(library: Library) -> None:
         raise Unavailable("native kernels: the self-test of the patch search failed")
 
 
-# ------------------------------------------------------------------------------------------------------------------- load
+# --- load
 _loaded: tuple[Library | None, str] | None = None
 
 
@@ -350,7 +366,7 @@ def _try_load() -> tuple[Library | None, str]:
         _check_search(library)
     except Unavailable as error:
         return None, str(error)
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong here must only mean "use another back end"
+    except Exception as error:  # whatever goes wrong here must only mean "use another back end"
         return None, f"native kernels: {type(error).__name__}: {error}".splitlines()[0]
     return library, ""
 

@@ -1,16 +1,16 @@
 // Exact nearest-patch search: for every query pixel p the key pixel r that maximises
 //     <unfold3x3 q(p), unfold3x3 k(r)> / |unfold3x3 k(r)|        (zero padding, ties to the smallest r).
 //
-// With G[p, r] = <q(p), k(r)> the numerator is the sum of G[p + s, r + s] over the nine shifts s, terms outside the image
-// being zero. It separates into a sum along the row and a sum over rows:
+// With G[p, r] = <q(p), k(r)> the numerator is the sum of G[p + s, r + s] over the nine shifts s, terms outside the
+// image being zero. It separates into a sum along the row and a sum over rows:
 //     H_y[i][j] = G[(y, i-1), (y+o, j-1)] + G[(y, i), (y+o, j)] + G[(y, i+1), (y+o, j+1)]
 //     S_y[i][j] = H_{y-1}[i][j] + H_y[i][j] + H_{y+1}[i][j]
 // for the query (y, i) and the key (y + o, j). So each product is computed once and used nine times.
 //
 // One task is (image, row offset o). It walks the query rows y; G is made in strips of six queries that stay in the L1
-// cache, H of the two previous rows stays in L2, and S lives in registers only. A worker keeps the best score and index of
-// every query of the image it is at and merges them into the result when it leaves the image; the rule "higher score, then
-// smaller index" makes the outcome independent of the order.
+// cache, H of the two previous rows stays in L2, and S lives in registers only. A worker keeps the best score and index
+// of every query of the image it is at and merges them into the result when it leaves the image; the rule "higher
+// score, then smaller index" makes the outcome independent of the order.
 //
 // Layout: query, key (B, H, W, C) float32; packed query row [strip of 6][C][6], packed key row [panel of 16][C][16].
 // Must not be compiled with -ffast-math (scores of padding are -inf).
@@ -27,12 +27,12 @@
 // Shared by all workers of one call; counters start at 0, best_score at -inf, best_index at 0.
 extern "C" struct IconetPatchSearch {
     const float *query, *key;
-    int64_t* best_index;   // (B, H * W)
-    float* best_score;     // (B, H * W)
-    float* workspace;      // iconet_patch_search_workspace() floats, 64-byte aligned or not
+    int64_t* best_index;  // (B, H * W)
+    float* best_score;    // (B, H * W)
+    float* workspace;     // iconet_patch_search_workspace() floats
+    int32_t* locks;       // (B), zero
     int64_t batch, height, width, channels;
     int64_t pack_next, packed, norm_next, normed, search_next;  // progress
-    int32_t* locks;        // (B), zero
 };
 
 namespace {

@@ -10,12 +10,11 @@
 //     dt_bias, D (4, Di)    A (4, Di, N)                                      states (B, 4, chunks, Dp, N)
 // with Dp = Di rounded up to 8 (in `states` the order inside a block of 8 channels is [n][lane]).
 //
-// One task is (image, group of channels) and walks all four directions, so no two tasks write the same y. A direction is
-// cut into chunks of kSteps. A chunk's rows of x and proj are first gathered into small contiguous buffers: the column
-// directions have a stride that would map many pixels to the same cache sets. Inside a chunk the exponentials, which do
-// not depend on each other, are computed ahead of the recurrence, which does.
-// The backward pass walks the chunks in reverse, recomputes dt, exp and h from the state kept at each chunk's start, and
-// propagates g_l = dL/dh_l:
+// One task is (image, group of channels) and walks all four directions, so no two tasks write the same y. A direction
+// is cut into chunks of kSteps. A chunk's rows of x and proj are first gathered into small contiguous buffers: the
+// column directions have a stride that would map many pixels to the same cache sets. Inside a chunk the exponentials,
+// which do not depend on each other, are computed ahead of the recurrence, which does. The backward pass walks the
+// chunks in reverse, recomputes dt, exp and h from the state kept at each chunk's start, and propagates g_l = dL/dh_l:
 //     g_l = dy_l C_l + exp(dt_{l+1} A) g_{l+1}
 // Sums over channels (gradients of B, C and the dt input) are kept per lane and reduced once per chunk.
 //
@@ -70,7 +69,7 @@ ICONET_INLINE v8 larger(v8 a, v8 b) {
 
 ICONET_INLINE v8 magnitude(v8 a) { return (v8)((v8i)a & 0x7fffffff); }
 
-// 2**v for v in [-126, 127], relative error 2e-7: nearest integer by the magic constant, minimax polynomial for the rest.
+// 2**v for v in [-126, 127], relative error 2e-7: nearest integer by the magic constant, a minimax polynomial beyond.
 // The polynomial is exactly 1 at 0: a bias there, however small, would add up over the thousands of steps that a slowly
 // decaying state remembers.
 ICONET_INLINE v8 exp2_in_range(v8 v) {
@@ -124,7 +123,8 @@ ICONET_INLINE void lane_sums(const v8* rows, float* out) {
 
 }  // namespace
 
-// What Python passes; every pointer is a contiguous float32 array. `states`, and the gradients in a forward call, may be null.
+// What Python passes. Every pointer is a contiguous float32 array; `states` (and the gradients in a forward call) may
+// be null.
 extern "C" struct IconetSs2d {
     const float *x, *proj, *dt_weight, *dt_bias, *a, *d;
     float *y, *states;
@@ -167,7 +167,7 @@ struct Buffers {
     float* rows;              // [step][R + 2N]
 };
 
-constexpr int kMaxBlock = 4;  // states advanced together
+constexpr int kMaxBlock = 8;  // states advanced together
 
 Buffers carve(Arena& arena, const IconetSs2d& p, bool backward) {
     const size_t vectors = p.group / kLanes, n = p.n_state, r = p.rank, row = r + 2 * n;
@@ -357,11 +357,12 @@ void recur(const v8* e, const v8* du, const float* b_row, const float* c_row, in
     for (int t = 0; t < steps; ++t) {
         const v8 u = du[t];
         v8 out = y[t];
-        for (int j = 0; j < kBlock; ++j) {
-            s[j] = e[t * kBlock + j] * s[j] + u * splat(b_row[t * row + j]);
-            out += s[j] * splat(c_row[t * row + j]);
-        }
-        y[t] = out;
+        for (int j = 0; j < kBlock; ++j) s[j] = e[t * kBlock + j] * s[j] + u * splat(b_row[t * row + j]);
+        // Two short chains of sums, not one long one.
+        v8 even = s[0] * splat(c_row[t * row]);
+        v8 odd = out;
+        for (int j = 1; j < kBlock; ++j) (j % 2 ? odd : even) += s[j] * splat(c_row[t * row + j]);
+        y[t] = even + odd;
     }
     for (int j = 0; j < kBlock; ++j) h[j] = s[j];
 }
@@ -401,13 +402,14 @@ void forward_task(const IconetSs2d& p, const Task& task, Buffers& b) {
             for (int64_t v = 0; v < task.vectors; ++v) {
                 const int64_t kv = k * stride + v;
                 v8 *x = b.x + v * kSteps, *y = b.y + v * kSteps, *h = b.h + v * p.n_state;
-                v8 top = prepare<false>(b.proj, row, p.rank, b.weight.w + kv * p.rank, b.weight.bias[kv], x, steps, b.dt,
-                                        b.du, nullptr);
+                v8 top = prepare<false>(b.proj, row, p.rank, b.weight.w + kv * p.rank, b.weight.bias[kv], x, steps,
+                                        b.dt, b.du, nullptr);
                 const bool in_range = exponents_in_range(top, b.weight.a2_max[kv]);
                 const v8 skip = b.weight.d[kv];
                 for (int t = 0; t < steps; ++t) y[t] = skip * x[t];
                 const v8* a2 = b.weight.a2 + kv * p.n_state;
-                int64_t n = forward_states<4>(p, b, a2, 0, steps, in_range, h, y);
+                int64_t n = forward_states<8>(p, b, a2, 0, steps, in_range, h, y);
+                n = forward_states<4>(p, b, a2, n, steps, in_range, h, y);
                 n = forward_states<2>(p, b, a2, n, steps, in_range, h, y);
                 forward_states<1>(p, b, a2, n, steps, in_range, h, y);
             }

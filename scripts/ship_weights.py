@@ -1,0 +1,88 @@
+"""Copy the weights of a training run to models/ with their checksum and a record of the run.
+
+    python scripts/ship_weights.py runs/small_x2 models/model.pt --command "python -m monai.bundle run training ..."
+
+Writes the weights (the run's best by validation), models/sha256sums.txt, and models/training/<name>.json: the command,
+the curves of loss and validation metrics, versions, times, and what the weights assume.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+from pathlib import Path
+
+import monai
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+ASSUMES = {
+    "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",
+    "grid_rule": "low-resolution voxel j lies on high-resolution voxel scale * j",
+    "intensity": "volume divided by its 99.9th percentile of non-background voxels",
+}
+
+
+def curves(run: Path, points: int = 200) -> dict[str, list[list[float]]]:
+    """Scalar series of the run's TensorBoard files as [step, value], long ones averaged to at most ``points``."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    series = {}
+    for tag in events.Tags()["scalars"]:
+        pairs = [(e.step, e.value) for e in events.Scalars(tag)]
+        width = -(-len(pairs) // points)
+        blocks = [pairs[i : i + width] for i in range(0, len(pairs), width)]
+        series[tag] = [[block[-1][0], round(sum(v for _, v in block) / len(block), 6)] for block in blocks]
+    return series
+
+
+def hours(run: Path) -> float:
+    """Time between the first and the last event of the run."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    times = [e.wall_time for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+    return round((max(times) - min(times)) / 3600, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="output folder of the training run")
+    parser.add_argument("weights", type=Path, help="file to write, for example models/model.pt")
+    parser.add_argument("--command", required=True, help="the training command")
+    parser.add_argument("--data", required=True, help="what it was trained on, in words")
+    parser.add_argument("--machine", required=True, help="class of machine")
+    parser.add_argument("--commit", required=True, help="commit of the code that trained")
+    parser.add_argument("--note", default="", help="anything else that matters, such as initial weights")
+    args = parser.parse_args()
+
+    shutil.copyfile(args.run / "model.pt", args.weights)
+    state = torch.load(args.run / "last.pt", map_location="cpu", weights_only=True)
+    best = state["best_model"]
+    record = {
+        "weights": args.weights.name,
+        "sha256": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+        "parameters": sum(t.numel() for t in torch.load(args.weights, weights_only=True).values()),
+        "assumes": ASSUMES,
+        "command": args.command,
+        "data": args.data,
+        "machine": args.machine,
+        "hours": hours(args.run),
+        "commit": args.commit,
+        "note": args.note,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
+        "best_epoch": best["epoch"],
+        "best_validation_psnr": round(best["value"], 4),
+        "curves": curves(args.run),
+    }
+    folder = args.weights.parent / "training"
+    folder.mkdir(exist_ok=True)
+    (folder / f"{args.weights.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in sorted(args.weights.parent.glob("*.pt"))]
+    (args.weights.parent / "sha256sums.txt").write_text("\n".join(sums) + "\n")
+
+
+if __name__ == "__main__":
+    main()
