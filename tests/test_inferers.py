@@ -33,6 +33,17 @@ class Marking(nn.Module):
         return gain * fine + ramp * x.mean(dim=(2, 3), keepdim=True)
 
 
+class Wrapped(nn.Module):
+    """As the data-parallel wrappers of PyTorch are."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+
 def noise(*shape: int) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
@@ -97,7 +108,9 @@ def test_images_have_no_slice_axis(slice_axis: int) -> None:
 
 @consistency
 @pytest.mark.parametrize("level", [0.0, -3.0, 1e9])
-def test_slices_without_contrast_are_written_as_they_are_and_not_asked_for(level: float, data_consistency: bool) -> None:
+def test_slices_without_contrast_are_written_as_they_are_and_not_asked_for(
+    level: float, data_consistency: bool
+) -> None:
     x, network = noise(1, 1, 5, 6, 4), Marking()
     x[..., 1] = level
     out = VolumeInferer(2, slice_batch=4, data_consistency=data_consistency)(x, network)
@@ -154,7 +167,7 @@ def test_wrapped_scripted_and_bound_networks_say_their_scale() -> None:
     network = iconet("small", 2, features=8, num_blocks=1, d_state=2, reconstruction=False)
     x = noise(1, 1, 5, 6, 2)
     expected = VolumeInferer()(x, network)
-    for other in (nn.DataParallel(network), torch.jit.script(network), network.forward):
+    for other in (Wrapped(network), torch.jit.script(network), network.forward):
         assert torch.allclose(VolumeInferer()(x, other), expected, atol=1e-5)
 
 

@@ -52,9 +52,7 @@ def depthwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     _, height, width, channels = x.shape
     padded = torch.zeros(x.shape[0], height + 2, width + 2, channels, dtype=x.dtype)
     padded[:, 1:-1, 1:-1] = x
-    taps = (
-        padded[:, i : i + height, j : j + width] * conv.weight[:, 0, i, j] for i in range(3) for j in range(3)
-    )
+    taps = (padded[:, i : i + height, j : j + width] * conv.weight[:, 0, i, j] for i in range(3) for j in range(3))
     return sum(taps) + conv.bias
 
 

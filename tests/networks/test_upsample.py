@@ -42,7 +42,9 @@ def test_bicubic_weights_between_samples_are_those_of_keys() -> None:
     a = -0.75
     at_half, at_three_halves = (a + 2) / 8 - (a + 3) / 4 + 1, a * (27 / 8 - 5 * 9 / 4 + 8 * 3 / 2 - 4)
     row = aligned_bicubic_upsample(x, 2)[0, 0, 0]
-    assert torch.allclose(row[[5, 7, 9, 11]], torch.tensor([at_three_halves, at_half, at_half, at_three_halves]).double())
+    assert torch.allclose(
+        row[[5, 7, 9, 11]], torch.tensor([at_three_halves, at_half, at_half, at_three_halves]).double()
+    )
 
 
 def test_borders_are_replicated() -> None:

@@ -71,15 +71,10 @@ def test_of_equal_key_patches_the_first_is_chosen(search) -> None:
 
 
 @few
-@given(shape=shapes, seed=seeds)
-def test_an_image_finds_itself(shape: tuple[int, ...], seed: int) -> None:
-    image = normals(shape, seed)
-    own = torch.arange(shape[1] * shape[2]).expand(shape[0], -1)
-    score = patch_match(image, image, image).score
-    assert torch.allclose(score, torch.ones_like(score))
-    found = patch_search_box(image, image)
-    # with one channel and one pixel, parallel patches are equal in cosine; else the index is the pixel itself
-    assert torch.equal(found, own) or shape[1] * shape[2] * shape[3] <= 9
+@given(size=st.tuples(st.integers(3, 9), st.integers(3, 9)), seed=seeds)
+def test_an_image_finds_itself(size: tuple[int, int], seed: int) -> None:
+    image = normals((2, *size, 3), seed)
+    assert torch.equal(patch_search_box(image, image), torch.arange(size[0] * size[1]).expand(2, -1))
 
 
 @few
@@ -103,9 +98,8 @@ def test_empty_keys_never_beat_a_similar_one() -> None:
     query = torch.ones(1, 8, 9, 2, dtype=torch.float64)
     key = torch.zeros_like(query)
     key[0, 6, 7] = 1e-3
-    index = patch_search_box(query, key).view(8, 9)
-    assert bool((key[0].sum(-1) > 0).any())
-    assert bool((cosines(query, key)[0, torch.arange(72), index.flatten()] > 0).all())
+    index = patch_search_box(query, key)[0]
+    assert bool((cosines(query, key)[0, torch.arange(72), index] > 0).all())
 
 
 # ---------------------------------------------------------------------------------------------- transfer and score

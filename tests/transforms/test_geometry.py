@@ -25,7 +25,9 @@ def volume(*shape: int, seed: int = 0) -> MetaTensor:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    size=st.tuples(*[st.integers(4, 15)] * 3), scale=st.sampled_from([1, 2, 3, 4]), slice_axis=st.sampled_from([0, 1, 2])
+    size=st.tuples(*[st.integers(4, 15)] * 3),
+    scale=st.sampled_from([1, 2, 3, 4]),
+    slice_axis=st.sampled_from([0, 1, 2]),
 )
 def test_the_ends_of_the_in_plane_axes_are_cut(size: tuple[int, ...], scale: int, slice_axis: int) -> None:
     x = volume(2, *size)

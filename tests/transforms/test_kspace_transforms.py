@@ -171,7 +171,9 @@ def test_a_scale_that_is_no_positive_integer_is_an_error(scale: float) -> None:
         KSpaceTruncation(scale)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("make", [lambda axis: KSpaceTruncation(2, axis), lambda axis: CartesianLineMask(4, slice_axis=axis)])
+@pytest.mark.parametrize(
+    "make", [lambda axis: KSpaceTruncation(2, axis), lambda axis: CartesianLineMask(4, slice_axis=axis)]
+)
 @pytest.mark.parametrize("slice_axis", [3, -1])
 def test_a_wrong_slice_axis_is_an_error(make, slice_axis: int) -> None:
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):

@@ -1,0 +1,298 @@
+"""Time the kernels and the networks on this machine; nothing here is a test.
+
+    python scripts/benchmark.py [--quick] [--device cpu] [--threads 2] [--output_dir docs/results]
+
+Prints which back ends run and why the others do not, and writes benchmark.json and the tables of benchmark.md. Every
+figure is the median of several calls after a warm-up. Compare figures of one run with each other: absolute times
+depend on the machine and on what else it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, softplus
+from torch.utils.flop_counter import FlopCounterMode
+
+from bundle.networks import iconet
+from bundle.networks.ss2d import SS2D
+from bundle.networks.upsample import fourier_image_upsample
+from bundle.ops import backend_report, patch_match, selective_scan_2d, use_backend
+from bundle.ops.scan_reference import scan_orders
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def median_time(call: Callable[[], Any], device: str, repeats: int = 5, budget: float = 20.0) -> float:
+    """Median seconds of a call, after one that is not counted; fewer repeats once ``budget`` seconds are spent."""
+    times: list[float] = []
+    start = time.perf_counter()
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begin)
+        if time.perf_counter() - start > budget and len(times) > 1:
+            break
+    return statistics.median(times[1:])
+
+
+# --- other forms of the scan, for the ratio
+
+
+def directions_copied(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor) -> tuple[Tensor, ...]:
+    """The four sequences as the public implementations lay them out: u, dt (B, 4, Di, L); b, c (B, 4, N, L)."""
+    batch, height, width, channels = x.shape
+    rank, state = dt_weight.shape[2], A.shape[2]
+    order = scan_orders(height, width, x.device)
+    u = x.flatten(1, 2)[:, order].permute(0, 1, 3, 2)
+    p = torch.stack([proj.flatten(1, 2)[:, order[k], k] for k in range(4)], dim=1)
+    dt_in, b, c = p.split([rank, state, state], dim=-1)
+    dt = softplus(torch.einsum("bklr,kdr->bkdl", dt_in, dt_weight) + dt_bias[None, :, :, None])
+    return u, dt, b.transpose(2, 3), c.transpose(2, 3)
+
+
+def scan_python_loop(x, proj, dt_weight, dt_bias, A, D) -> Tensor:
+    """The formula of mamba-ssm's reference: exp and input term for the whole sequence, then a loop over it."""
+    u, dt, b, c = directions_copied(x, proj, dt_weight, dt_bias, A)
+    decay = torch.exp(torch.einsum("bkdl,kdn->bkdln", dt, A))
+    drive = torch.einsum("bkdl,bknl,bkdl->bkdln", dt, b, u)
+    h, out = torch.zeros_like(decay[..., 0, :]), []
+    for t in range(u.shape[-1]):
+        h = decay[..., t, :] * h + drive[..., t, :]
+        out.append(torch.einsum("bkdn,bkn->bkd", h, c[..., t]))
+    return torch.stack(out, dim=-1)
+
+
+def scan_parallel(x, proj, dt_weight, dt_bias, A, D) -> Tensor:
+    """A parallel scan by doubling (Hillis and Steele): log2(L) passes over the whole sequence."""
+    u, dt, b, c = directions_copied(x, proj, dt_weight, dt_bias, A)
+    decay = torch.exp(torch.einsum("bkdl,kdn->bkdnl", dt, A))
+    h = torch.einsum("bkdl,bknl,bkdl->bkdnl", dt, b, u)
+    step = 1
+    while step < u.shape[-1]:
+        h = h + decay * pad(h[..., :-step], (step, 0))
+        decay = decay * pad(decay[..., :-step], (step, 0), value=1.0)
+        step *= 2
+    return torch.einsum("bkdnl,bknl->bkdl", h, c)
+
+
+def scan_inputs(side: int, d_state: int, device: str, channels: int = 192) -> list[Tensor]:
+    torch.manual_seed(0)
+    ss2d = SS2D(channels, d_state=d_state, dt_rank=6).to(device)
+    x = torch.randn(1, side, side, channels, device=device)
+    proj = ss2d.x_proj(x).view(1, side, side, 4, -1)
+    tensors = [x, proj, ss2d.dt_weight, ss2d.dt_bias, -ss2d.A_log.exp(), ss2d.D]
+    return [t.detach().requires_grad_() for t in tensors]
+
+
+def benchmark_scan(sides: list[int], device: str) -> list[dict]:
+    backends = [name for name, state in backend_report().items() if state == "available" and name != "reference"]
+    rows = []
+    for side in sides:
+        for d_state in (16, 1):
+            inputs = scan_inputs(side, d_state, device)
+            updates = 4 * 192 * side * side * d_state
+
+            def record(name: str, forward: float, both: float | None, row=(side, d_state, updates)) -> None:
+                rows.append(
+                    {
+                        "side": row[0],
+                        "d_state": row[1],
+                        "form": name,
+                        "forward_s": forward,
+                        "forward_backward_s": both,
+                        "updates_per_s": row[2] / forward,
+                    }
+                )
+                print("  scan", rows[-1], flush=True)
+
+            for name in backends:
+                with use_backend(name):
+
+                    def forward(inputs=inputs) -> None:
+                        with torch.no_grad():
+                            selective_scan_2d(*inputs)
+
+                    def both(inputs=inputs) -> None:
+                        selective_scan_2d(*inputs).sum().backward()
+
+                    record(name, median_time(forward, device), median_time(both, device, repeats=3))
+            if side <= 128:  # the other forms hold every state of the sequence: 3.2 GB a tensor at 256x256
+                with torch.no_grad():
+                    for name, form in (("mamba-ssm formula, loop", scan_python_loop), ("doubling", scan_parallel)):
+                        record(name, median_time(lambda f=form, i=inputs: f(*i), device, repeats=1), None)
+    return rows
+
+
+def machine_limits(device: str) -> dict[str, float]:
+    """What this machine does at best: matrix product (GFLOP/s), exp2 in cache (G/s), copy (GB/s, read and write)."""
+    a = torch.randn(2048, 2048, device=device)
+    small, large = torch.randn(1 << 15, device=device), torch.randn(1 << 26, device=device)
+    out, copy = torch.empty_like(small), torch.empty_like(large)
+
+    def exponentials() -> None:
+        for _ in range(200):
+            torch.exp2(small, out=out)
+
+    return {
+        "sgemm_gflops": 2 * 2048**3 / median_time(lambda: a @ a, device) / 1e9,
+        "torch_exp2_g_per_s": 200 * small.numel() / median_time(exponentials, device) / 1e9,
+        "copy_gb_per_s": 8 * large.numel() / median_time(lambda: copy.copy_(large), device) / 1e9,
+    }
+
+
+def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) -> list[dict]:
+    rows = []
+    for side in sides:
+        torch.manual_seed(0)
+        query, key, value = (torch.randn(1, side, side, 96, device=device) for _ in range(3))
+        product = 2 * 9 * 96 * side**4  # of the unfolded patches, as the equations are written
+        for name in ("native", "torch"):
+            if backend_report()[name] != "available" or (name == "torch" and side > 128):
+                continue
+            with use_backend(name), torch.no_grad():
+                seconds = median_time(lambda q=query, k=key, v=value: patch_match(q, k, v), device, repeats=3)
+            gflops = product / seconds / 1e9
+            rows.append({"side": side, "form": name, "seconds": seconds, "unfolded_gflops": gflops})
+            rows[-1]["ratio_to_sgemm_time"] = limits["sgemm_gflops"] / gflops
+            print("  search", rows[-1], flush=True)
+    return rows
+
+
+def macs(network: torch.nn.Module, image: Tensor) -> float:
+    """Multiply-adds of matrix products and convolutions (PyTorch's FlopCounterMode / 2): neither scan nor search."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(image)
+    return counter.get_total_flops() / 2
+
+
+def benchmark_networks(device: str, quick: bool) -> list[dict]:
+    rows = []
+    for size in ("small", "paper"):
+        for scale, side in ((2, 128), (4, 64)):
+            network = iconet(size, scale).to(device).eval()
+            image = torch.rand(1, 1, side, side, device=device)
+            with torch.no_grad():
+                seconds = median_time(lambda n=network, i=image: n(i), device, repeats=1 if quick else 3)
+            rows.append(
+                {
+                    "network": f"{size} x{scale}",
+                    "input": f"{side}x{side}",
+                    "parameters": sum(p.numel() for p in network.parameters()),
+                    "gmacs_products_and_convolutions": macs(network, image) / 1e9,
+                    "seconds_per_slice": seconds,
+                }
+            )
+            print("  network", rows[-1], flush=True)
+    image = torch.rand(1, 1, 128, 128, device=device)
+    seconds = median_time(lambda: fourier_image_upsample(image, 2), device)
+    rows.append({"network": "zero-filled Fourier x2", "input": "128x128", "seconds_per_slice": seconds})
+    return rows
+
+
+def where_time_goes(device: str) -> dict[str, float]:
+    """Share of each kind of operation in one x2 slice of the small network (PyTorch's profiler, self time)."""
+    network, image = iconet("small", 2).to(device).eval(), torch.rand(1, 1, 128, 128, device=device)
+    kinds = {"scan": "ss2d", "patch search": "patch_search", "products": "mm", "convolutions": "conv"}
+    with torch.no_grad():
+        network(image)
+        with torch.profiler.profile() as profile:
+            network(image)
+    total: dict[str, float] = dict.fromkeys([*kinds, "the rest"], 0.0)
+    for event in profile.key_averages():
+        kind = next((k for k, mark in kinds.items() if mark in event.key), "the rest")
+        total[kind] += event.self_cpu_time_total
+    return {kind: value / sum(total.values()) for kind, value in total.items()}
+
+
+def whole_volume(slices: int, threads: int) -> dict[str, float]:
+    """A 128x128 volume by 2 with the small network in a process of its own: seconds, and peak memory beyond start."""
+    code = f"""
+import resource, time, torch
+from bundle.inferers import VolumeInferer
+from bundle.networks import iconet
+torch.set_num_threads({threads})
+network, volume = iconet("small", 2).eval(), torch.rand(1, 1, 128, 128, {slices})
+network(volume[..., 0])
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+VolumeInferer()(volume, network)
+print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
+    seconds, gigabytes = map(float, done.stdout.split()[-2:])
+    return {"slices": slices, "threads": threads, "seconds": seconds, "extra_gb": gigabytes}
+
+
+def sizes(device: str, sides: list[int]) -> list[dict]:
+    """Seconds per slice of the small x2 network over the in-plane size."""
+    network, rows = iconet("small", 2).to(device).eval(), []
+    for side in sides:
+        image = torch.rand(1, 1, side, side, device=device)
+        with torch.no_grad():
+            rows.append({"side": side, "seconds": median_time(lambda i=image: network(i), device, repeats=2)})
+        print("  size", rows[-1], flush=True)
+    return rows
+
+
+def markdown(title: str, rows: list[dict]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def cell(value: Any) -> str:
+        return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    lines = [f"### {title}", "", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell(row.get(c)) for c in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes only")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    for name, state in backend_report().items():
+        print(f"{name}: {state}")
+    machine = {"processor": platform.processor() or platform.machine(), "threads": args.threads}
+    machine |= {"torch": torch.__version__, "device": args.device, "cores": os.cpu_count()}
+    limits = machine_limits(args.device)
+    print(machine, limits, flush=True)
+    tables = {
+        "scan": benchmark_scan([64] if args.quick else [64, 128, 256], args.device),
+        "patch search": benchmark_search([64] if args.quick else [64, 128, 160], args.device, limits),
+        "networks": benchmark_networks(args.device, args.quick),
+        "small x2 by in-plane size": sizes(args.device, [64, 128] if args.quick else [64, 128, 256, 512]),
+        "volume 128x128 by 2, small": [whole_volume(10 if args.quick else 130, n) for n in {1, args.threads}],
+        "where the time of a small x2 slice goes": [where_time_goes(args.device)],
+        "limits of this machine": [limits],
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    result = {"machine": machine, "backends": backend_report(), "peak_gb_of_this_run": peak, "tables": tables}
+    (args.output_dir / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+    text = "\n".join(markdown(title, rows) for title, rows in tables.items())
+    (args.output_dir / "benchmark.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
