@@ -53,7 +53,8 @@ def ssim_slices(pred: Tensor, truth: Tensor, data_range: float) -> Tensor:
 
     mx, my = mean(x), mean(y)
     sample = WINDOW**2 / (WINDOW**2 - 1)
-    vx, vy, vxy = (sample * (mean(a * b) - ma * mb) for a, b, ma, mb in ((x, x, mx, mx), (y, y, my, my), (x, y, mx, my)))
+    vx, vy = sample * (mean(x * x) - mx * mx), sample * (mean(y * y) - my * my)
+    vxy = sample * (mean(x * y) - mx * my)
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     similarity = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     return similarity.mean(dim=(1, 2, 3))
@@ -75,7 +76,8 @@ class _VolumeMetric(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if y is None:
             raise ValueError("a full-reference metric needs the truth")
-        rows = [torch.stack([self._volume(p, t) for p, t in zip(*pair, strict=True)]) for pair in zip(y_pred, y, strict=True)]
+        pairs = zip(y_pred, y, strict=True)
+        rows = [torch.stack([self._volume(p, t) for p, t in zip(*pair, strict=True)]) for pair in pairs]
         return torch.stack(rows).double()
 
     def aggregate(self) -> Tensor:  # type: ignore[override]

@@ -99,7 +99,9 @@ class VolumesFailed(SystemExit):
     """Some volumes of a folder run failed; the message lists them, the exit status is 1."""
 
 
-def run_folder(evaluator: SupervisedEvaluator, data: Sequence[dict], preprocessing: Transform, key: str = "image") -> None:
+def run_folder(
+    evaluator: SupervisedEvaluator, data: Sequence[dict], preprocessing: Transform, key: str = "image"
+) -> None:
     """Run an evaluator over volumes one by one; a bad one is reported and the rest goes on.
 
     Args:

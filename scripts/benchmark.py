@@ -56,9 +56,8 @@ def median_time(call: Callable[[], Any], device: str, repeats: int = 5, budget: 
 
 def directions_copied(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor) -> tuple[Tensor, ...]:
     """The four sequences as the public implementations lay them out: u, dt (B, 4, Di, L); b, c (B, 4, N, L)."""
-    batch, height, width, channels = x.shape
     rank, state = dt_weight.shape[2], A.shape[2]
-    order = scan_orders(height, width, x.device)
+    order = scan_orders(x.shape[1], x.shape[2], x.device)
     u = x.flatten(1, 2)[:, order].permute(0, 1, 3, 2)
     p = torch.stack([proj.flatten(1, 2)[:, order[k], k] for k in range(4)], dim=1)
     dt_in, b, c = p.split([rank, state, state], dim=-1)

@@ -64,7 +64,9 @@ def table(results: dict[int, dict[str, Tensor]], truth: Tensor) -> list[dict[str
     for scale, volumes in results.items():
         for name in METHODS:
             figures = psnr(volumes[name], truth), ssim(volumes[name][:, 0], truth[:, 0], slice_axis=0)
-            rows.append({"scale": f"x{scale}", "method": name, "PSNR": f"{figures[0]:.2f}", "SSIM": f"{figures[1]:.4f}"})
+            rows.append(
+                {"scale": f"x{scale}", "method": name, "PSNR": f"{figures[0]:.2f}", "SSIM": f"{figures[1]:.4f}"}
+            )
     return rows
 
 

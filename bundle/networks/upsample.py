@@ -26,6 +26,4 @@ def aligned_bicubic_upsample(image: Tensor, scale: int) -> Tensor:
     y = 2.0 * (rows + 0.5) / height - 1.0  # align_corners=False: -1 is the outer edge of the first voxel
     x = 2.0 * (cols + 0.5) / width - 1.0
     grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).expand(image.shape[0], -1, -1, -1)
-    return torch.nn.functional.grid_sample(
-        image, grid, mode="bicubic", padding_mode="border", align_corners=False
-    )
+    return torch.nn.functional.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)

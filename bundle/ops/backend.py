@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
 
+import torch
 from torch import Tensor
 
 logger = logging.getLogger("iconet")
@@ -56,7 +58,31 @@ def unavailable(name: str) -> str | None:
         return None
     module = importlib.import_module(modules[name])
     there = module.load() is not None if name == "native" else module.is_available()
-    return None if there else module.reason()
+    if not there:
+        return module.reason()
+    return _failed_on_gpu(name) if name != "native" and torch.cuda.is_available() else None
+
+
+@functools.cache
+def _failed_on_gpu(name: str) -> str | None:
+    """Trust a CUDA back end only after it has reproduced the torch form, forward and backward, on a tiny image."""
+    from bundle.ops import scan_mamba, scan_triton
+    from bundle.ops.scan_torch import selective_scan_2d_torch
+
+    scan = {"triton": scan_triton.selective_scan_2d_triton, "mamba_ssm": scan_mamba.selective_scan_2d_mamba}[name]
+    random = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, 5, 11), (1, 4, 5, 4, 8), (4, 11, 2), (4, 11), (4, 11, 3), (4, 11)]
+    inputs = [torch.randn(shape, generator=random).cuda().requires_grad_() for shape in shapes]
+    try:
+        with torch.enable_grad():
+            results = []
+            for form in (scan, selective_scan_2d_torch):
+                y = form(*inputs[:4], -inputs[4].abs(), inputs[5])
+                results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+        right = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results, strict=True))
+    except Exception as error:  # a compiler or driver that fails must only mean "use another back end"
+        return f"it fails on this GPU ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    return None if right else "its result on this GPU differs from the torch form"
 
 
 def select_backend(tensor: Tensor) -> str:

@@ -92,8 +92,10 @@ def _take(image: Tensor, position: Tensor) -> Tensor:
     """Rows of ``image`` (B, M, C) at ``position`` (B, L): (B, L, C). Row copies, cheap both ways."""
     batch, rows, channels = image.shape
     offset = torch.arange(batch, device=image.device).unsqueeze(1) * rows
-    return image.reshape(batch * rows, channels).index_select(0, (position + offset).reshape(-1)).view(
-        batch, position.shape[1], channels
+    return (
+        image.reshape(batch * rows, channels)
+        .index_select(0, (position + offset).reshape(-1))
+        .view(batch, position.shape[1], channels)
     )
 
 

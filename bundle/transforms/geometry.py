@@ -46,9 +46,7 @@ class CropToMultipled(MapTransform):
 
     backend = CropToMultiple.backend
 
-    def __init__(
-        self, keys: KeysCollection, scale: int, slice_axis: int = 2, allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection, scale: int, slice_axis: int = 2, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
         self.transform = CropToMultiple(scale, slice_axis)
 
@@ -92,4 +90,4 @@ class SuperResolveAffined(MapTransform):
             raise ValueError(f"a result of {tuple(pred.shape[1:])} voxels, expected {expected}")
         plain = pred.as_tensor() if isinstance(pred, MetaTensor) else torch.as_tensor(pred)
         affine = torch.as_tensor(superres_affine(source.affine, factors))
-        return MetaTensor(plain, affine=affine, meta={**source.meta, "affine": affine})
+        return MetaTensor(plain, meta={**source.meta, "affine": affine})

@@ -80,4 +80,3 @@ class RestoreIntensityd(MapTransform):
                 raise KeyError(f"{ref!r} was not normalised by NormalizeVolume: its metadata holds no {SCALE!r}")
             out[key] = data[key] * float(meta[SCALE]) + float(meta[OFFSET])
         return out
-

@@ -77,9 +77,7 @@ class KSpaceTruncationd(MapTransform, InvertibleTransform):
 
     backend = KSpaceTruncation.backend
 
-    def __init__(
-        self, keys: KeysCollection, scale: int, slice_axis: int = 2, allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection, scale: int, slice_axis: int = 2, allow_missing_keys: bool = False) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.transform = KSpaceTruncation(scale, slice_axis)
 
@@ -106,9 +104,7 @@ class CartesianLineMask(Transform):
 
     backend = [TransformBackends.TORCH]
 
-    def __init__(
-        self, acceleration: float, center_fraction: float = 0.08, seed: int = 0, slice_axis: int = 2
-    ) -> None:
+    def __init__(self, acceleration: float, center_fraction: float = 0.08, seed: int = 0, slice_axis: int = 2) -> None:
         if acceleration < 1 or not 0 < center_fraction <= 1:
             raise ValueError(f"need acceleration >= 1 and 0 < center_fraction <= 1: {acceleration}, {center_fraction}")
         self.acceleration, self.center_fraction, self.seed = acceleration, center_fraction, seed

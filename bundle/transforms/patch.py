@@ -52,9 +52,7 @@ class RandEdgeTaperd(MapTransform, RandomizableTransform):
 
     backend = RandEdgeTaper.backend
 
-    def __init__(
-        self, keys: KeysCollection, width: int, prob: float = 0.75, allow_missing_keys: bool = False
-    ) -> None:
+    def __init__(self, keys: KeysCollection, width: int, prob: float = 0.75, allow_missing_keys: bool = False) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.transform = RandEdgeTaper(width, prob=1.0)

@@ -7,7 +7,6 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-
 from conftest import blob_volume
 
 

@@ -57,7 +57,7 @@ def test_a_scripted_network_is_the_network(arguments: dict[str, Any]) -> None:
 
 
 def test_a_traced_network_is_the_network_at_other_sizes() -> None:
-    network = tiny(4).double()
+    network = tiny().double()
     with torch.no_grad():
         traced = torch.jit.trace(network, image(1, 1, 6, 7), check_trace=False)
         for size in SIZES:

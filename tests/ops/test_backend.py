@@ -48,7 +48,7 @@ def test_every_back_end_that_runs_here_gives_the_same_result(name: str) -> None:
     with use_backend(name):
         assert torch.allclose(selective_scan_2d(*scan_arguments()).double(), scan, atol=1e-4)
         found = patch_match(*match_arguments())
-    assert torch.equal(found.index, match.index)
+    assert torch.equal(found.indices, match.indices)
     assert torch.allclose(found.score.double(), match.score, atol=1e-5)
 
 
