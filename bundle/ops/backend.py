@@ -7,7 +7,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import torch
@@ -69,15 +69,19 @@ def _failed_on_gpu(name: str) -> str | None:
     from bundle.ops import scan_mamba, scan_triton
     from bundle.ops.scan_torch import selective_scan_2d_torch
 
-    scan = {"triton": scan_triton.selective_scan_2d_triton, "mamba_ssm": scan_mamba.selective_scan_2d_mamba}[name]
+    forms: dict[str, Callable[..., Tensor]] = {
+        "triton": scan_triton.selective_scan_2d_triton,
+        "mamba_ssm": scan_mamba.selective_scan_2d_mamba,
+    }
     random = torch.Generator().manual_seed(0)
     shapes = [(1, 4, 5, 11), (1, 4, 5, 4, 8), (4, 11, 2), (4, 11), (4, 11, 3), (4, 11)]
     inputs = [torch.randn(shape, generator=random).cuda().requires_grad_() for shape in shapes]
     try:
         with torch.enable_grad():
             results = []
-            for form in (scan, selective_scan_2d_torch):
-                y = form(*inputs[:4], -inputs[4].abs(), inputs[5])
+            for form in (forms[name], selective_scan_2d_torch):
+                x, proj, dt_weight, dt_bias, rate, skip = inputs
+                y = form(x, proj, dt_weight, dt_bias, -rate.abs(), skip)
                 results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
         right = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results, strict=True))
     except Exception as error:  # a compiler or driver that fails must only mean "use another back end"

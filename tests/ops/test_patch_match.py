@@ -218,6 +218,7 @@ def test_gradients_of_the_definition_are_the_same() -> None:
 # --------------------------------------------------------------------------------------------------- exported forms
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("export", ["script", "trace"])
 def test_matching_is_exported_for_every_size(export: str) -> None:
     def inputs(*size: int) -> list[Tensor]:
