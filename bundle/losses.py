@@ -13,8 +13,8 @@ def stage_targets(label: Tensor, outputs: list[Tensor], taper: float = 0.25) -> 
     """Ground truth for images on coarser grids than ``label``.
 
     The target of an output that has the matrix of ``label`` is ``label``; that of a smaller one is ``label`` truncated
-    to it by a smooth k-space window (:func:`bundle.physics.smooth_truncate`): aligned, and free of the ringing that
-    plain truncation leaves. With the plain crop as target the first reconstruction would be its own input.
+    to it by a smooth k-space window (:func:`bundle.physics.smooth_truncate`): aligned, and with less ringing
+    than plain truncation leaves. With the plain crop as target the first reconstruction would be its own input.
 
     Args:
         label: high-resolution images (B, C, H, W).

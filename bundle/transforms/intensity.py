@@ -17,11 +17,13 @@ OFFSET, SCALE = "intensity_offset", "intensity_scale"
 def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, float]:
     """Offset and scale that bring an image to order 1: ``(x - offset) / scale``.
 
-    The offset is 0 for non-negative images, so that an empty background stays 0, else the minimum. The scale is a high
-    percentile (of the voxels above the offset), which one bright voxel cannot move; nothing is clipped. An image
-    without contrast has scale 1 or its own value.
+    The offset is 0 for non-negative images, so that an empty background stays 0, else the low counterpart of the
+    percentile. The scale is the percentile of the voxels above the offset. Neither is moved by one bright or dark
+    voxel, and nothing is clipped. An image without contrast has scale 1 or its own value.
     """
-    low = min(0.0, float(img.min()))
+    low = 0.0
+    if float(img.min()) < 0:
+        low = float(img.flatten().kthvalue(max(1, round(img.numel() * (1.0 - percentile / 100.0)))).values)
     above = img[img > low].flatten().double() - low
     if above.numel() == 0:
         return low, 1.0
