@@ -24,7 +24,7 @@ class ChannelRankingBlock(nn.Module):
         self.squeeze = nn.Conv2d(features, hidden, kernel_size=1)
         self.excite = nn.Conv2d(hidden, features, kernel_size=1)
         # at the usual bias many of the few hidden units are below zero for every image and would never learn
-        nn.init.constant_(self.squeeze.bias, 0.25)
+        nn.init.constant_(self.squeeze.get_parameter("bias"), 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, features) -> the same shape."""

@@ -98,6 +98,8 @@ def select_backend(tensor: Tensor) -> str:
     forced = forced_backend()
     if forced is not None:
         why = unavailable(forced)
+        if why is None and forced == "native" and (tensor.device.type, tensor.dtype) != ("cpu", torch.float32):
+            why = f"it takes float32 tensors on the CPU, not {tensor.dtype} on {tensor.device}"
         if why is not None:
             raise RuntimeError(f"the back end {forced!r} was asked for and cannot run: {why}")
         return forced

@@ -116,3 +116,10 @@ def test_the_report_names_every_back_end(no_compiler: None) -> None:
     assert tuple(report) == BACKENDS
     assert report["reference"] == report["torch"] == "available"
     assert report["native"] == "no C++ compiler was found"
+
+
+def test_a_forced_native_kernel_names_the_types_that_it_takes() -> None:
+    if unavailable("native"):
+        pytest.skip(f"no native kernels here: {unavailable('native')}")
+    with use_backend("native"), pytest.raises(RuntimeError, match="it takes float32 tensors on the CPU"):
+        select_backend(torch.zeros(1, dtype=torch.float64))
