@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import logging
+import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -152,13 +153,17 @@ def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.
         device: ``cpu``, ``cuda``, ``cuda:1``...
 
     Raises:
-        SystemExit: the file is missing, or its tensors do not fit; nothing is loaded in part.
+        SystemExit: the file is missing, holds more than tensors, or does not fit; nothing is loaded in part.
     """
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
             raise SystemExit(f"{path}: no such weights; train them, or choose a scale and size whose weights exist")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SystemExit(f"{path}: not a file of plain tensors that can be loaded safely: {reason}") from error
         misfit = _misfit(network.state_dict(), state)
         if misfit:
             raise SystemExit(f"{path}: not the weights of this network (another scale or size?): {misfit}")

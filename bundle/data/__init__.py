@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .errors import VolumeError
 from .folder import (
     DatasetError,
     evaluation_datalist,
@@ -11,7 +12,8 @@ from .folder import (
     training_datalist,
     voxel_counts,
 )
-from .nifti import NiftiVolumeReader, Volume, VolumeError, read_header, read_volume, write_volume
+from .nifti_read import NiftiVolumeReader, Volume, read_header, read_volume
+from .nifti_write import write_volume
 
 __all__ = [
     "DatasetError",

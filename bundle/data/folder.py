@@ -10,13 +10,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 
 import numpy as np
 
-from .nifti import read_header
-
-PathLike: TypeAlias = str | os.PathLike[str]
+from .errors import error_line
+from .nifti_read import read_header
+from .paths import PathLike
 
 SPLITS = ("train", "val", "test")
 
@@ -160,7 +160,7 @@ def output_paths(sources: Sequence[PathLike], dataset_dir: PathLike, output_dir:
 
 
 def _fail(where: PathLike, wrong: str, remedy: str) -> NoReturn:
-    raise DatasetError(f"{os.fspath(where)}: {wrong}; {remedy}".replace("\n", "\\n").replace("\r", "\\r"))
+    raise DatasetError(error_line(where, wrong, remedy))
 
 
 def _walk(root: Path, skipped: str | None) -> Iterator[Path]:

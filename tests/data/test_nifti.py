@@ -27,7 +27,15 @@ from hypothesis.extra import numpy as hnp
 from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
 
-from bundle.data import NiftiVolumeReader, VolumeError, nifti, read_header, read_volume, write_volume
+from bundle.data import (
+    NiftiVolumeReader,
+    VolumeError,
+    nifti_stream,
+    nifti_write,
+    read_header,
+    read_volume,
+    write_volume,
+)
 
 AFFINE = np.array([[2.0, 0, 0, -10], [0, 2, 0, -20], [0, 0, 3, -30], [0, 0, 0, 1]])
 SHAPE = (6, 5, 4)
@@ -216,7 +224,7 @@ def test_nothing_is_allocated_for_a_size_the_file_cannot_hold(tmp_path: Path, mo
         name, content, message = REFUSED[row]
         path = put(tmp_path, name, content)
         with monkeypatch.context() as patch, pytest.raises(VolumeError, match=message):
-            patch.setattr(nifti.np, "empty", forbidden)
+            patch.setattr(np, "empty", forbidden)
             read_volume(path)
 
 
@@ -230,7 +238,7 @@ def test_row_61_a_volume_beyond_the_size_limit_is_refused(tmp_path: Path) -> Non
 def test_row_61_endless_zeros_after_the_voxels_of_a_gzip_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nifti, "MAX_EXTRA_BYTES", 1000)
+    monkeypatch.setattr(nifti_stream, "MAX_EXTRA_BYTES", 1000)
     path = put(tmp_path, "a.nii.gz", gzip.compress(image_bytes() + bytes(10**6)))
     with pytest.raises(VolumeError, match="more than 1000 bytes follow"):
         read_volume(path)
@@ -692,7 +700,7 @@ def test_row_69_an_interrupted_write_keeps_the_old_file_and_leaves_nothing_else(
         raise KeyboardInterrupt
 
     old = put(tmp_path, "out.nii", b"old")
-    monkeypatch.setattr(nifti, "_write_stream", interrupted)
+    monkeypatch.setattr(nifti_write, "_write_stream", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_volume(old, voxels(), AFFINE)
     assert [path.name for path in tmp_path.iterdir()] == ["out.nii"] and old.read_bytes() == b"old"

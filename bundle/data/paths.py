@@ -1,0 +1,39 @@
+"""Names of volume files: pairs that belong together, and whether two names mean one file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def pair_paths(path: Path) -> tuple[Path, Path]:
+    """The header file and the image file; the same one unless the name ends with .hdr or .img."""
+    name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".img"):
+        return _sibling(path, "hdr"), path
+    if name.endswith(".hdr"):
+        return path, _sibling(path, "img")
+    return path, path
+
+
+def _sibling(path: Path, extension: str) -> Path:
+    """`scan.hdr` for `scan.img` and the reverse; letter case and a .gz ending may differ between the two."""
+    stem = path.name[: path.name.lower().rindex(".hdr" if extension == "img" else ".img")]
+    wanted = [f"{stem}.{extension}".casefold(), f"{stem}.{extension}.gz".casefold()]
+    with suppress(OSError):
+        found = [entry for entry in sorted(path.parent.iterdir()) if entry.name.casefold() in wanted]
+        if found:
+            return min(found, key=lambda entry: (entry.name[: len(stem)] != stem, wanted.index(entry.name.casefold())))
+    return path.with_name(f"{stem}.{extension}")
+
+
+def same_file(first: Path, second: Path) -> bool:
+    if os.path.realpath(first) == os.path.realpath(second):
+        return True
+    with suppress(OSError):
+        return os.path.samefile(first, second)
+    return False
