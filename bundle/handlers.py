@@ -15,9 +15,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data.utils import set_rnd
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 logger = logging.getLogger("iconet")
+
+SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
 def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
@@ -92,11 +95,16 @@ class TrainingCheckpoint:
             return
         states = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, obj in self.objects.items():
-            _bare(obj).load_state_dict(states[name])
+            state = states[name]
+            if isinstance(obj, LRScheduler):  # its length is that of this run, only its position is restored
+                state = {**obj.state_dict(), **{key: state[key] for key in SCHEDULE_POSITION if key in state}}
+            _bare(obj).load_state_dict(state)
         max_epochs = engine.state.max_epochs  # of this run: it may be asked to go on for longer
         engine.load_state_dict(states["trainer"])
         engine.state.max_epochs = max_epochs
         logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
+        if max_epochs is not None and engine.state.epoch >= max_epochs:
+            logger.warning("%d epochs were asked for and are done: nothing is trained", max_epochs)
 
 
 class BestModel:

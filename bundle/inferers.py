@@ -93,7 +93,7 @@ def _by_channel(slices: Tensor, network: Callable[[Tensor], Tensor], scale: int)
     batch, channels, height, width = slices.shape
     images = slices.reshape(batch * channels, 1, height, width)
     low, high = images.amin(dim=(1, 2, 3)), images.amax(dim=(1, 2, 3))
-    out = images.new_empty(batch * channels, 1, scale * height, scale * width)
+    out = images.new_empty((batch * channels, 1, scale * height, scale * width))
     out[:] = low[:, None, None, None]
     busy = (high > low).nonzero().squeeze(1)
     if busy.numel():

@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import logging
+import os
 import pickle
 import re
 import sys
@@ -20,7 +21,15 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Transform
 from torch import Tensor, nn
 
-from bundle.data import DatasetError, VolumeError, evaluation_datalist, inference_datalist, training_datalist
+from bundle.data import (
+    DatasetError,
+    VolumeError,
+    evaluation_datalist,
+    inference_datalist,
+    read_header,
+    training_datalist,
+)
+from bundle.networks import NETWORK_SIZES
 
 logger = logging.getLogger("iconet")
 
@@ -35,6 +44,35 @@ ENTRY_POINTS = {
 }
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(
+        ("amp", "data_consistency", "resume", "return_stages"), ("True or False", lambda v: isinstance(v, bool))
+    ),
+    **dict.fromkeys(
+        (
+            "slice_batch",
+            "epochs",
+            "updates_per_epoch",
+            "batch_size",
+            "patches_per_volume",
+            "patch_size",
+            "val_interval",
+        ),
+        ("a positive whole number", _is_count),
+    ),
+    "scale": ("2, 4 or 8", lambda v: type(v) is int and v in (2, 4, 8)),
+    "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
+    "network_size": (" or ".join(NETWORK_SIZES), lambda v: v in NETWORK_SIZES),
+    "device": ("a device of this machine, such as cpu or cuda", lambda v: _is_device(v)),
+    "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
+}
+"""Options whose value can be checked before anything is built: what to say, and the check."""
+
+
 def check_overrides() -> None:
     """Stop a bundle run whose command line named an option that the config does not use.
 
@@ -43,15 +81,33 @@ def check_overrides() -> None:
     entry point, is an error.
 
     Raises:
-        SystemExit: with one line that names the option and its nearest neighbour.
+        SystemExit: one line for each option that is unknown (with its nearest neighbour) or has a wrong value.
     """
     config = _running_config()
     if config is None:  # not inside ConfigWorkflow.run: there is no command line to check
         return
     unused = unused_keys(config)
-    if unused:
-        known = [key for key in config if key not in unused]
-        raise SystemExit("\n".join(_complaint(key, known) for key in unused))
+    known = [key for key in config if key not in unused]
+    complaints = [_complaint(key, known) for key in unused] + wrong_values(config)
+    if complaints:
+        raise SystemExit("\n".join(complaints))
+
+
+def wrong_values(config: dict[str, Any]) -> list[str]:
+    """One line for each option whose value cannot be meant; expressions (``$...``, ``@...``) are not looked at."""
+    given = {key: value for key, value in config.items() if key in ALLOWED}
+    literal = {key: v for key, v in given.items() if not (isinstance(v, str) and v.startswith(("$", "@", "%")))}
+    return [
+        f"--{key} {value}: must be {ALLOWED[key][0]}" for key, value in literal.items() if not ALLOWED[key][1](value)
+    ]
+
+
+def _is_device(name: Any) -> bool:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
 def unused_keys(config: dict[str, Any]) -> list[str]:
@@ -91,9 +147,38 @@ def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
     return wrapped
 
 
-inference_data = one_line_exit(inference_datalist)
-training_data = one_line_exit(training_datalist)
-evaluation_data = one_line_exit(evaluation_datalist)
+@one_line_exit
+def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
+    """:func:`bundle.data.inference_datalist`, once it is clear that results can be written and lie elsewhere."""
+    source, target = Path(dataset_dir).resolve(), Path(output_dir).resolve()
+    if source == target:
+        raise DatasetError(f"{dataset_dir}: input and output folder are the same; give another --output_dir")
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise DatasetError(
+            f"{output_dir}: cannot be written ({there} is no writable folder); give another --output_dir"
+        )
+    return inference_datalist(dataset_dir, exclude=output_dir)
+
+
+@one_line_exit
+def training_data(dataset_dir: str, split: str, split_file: str | None, seed: int) -> list[dict[str, str]]:
+    """:func:`bundle.data.training_datalist`, with every volume's dimension checked from its header."""
+    return _three_dimensional(training_datalist(dataset_dir, split, split_file, seed=seed))
+
+
+@one_line_exit
+def evaluation_data(dataset_dir: str, split: str, split_file: str | None) -> list[dict[str, str]]:
+    """:func:`bundle.data.evaluation_datalist`, with every volume's dimension checked from its header."""
+    return _three_dimensional(evaluation_datalist(dataset_dir, split, split_file))
+
+
+def _three_dimensional(items: list[dict[str, str]]) -> list[dict[str, str]]:
+    for item in items:
+        shape = read_header(item["image"]).get_data_shape()
+        if len(shape) != 3:
+            raise VolumeError(f"{item['image']}: {len(shape)} dimensions; training and evaluation take 3-D volumes")
+    return items
 
 
 class VolumesFailed(SystemExit):
@@ -133,7 +218,10 @@ def _run_on(evaluator: SupervisedEvaluator, loader: DataLoader) -> None:
     """Run an evaluator on other data than it was built with, whatever a run before this one left in its state."""
     evaluator.data_loader = loader
     evaluator.state.epoch, evaluator.state.iteration, evaluator.state.epoch_length = 0, 0, len(loader)
+    evaluator._internal_run_generator = None  # ignite keeps that of a failed run, and would only finish it
     evaluator.run()
+    if evaluator.state.iteration != len(loader):
+        raise RuntimeError("the evaluator did not run")
 
 
 def root_cause(error: BaseException) -> str:
@@ -158,7 +246,9 @@ def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.
     if weights is not None:
         path = Path(weights)
         if not path.is_file():
-            raise SystemExit(f"{path}: no such weights; train them, or choose a scale and size whose weights exist")
+            raise SystemExit(
+                f"{path}: no such weights; train them, choose a scale and size that have some, or give --bundle_root"
+            )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:

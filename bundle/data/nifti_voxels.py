@@ -81,7 +81,7 @@ def _check_finite(path: Path, layout: Layout, total: int, counts: tuple[int, int
     if nans + infs == total:
         fail(path, f"{found}: nothing is left", "get a sound copy of the volume")
     if nonfinite == "error":
-        fail(path, found, "repair the volume or have them set to zero (nonfinite='zero')")
+        fail(path, found, "repair the volume or have them set to zero (nonfinite zero)")
     layout.warnings.append(f"{found} are set to zero")
 
 

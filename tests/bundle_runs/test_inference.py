@@ -78,16 +78,18 @@ def test_bad_volumes_are_reported_and_the_rest_goes_on(tmp_path, run_bundle, wri
     write_nifti(folder / "negative.nii.gz", blob_volume((12, 13, 2), (5.0, 5.0, 1.0)) - 1000)
     write_nifti(folder / "constant.nii.gz", np.full((9, 8, 2), 37.25, np.float32))
     write_nifti(folder / "tiny.nii.gz", blob_volume((3, 2, 2), (1.0, 1.0, 1.0), sigma=1.0))
+    write_nifti(folder / "plane.nii.gz", blob_volume((10, 13), (5.0, 6.0)))
     write_nifti(folder / "series.nii.gz", np.stack([blob_volume((10, 12, 2), (4.0, 6.0, 1.0))] * 3, -1))
     done = run_bundle("inference", "inference.json", dataset_dir=folder, output_dir=tmp_path / "out", device="cpu")
     assert done.returncode == 1
-    summary = done.stderr[done.stderr.index("3 of 8 volumes failed") :]
+    summary = done.stderr[done.stderr.index("3 of 9 volumes failed") :]
     assert all(name in summary for name in ("cut.nii.gz", "empty.nii", "nan.nii.gz"))
     assert "Traceback" not in done.stderr
     results = {p.name: nib.load(p) for p in (tmp_path / "out").iterdir()}
-    assert sorted(results) == [f"{n}_SRx2.nii.gz" for n in ("constant", "good", "negative", "series", "tiny")]
+    assert sorted(results) == [f"{n}_SRx2.nii.gz" for n in ("constant", "good", "negative", "plane", "series", "tiny")]
     assert np.all(results["constant_SRx2.nii.gz"].get_fdata() == 37.25)
     assert results["series_SRx2.nii.gz"].shape == (20, 24, 2, 3)
+    assert results["plane_SRx2.nii.gz"].shape == (20, 26)
     assert results["tiny_SRx2.nii.gz"].shape == (6, 4, 2)
     assert results["negative_SRx2.nii.gz"].get_fdata().mean() == pytest.approx(
         nib.load(folder / "negative.nii.gz").get_fdata().mean(), rel=0.01
@@ -109,6 +111,24 @@ def test_a_mistyped_option_is_an_error_that_names_the_right_one(tmp_path, run_bu
     assert "unknown option --slice_axes" in done.stderr
     assert "--slice_axis?" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_one_folder_for_input_and_output_is_refused(tmp_path, run_bundle, write_nifti):
+    write_nifti(tmp_path / "x.nii.gz", blob_volume((9, 9, 2), (4.0, 4.0, 1.0)))
+    done = run_bundle("inference", "inference.json", dataset_dir=tmp_path, output_dir=tmp_path, device="cpu")
+    assert done.returncode == 1
+    assert "input and output folder are the same" in done.stderr.strip().splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.nii.gz"]
+
+
+def test_nan_can_be_set_to_zero_on_request(tmp_path, run_bundle, write_nifti):
+    volume = blob_volume((12, 12, 2), (5.0, 5.0, 0.0))
+    volume[3, 4, 1] = np.nan
+    write_nifti(tmp_path / "in" / "x.nii.gz", volume)
+    options = {"dataset_dir": tmp_path / "in", "output_dir": tmp_path / "out", "nonfinite": "zero", "device": "cpu"}
+    done = run_bundle("inference", "inference.json", **options)
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(nib.load(tmp_path / "out" / "x_SRx2.nii.gz").get_fdata()).all()
 
 
 def test_weights_of_another_scale_are_refused(tmp_path, run_bundle, bundle_root):
