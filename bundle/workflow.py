@@ -44,6 +44,14 @@ ENTRY_POINTS = {
 }
 
 
+def _is_device(name: Any) -> bool:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        return False
+    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
@@ -67,7 +75,7 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scale": ("2, 4 or 8", lambda v: type(v) is int and v in (2, 4, 8)),
     "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
     "network_size": (" or ".join(NETWORK_SIZES), lambda v: v in NETWORK_SIZES),
-    "device": ("a device of this machine, such as cpu or cuda", lambda v: _is_device(v)),
+    "device": ("a device of this machine, such as cpu or cuda", _is_device),
     "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
 }
 """Options whose value can be checked before anything is built: what to say, and the check."""
@@ -100,14 +108,6 @@ def wrong_values(config: dict[str, Any]) -> list[str]:
     return [
         f"--{key} {value}: must be {ALLOWED[key][0]}" for key, value in literal.items() if not ALLOWED[key][1](value)
     ]
-
-
-def _is_device(name: Any) -> bool:
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        return False
-    return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
 def unused_keys(config: dict[str, Any]) -> list[str]:

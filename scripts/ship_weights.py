@@ -26,10 +26,8 @@ ASSUMES = {
 }
 
 
-def curves(run: Path, points: int = 200) -> dict[str, list[list[float]]]:
-    """Scalar series of the run's TensorBoard files as [step, value], long ones averaged to at most ``points``."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
+def curves(events: EventAccumulator, points: int = 200) -> dict[str, list[list[float]]]:
+    """Scalar series of TensorBoard events as [step, value], long ones averaged to at most ``points``."""
     series = {}
     for tag in events.Tags()["scalars"]:
         pairs = [(e.step, e.value) for e in events.Scalars(tag)]
@@ -39,10 +37,8 @@ def curves(run: Path, points: int = 200) -> dict[str, list[list[float]]]:
     return series
 
 
-def hours(run: Path) -> float:
-    """Time between the first and the last event of the run."""
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
-    events.Reload()
+def hours(events: EventAccumulator) -> float:
+    """Time between the first and the last event."""
     times = [e.wall_time for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
     return round((max(times) - min(times)) / 3600, 2)
 
@@ -61,6 +57,8 @@ def main() -> None:
     shutil.copyfile(args.run / "model.pt", args.weights)
     state = torch.load(args.run / "last.pt", map_location="cpu", weights_only=True)
     best = state["best_model"]
+    events = EventAccumulator(str(args.run), size_guidance={"scalars": 0})
+    events.Reload()
     record = {
         "weights": args.weights.name,
         "sha256": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
@@ -69,13 +67,13 @@ def main() -> None:
         "command": args.command,
         "data": args.data,
         "machine": args.machine,
-        "hours": hours(args.run),
+        "hours": hours(events),
         "commit": args.commit,
         "note": args.note,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
         "best_epoch": best["epoch"],
         "best_validation_psnr": round(best["value"], 4),
-        "curves": curves(args.run),
+        "curves": curves(events),
     }
     folder = args.weights.parent / "training"
     folder.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bundle.ops import native
+from bundle.ops.scan_reference import parameter_shapes
 
 __all__ = ["selective_scan_2d_native"]
 
@@ -81,16 +82,7 @@ def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tenso
     for name, t in tensors.items():
         if t.dtype != torch.float32 or t.device.type != "cpu":
             raise TypeError(f"the native scan takes float32 tensors on the CPU, {name} is {t.dtype} on {t.device}")
-    batch, height, width, channels = x.shape
-    n_state, rank = A.shape[2], dt_weight.shape[2]
-    expected = {
-        "proj": (batch, height, width, 4, rank + 2 * n_state),
-        "dt_weight": (4, channels, rank),
-        "dt_bias": (4, channels),
-        "A": (4, channels, n_state),
-        "D": (4, channels),
-    }
-    for name, shape in expected.items():
+    for name, shape in parameter_shapes(x, dt_weight, A).items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
 

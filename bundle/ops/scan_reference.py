@@ -18,6 +18,18 @@ def scan_orders(height: int, width: int, device: torch.device | None = None) -> 
     return torch.stack([rows, cols, rows.flip(0), cols.flip(0)])
 
 
+def parameter_shapes(x: Tensor, dt_weight: Tensor, A: Tensor) -> dict[str, tuple[int, ...]]:
+    """Shapes that go with x (B, H, W, Di), dt_weight (4, Di, R) and A (4, Di, N), by argument name."""
+    channels, rank, state = x.shape[3], dt_weight.shape[2], A.shape[2]
+    return {
+        "proj": (*x.shape[:3], 4, rank + 2 * state),
+        "dt_weight": (4, channels, rank),
+        "dt_bias": (4, channels),
+        "A": (4, channels, state),
+        "D": (4, channels),
+    }
+
+
 def selective_scan_2d_reference(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> Tensor:

@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bundle.ops.scan_reference import parameter_shapes
+
 try:
     import triton
     import triton.language as tl
@@ -557,15 +559,7 @@ def _check(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tenso
             raise TypeError(f"the Triton scan takes tensors on one CUDA device, {name} is on {t.device}")
     if x.ndim != 4 or dt_weight.ndim != 3 or A.ndim != 3 or min(t.numel() for t in given.values()) == 0:
         raise ValueError("the scan takes x (B, H, W, Di), dt_weight (4, Di, R) and A (4, Di, N), none of them empty")
-    channels, rank, state = x.shape[3], dt_weight.shape[2], A.shape[2]
-    wanted = {
-        "proj": (*x.shape[:3], 4, rank + 2 * state),
-        "dt_weight": (4, channels, rank),
-        "dt_bias": (4, channels),
-        "A": (4, channels, state),
-        "D": (4, channels),
-    }
-    for name, shape in wanted.items():
+    for name, shape in parameter_shapes(x, dt_weight, A).items():
         if given[name].shape != shape:
             raise ValueError(f"{name} must be {shape} for x {tuple(x.shape)}, and is {tuple(given[name].shape)}")
 

@@ -31,6 +31,32 @@ def _centred_spectrum(image: Tensor) -> Tensor:
     return torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
 
 
+def _cropped(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """Centre of a centred spectrum, scaled so that the image keeps its mean."""
+    rows, cols = spectrum.shape[-2], spectrum.shape[-1]
+    h, w = size
+    if not (1 <= h <= rows and 1 <= w <= cols):
+        raise ValueError(f"cannot keep {h}x{w} samples of a {rows}x{cols} k-space")
+    top, left = rows // 2 - h // 2, cols // 2 - w // 2
+    return spectrum[..., top : top + h, left : left + w] * (h * w / (rows * cols))
+
+
+def _padded(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """A centred spectrum amid zeros, scaled so that the image keeps its mean."""
+    h, w = spectrum.shape[-2], spectrum.shape[-1]
+    rows, cols = size
+    if rows < h or cols < w:
+        raise ValueError(f"cannot zero-fill a {h}x{w} k-space to {rows}x{cols}")
+    top, left = rows // 2 - h // 2, cols // 2 - w // 2
+    margins = (left, cols - w - left, top, rows - h - top)
+    return torch.nn.functional.pad(spectrum, margins) * (rows * cols / (h * w))
+
+
+def _image_of(spectrum: Tensor) -> Tensor:
+    """Complex image of a centred spectrum."""
+    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)))
+
+
 def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Keep the central ``size`` samples of k-space.
 
@@ -45,13 +71,7 @@ def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: if ``size`` does not fit in the image.
     """
     _check_image(image)
-    rows, cols = image.shape[-2], image.shape[-1]
-    h, w = size
-    if not (1 <= h <= rows and 1 <= w <= cols):
-        raise ValueError(f"cannot keep {h}x{w} samples of a {rows}x{cols} k-space")
-    top, left = rows // 2 - h // 2, cols // 2 - w // 2
-    kept = _centred_spectrum(image)[..., top : top + h, left : left + w]
-    return torch.fft.ifft2(torch.fft.ifftshift(kept, dim=(-2, -1))) * (h * w / (rows * cols))
+    return _image_of(_cropped(_centred_spectrum(image), size))
 
 
 def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -68,14 +88,7 @@ def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
         complex image of shape ``(..., H, W)`` with the mean of the input.
     """
     _check_image(image)
-    h, w = image.shape[-2], image.shape[-1]
-    rows, cols = size
-    if rows < h or cols < w:
-        raise ValueError(f"cannot zero-fill a {h}x{w} k-space to {rows}x{cols}")
-    top, left = rows // 2 - h // 2, cols // 2 - w // 2
-    margins = (left, cols - w - left, top, rows - h - top)
-    filled = torch.nn.functional.pad(_centred_spectrum(image), margins)
-    return torch.fft.ifft2(torch.fft.ifftshift(filled, dim=(-2, -1))) * (rows * cols / (h * w))
+    return _image_of(_padded(_centred_spectrum(image), size))
 
 
 def truncate(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -119,13 +132,12 @@ def restore_measured(image: Tensor, measured: Tensor) -> Tensor:
     """
     height, width = image.shape[-2], image.shape[-1]
     h, w = measured.shape[-2], measured.shape[-1]
-    missing = _centred_spectrum(measured - truncate_kspace(image, (h, w)))
+    missing = _centred_spectrum(measured) - _cropped(_centred_spectrum(image), (h, w))
     unpaired = torch.zeros(h, w, dtype=torch.bool, device=image.device)
     unpaired[0] |= h % 2 == 0 and h < height
     unpaired[:, 0] |= w % 2 == 0 and w < width
     missing = torch.where(unpaired, 2.0 * missing, missing)
-    correction = torch.fft.ifft2(torch.fft.ifftshift(missing, dim=(-2, -1)))
-    return image + zero_fill(correction, (height, width)).real.to(image.dtype)
+    return image + _image_of(_padded(missing, (height, width))).real.to(image.dtype)
 
 
 def cosine_taper(n: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
@@ -158,11 +170,10 @@ def smooth_truncate(image: Tensor, size: tuple[int, int], fraction: float = 0.25
         real image of shape ``(..., h, w)`` with the mean of the input.
     """
     _check_image(image)
-    small = truncate_kspace(image, size)
-    spectrum = _centred_spectrum(small)
+    spectrum = _cropped(_centred_spectrum(image), size)
     for axis, n in ((-2, size[0]), (-1, size[1])):
         if n == image.shape[axis]:
             continue
         window = cosine_taper(n, fraction, device=image.device).to(spectrum.real.dtype)
         spectrum = spectrum * (window[:, None] if axis == -2 else window)
-    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).real
+    return _image_of(spectrum).real
