@@ -9,23 +9,30 @@ import torch
 from monai.inferers import Inferer, SimpleInferer, SliceInferer
 from torch import Tensor
 
-from bundle.physics import restore_measured
+from bundle.physics import restore_magnitude, restore_measured
 from bundle.transforms._axes import check_slice_axis, in_plane_axes
 
 
 class StageInferer(SimpleInferer):
-    """Ask an :class:`bundle.networks.ICONet` for every stage, as the multi-stage loss needs.
+    """Ask a network for every stage, as the multi-stage loss needs.
 
     Args:
         return_stages: ``False`` asks for the last image alone (single-stage supervision).
+        data_consistency: give the last image a second time, after data consistency with the input, so that the loss
+            trains through that step too: what the network makes beyond the measured band then counts for more.
     """
 
-    def __init__(self, return_stages: bool = True) -> None:
+    def __init__(self, return_stages: bool = True, data_consistency: bool = False) -> None:
         super().__init__()
-        self.return_stages = return_stages
+        if data_consistency and not return_stages:
+            raise ValueError("training through data consistency adds to the stages: it needs return_stages=True")
+        self.return_stages, self.data_consistency = return_stages, data_consistency
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return network(inputs, *args, return_stages=self.return_stages, **kwargs)
+        out = network(inputs, *args, return_stages=self.return_stages, **kwargs)
+        if self.data_consistency:
+            out.super_resolved.append(restore_magnitude(out.super_resolved[-1], inputs))
+        return out
 
 
 class VolumeInferer(Inferer):
@@ -39,26 +46,31 @@ class VolumeInferer(Inferer):
         slice_axis: axis (0, 1, 2) of a volume that runs over slices.
         slice_batch: slices per call of the network.
         progress: show a progress bar over the batches of slices.
-        data_consistency: put the k-space of each input slice back into its result, whose truncation then is the
-            input again; the mean is kept exactly (:func:`bundle.physics.restore_measured`). The paper has no such step.
+        data_consistency: how far the k-space of each input slice is put back into its result: 1 (or ``True``) wholly,
+            0 not at all (the paper has no such step), between them in part. An input without negative values is taken
+            for a magnitude image (:func:`bundle.physics.restore_magnitude`), else for a signed one
+            (:func:`bundle.physics.restore_measured`).
     """
 
     def __init__(
-        self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False, data_consistency: bool = True
+        self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False, data_consistency: float = 1.0
     ) -> None:
         super().__init__()
         self.slice_axis = check_slice_axis(slice_axis)
         if slice_batch < 1:
             raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
-        self.slice_batch, self.progress, self.data_consistency = slice_batch, progress, data_consistency
+        if not 0.0 <= data_consistency <= 1.0:
+            raise ValueError(f"data_consistency is a weight from 0 to 1, got {data_consistency}")
+        self.slice_batch, self.progress, self.data_consistency = slice_batch, progress, float(data_consistency)
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Returns the volume with its in-plane axes ``scale`` times longer."""
+        restore = restore_magnitude if bool((inputs >= 0).all()) else restore_measured
 
         def super_resolve(batch: Tensor) -> Tensor:
             out = network(batch, *args, **kwargs)
-            return restore_measured(out, batch) if self.data_consistency else out
+            return restore(out, batch, self.data_consistency) if self.data_consistency else out
 
         def by_slice(slices: Tensor) -> Tensor:
             return _by_channel(slices, super_resolve, _scale_of(network))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from bundle.ops import patch_match
 
@@ -30,12 +31,17 @@ class SRRecFusion(nn.Module):
     Args:
         features: channels of both branches.
         match_features: channels of queries and keys (default: ``features``); the cost of the search grows with it.
+        match_stride: side of the blocks of pixels that are matched as one. 1 matches every pixel, as in the paper; 2
+            compares 3x3 blocks of 2x2 pixels, a quarter of the queries with a quarter of the keys.
     """
 
-    def __init__(self, features: int, match_features: int | None = None) -> None:
+    def __init__(self, features: int, match_features: int | None = None, match_stride: int = 1) -> None:
         super().__init__()
+        if match_stride < 1:
+            raise ValueError(f"match_stride must be at least 1, got {match_stride}")
         matched = match_features or features
         self.widths = [matched, matched, features]
+        self.match_stride = match_stride
         self.sr_maps = nn.Linear(features, 2 * matched + features)
         self.rec_maps = nn.Linear(features, 2 * matched + features)
         self.attention = SemanticAttentionBlock()
@@ -46,7 +52,21 @@ class SRRecFusion(nn.Module):
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
-            [self.attention(query_sr, key_rec, value_rec), self.attention(query_rec, key_sr, value_sr)], dim=-1
+            [self._attend(query_sr, key_rec, value_rec), self._attend(query_rec, key_sr, value_sr)], dim=-1
         )
         sab_sr, sab_rec = (transferred * torch.sigmoid(self.confidence(transferred))).chunk(2, dim=-1)
         return sab_sr + sab_rec
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.match_stride == 1:
+            return self.attention(query, key, value)
+        stride, height, width = self.match_stride, query.shape[1], query.shape[2]
+        blocks = self.attention(_blocks(query, stride), _blocks(key, stride), _blocks(value, stride))
+        return pixel_shuffle(blocks.permute(0, 3, 1, 2), stride)[:, :, :height, :width].permute(0, 2, 3, 1)
+
+
+def _blocks(features: Tensor, stride: int) -> Tensor:
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), stride^2 C); the last row and column are repeated."""
+    below, right = -features.shape[1] % stride, -features.shape[2] % stride
+    image = pad(features.permute(0, 3, 1, 2), [0, right, 0, below], mode="replicate")
+    return pixel_unshuffle(image, stride).permute(0, 2, 3, 1).contiguous()

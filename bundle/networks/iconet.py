@@ -77,6 +77,7 @@ class ICONetStage(nn.Module):
         d_state: int,
         expand: float,
         match_features: int | None,
+        match_stride: int,
         upsampler: str,
         reconstruction: bool,
         fusion: bool,
@@ -87,7 +88,7 @@ class ICONetStage(nn.Module):
         self.rec_branch = Branch(channels, features, num_blocks, d_state, expand) if reconstruction else None
         self.rec_head = ResidualHead(features, channels, 1, upsampler) if reconstruction else None
         self.sr_branch = Branch(channels, features, num_blocks, d_state, expand)
-        self.fusion = SRRecFusion(features, match_features) if reconstruction and fusion else None
+        self.fusion = SRRecFusion(features, match_features, match_stride) if reconstruction and fusion else None
         self.sr_head = ResidualHead(features, channels, 2, upsampler)
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -120,7 +121,7 @@ class ICONet(nn.Module):
         features: feature maps.
         num_blocks: RSCFL modules per branch (the paper's N).
         d_state, expand: of the selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
-        match_features: channels of the fusion's queries and keys, ``None`` for ``features``.
+        match_features, match_stride: of the fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
         upsampler: ``pixelshuffle`` or ``pixelshuffledirect`` (lighter).
         reconstruction: ``False`` removes the reconstruction branch and with it the fusion (Table IV).
         fusion: ``False`` removes the fusion (Table IV).
@@ -140,6 +141,7 @@ class ICONet(nn.Module):
         d_state: int = 16,
         expand: float = 2.0,
         match_features: int | None = None,
+        match_stride: int = 1,
         upsampler: str = "pixelshuffle",
         reconstruction: bool = True,
         fusion: bool = True,
@@ -167,6 +169,7 @@ class ICONet(nn.Module):
                 d_state,
                 expand,
                 match_features,
+                match_stride,
                 upsampler,
                 reconstruction,
                 fusion,
@@ -212,6 +215,7 @@ NETWORK_SIZES: dict[str, dict[str, Any]] = {
         "d_state": 4,
         "expand": 1.5,
         "match_features": 8,
+        "match_stride": 2,
         "upsampler": "pixelshuffledirect",
     },
 }

@@ -1,9 +1,9 @@
 """k-space and grid mathematics on plain tensors: no MONAI, no files, nothing above this folder."""
 
+from bundle.physics.consistency import consistency_residual, restore_magnitude, restore_measured
 from bundle.physics.grid import divisible_size, lowres_affine, superres_affine
 from bundle.physics.kspace import (
     fourier_upsample,
-    restore_measured,
     smooth_truncate,
     truncate,
     truncate_kspace,
@@ -12,10 +12,12 @@ from bundle.physics.kspace import (
 from bundle.physics.shift import measure_grid_shift
 
 __all__ = [
+    "consistency_residual",
     "divisible_size",
     "fourier_upsample",
     "lowres_affine",
     "measure_grid_shift",
+    "restore_magnitude",
     "restore_measured",
     "smooth_truncate",
     "superres_affine",

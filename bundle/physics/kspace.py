@@ -116,30 +116,6 @@ def fourier_upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
     return filled if image.is_complex() else filled.real
 
 
-def restore_measured(image: Tensor, measured: Tensor) -> Tensor:
-    """Data consistency: put the measured k-space samples back into a super-resolved image.
-
-    The result is the real image nearest to ``image`` whose truncation is ``measured``:
-    ``truncate_kspace(restore_measured(x, m), size) == m``. For an even size the Nyquist row is measured without its
-    partner; the partner is set with it (as its conjugate), else the real part would hold half of what was measured.
-
-    Args:
-        image: real, ``(..., H, W)``.
-        measured: real, ``(..., h, w)``, at most ``(H, W)``.
-
-    Returns:
-        real image ``(..., H, W)``.
-    """
-    height, width = image.shape[-2], image.shape[-1]
-    h, w = measured.shape[-2], measured.shape[-1]
-    missing = _centred_spectrum(measured) - _cropped(_centred_spectrum(image), (h, w))
-    unpaired = torch.zeros(h, w, dtype=torch.bool, device=image.device)
-    unpaired[0] |= h % 2 == 0 and h < height
-    unpaired[:, 0] |= w % 2 == 0 and w < width
-    missing = torch.where(unpaired, 2.0 * missing, missing)
-    return image + _image_of(_padded(missing, (height, width))).real.to(image.dtype)
-
-
 def cosine_taper(n: int, fraction: float, *, device: torch.device | None = None) -> Tensor:
     """Window over ``n`` centred k-space samples: 1 inside, falling to 0 at Nyquist over ``fraction`` of the half band.
 

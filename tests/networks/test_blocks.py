@@ -107,6 +107,22 @@ def literal_fusion(block: SRRecFusion, f_sr: Tensor, f_rec: Tensor) -> Tensor:
     return f_sab_sr * sac[..., :half] + f_sab_rec * sac[..., half:]
 
 
+def literal_block_sab(query: Tensor, key: Tensor, value: Tensor, stride: int) -> Tensor:
+    """Attention between blocks of stride x stride pixels, each block written out as one long pixel."""
+
+    def blocks(x: Tensor) -> Tensor:
+        rows = torch.arange(-(-x.shape[1] // stride) * stride).clamp(max=x.shape[1] - 1)
+        cols = torch.arange(-(-x.shape[2] // stride) * stride).clamp(max=x.shape[2] - 1)
+        x = x[:, rows][:, :, cols]
+        return torch.cat([x[:, i::stride, j::stride] for i in range(stride) for j in range(stride)], dim=-1)
+
+    long = literal_sab(blocks(query), blocks(key), blocks(value))
+    out = long.new_zeros(long.shape[0], stride * long.shape[1], stride * long.shape[2], value.shape[-1])
+    for n, part in enumerate(long.chunk(stride * stride, dim=-1)):
+        out[:, n // stride :: stride, n % stride :: stride] = part
+    return out[:, : query.shape[1], : query.shape[2]]
+
+
 # ----------------------------------------------------------------------------------------------------------- blocks
 
 
@@ -150,6 +166,22 @@ def test_the_fusion_is_equation_7(match_features: int | None) -> None:
     block = make(SRRecFusion, 8, match_features)
     f_sr, f_rec = normals(seed=1), normals(seed=2)
     assert torch.allclose(block(f_sr, f_rec), literal_fusion(block, f_sr, f_rec))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (5, 7), (1, 2)])
+def test_matching_by_blocks_is_the_attention_of_blocks(size: tuple[int, int]) -> None:
+    block = make(SRRecFusion, 8, 3, 2)
+    query, key, value = normals((2, *size, 3), 1), normals((2, *size, 3), 2), normals((2, *size, 8), 3)
+    assert torch.allclose(block._attend(query, key, value), literal_block_sab(query, key, value, 2))
+    f = normals((2, *size, 8))
+    assert block(f, f).shape == f.shape
+
+
+def test_the_stride_changes_no_weight() -> None:
+    one, two = make(SRRecFusion, 8), make(SRRecFusion, 8, None, 2)
+    two.load_state_dict(one.state_dict())
+    with pytest.raises(ValueError, match="match_stride"):
+        SRRecFusion(8, match_stride=0)
 
 
 def test_the_fusion_tells_its_branches_apart() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bundle.physics import (
     fourier_upsample,
-    restore_measured,
     smooth_truncate,
     truncate,
     truncate_kspace,
@@ -156,39 +155,6 @@ def test_complex_images_stay_complex_when_upsampled() -> None:
     assert torch.allclose(fourier_upsample(x, (8, 10)), zero_fill(x, (8, 10)))
 
 
-# -------------------------------------------------------------------------------------------------- data consistency
-
-
-@few
-@given(sizes=small_and_large(), seed=seeds)
-def test_truncating_the_restored_image_gives_what_was_measured(sizes: tuple[Size, Size], seed: int) -> None:
-    small, large = sizes
-    image, measured = random_image(large, seed), random_image(small, seed + 1)
-    out = restore_measured(image, measured)
-    assert out.shape == image.shape and not out.is_complex()
-    assert torch.allclose(truncate_kspace(out, small), measured.to(torch.complex128), atol=1e-10)
-    assert torch.allclose(out.mean(), measured.mean())
-    assert torch.allclose(restore_measured(out, measured), out)
-
-
-@few
-@given(sizes=small_and_large(), seed=seeds)
-def test_restoring_leaves_all_frequencies_alone_that_were_not_measured(sizes: tuple[Size, Size], seed: int) -> None:
-    small, large = sizes
-    image = random_image(large, seed)
-    change = torch.fft.fft2(restore_measured(image, random_image(small, seed + 1)) - image)
-    measured = torch.zeros(large, dtype=torch.bool)
-    rows, cols = ([(i - n // 2) % size for i in range(n)] for n, size in zip(small, large, strict=True))
-    measured[torch.tensor(rows)[:, None], torch.tensor(cols)] = True
-    partner = measured.flip(0, 1).roll((1, 1), dims=(0, 1))  # -k for every k
-    assert bool((change[~(measured | partner)].abs() < 1e-8).all())
-
-
-def test_an_image_that_agrees_with_the_measurement_is_not_changed() -> None:
-    image = waves((12, 15), below_nyquist((6, 5)), seed=2)
-    assert torch.allclose(restore_measured(image, truncate_kspace(image, (6, 5)).real), image)
-
-
 # --------------------------------------------------------------------------------------------- the smooth target
 
 
@@ -258,10 +224,6 @@ OPERATORS: dict[str, tuple[Callable[[Tensor], Tensor], Size]] = {
     "smooth_truncate": (lambda x: smooth_truncate(x, (3, 4)), (6, 5)),
     "zero_fill": (lambda x: zero_fill(x, (7, 8)), (4, 5)),
     "fourier_upsample": (lambda x: fourier_upsample(x, (7, 8)), (4, 5)),
-    "restore_measured": (
-        lambda x: restore_measured(torch.ones(7, 8, dtype=torch.promote_types(x.dtype, torch.float32)), x),
-        (4, 5),
-    ),
 }
 operators = pytest.mark.parametrize("name", OPERATORS)
 

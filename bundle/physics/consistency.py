@@ -1,0 +1,76 @@
+"""Data consistency: the measured k-space of a low-resolution image put back into its super-resolved one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bundle.physics.kspace import _centred_spectrum, _cropped, _image_of, _padded, truncate
+
+
+def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Tensor:
+    """Put measured k-space samples back into an image.
+
+    With ``weight`` 1 the result is the real image nearest to ``image`` whose truncation is ``measured``:
+    ``truncate_kspace(restore_measured(x, m), size) == m``. For an even size the Nyquist row is measured without its
+    partner; the partner is set with it (as its conjugate), else the real part would hold half of what was measured.
+
+    Args:
+        image: real, ``(..., H, W)``.
+        measured: ``(..., h, w)``, at most ``(H, W)``; real, or complex as :func:`bundle.physics.truncate_kspace` gives
+            it (then only what a real image can hold of it is restored).
+        weight: part of the way to the measured samples, in [0, 1].
+
+    Returns:
+        real image ``(..., H, W)``.
+    """
+    return image + _correction(_centred_spectrum(image), measured, weight).to(image.dtype)
+
+
+def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> Tensor:
+    """Data consistency with a magnitude image, the degradation of the project.
+
+    The magnitude has lost its sign, which is negative where truncation rings below zero, and the phase that an unpaired
+    Nyquist row gives. Both are taken from ``image`` truncated in the same way, then :func:`restore_measured`. Treating
+    the magnitude itself as measured would put its rectified ringing back.
+
+    Args:
+        image: real, ``(..., H, W)``.
+        magnitude: real and non-negative, ``(..., h, w)``.
+        weight: part of the way to the measured samples, in [0, 1].
+
+    Returns:
+        real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
+    """
+    spectrum = _centred_spectrum(image)
+    own = _image_of(_cropped(spectrum, (magnitude.shape[-2], magnitude.shape[-1])))
+    size = own.abs()
+    phase = torch.where(size > 0, own / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
+    return image + _correction(spectrum, magnitude * phase, weight).to(image.dtype)
+
+
+def _correction(spectrum: Tensor, measured: Tensor, weight: float) -> Tensor:
+    """Real image (..., H, W) to add to the one of a centred spectrum, see :func:`restore_measured`."""
+    height, width = spectrum.shape[-2], spectrum.shape[-1]
+    h, w = measured.shape[-2], measured.shape[-1]
+    missing = _centred_spectrum(measured) - _cropped(spectrum, (h, w))
+    unpaired = torch.zeros(h, w, dtype=torch.bool, device=spectrum.device)
+    unpaired[0] |= h % 2 == 0 and h < height
+    unpaired[:, 0] |= w % 2 == 0 and w < width
+    missing = weight * torch.where(unpaired, 2.0 * missing, missing)
+    return _image_of(_padded(missing, (height, width))).real
+
+
+def consistency_residual(image: Tensor, measured: Tensor) -> float:
+    """How far an image is from what was measured: ``||truncate(image) - |measured||| / ||measured||``.
+
+    Args:
+        image: real, ``(..., H, W)``.
+        measured: real, ``(..., h, w)``: a magnitude image, or a signed one.
+
+    Returns:
+        relative error over all slices; 0 where ``measured`` is zero everywhere and ``image`` agrees.
+    """
+    own = truncate(image, (measured.shape[-2], measured.shape[-1])).double()
+    measured = measured.double().abs()
+    return float((own - measured).norm() / measured.norm().clamp(min=torch.finfo(torch.float64).tiny))

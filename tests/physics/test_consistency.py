@@ -1,0 +1,171 @@
+"""Data consistency: what was measured comes back, what was not stays, and lost signs are found again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bundle.physics import (
+    consistency_residual,
+    fourier_upsample,
+    restore_magnitude,
+    restore_measured,
+    truncate,
+    truncate_kspace,
+)
+
+few = settings(max_examples=20, deadline=None)
+Size = tuple[int, int]
+seeds = st.integers(0, 2**31)
+sizes_of_any_parity = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+    lambda small: st.tuples(st.just(small), st.tuples(*(st.integers(n, n + 12) for n in small)))
+)
+
+
+def random_image(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def box(size: int = 48) -> Tensor:
+    """Bright box on nothing: its truncation rings below zero all around."""
+    image = torch.zeros(size, size, dtype=torch.float64)
+    image[size // 4 : size // 2 + 1, size // 3 : 3 * size // 4] = 1.0
+    return image
+
+
+# ------------------------------------------------------------------------------------------------- signed measurement
+
+
+@few
+@given(sizes=sizes_of_any_parity, seed=seeds)
+def test_truncating_the_restored_image_gives_what_was_measured(sizes: tuple[Size, Size], seed: int) -> None:
+    small, large = sizes
+    image, measured = random_image(large, seed), random_image(small, seed + 1)
+    out = restore_measured(image, measured)
+    assert out.shape == image.shape and not out.is_complex()
+    assert torch.allclose(truncate_kspace(out, small), measured.to(torch.complex128), atol=1e-10)
+    assert torch.allclose(out.mean(), measured.mean())
+    assert torch.allclose(restore_measured(out, measured), out)
+
+
+@few
+@given(sizes=sizes_of_any_parity, seed=seeds)
+def test_restoring_leaves_all_frequencies_alone_that_were_not_measured(sizes: tuple[Size, Size], seed: int) -> None:
+    small, large = sizes
+    image = random_image(large, seed)
+    change = torch.fft.fft2(restore_measured(image, random_image(small, seed + 1)) - image)
+    measured = torch.zeros(large, dtype=torch.bool)
+    rows, cols = ([(i - n // 2) % size for i in range(n)] for n, size in zip(small, large, strict=True))
+    measured[torch.tensor(rows)[:, None], torch.tensor(cols)] = True
+    partner = measured.flip(0, 1).roll((1, 1), dims=(0, 1))  # -k for every k
+    assert bool((change[~(measured | partner)].abs() < 1e-8).all())
+
+
+def test_an_image_that_agrees_with_the_measurement_is_not_changed() -> None:
+    image = fourier_upsample(random_image((5, 7)), (12, 15))
+    assert torch.allclose(restore_measured(image, truncate_kspace(image, (6, 7)).real), image)
+
+
+@pytest.mark.parametrize("restore", [restore_measured, restore_magnitude])
+def test_a_weight_goes_that_part_of_the_way(restore) -> None:
+    image, measured = random_image((8, 9)), random_image((4, 5), 1).abs()
+    whole = restore(image, measured)
+    assert torch.equal(restore(image, measured, 0.0), image)
+    assert torch.allclose(restore(image, measured, 0.25), 0.75 * image + 0.25 * whole)
+
+
+# ---------------------------------------------------------------------------------------------- magnitude measurement
+
+
+@few
+@given(sizes=sizes_of_any_parity, seed=seeds)
+def test_the_truth_is_consistent_with_its_own_magnitude(sizes: tuple[Size, Size], seed: int) -> None:
+    small, large = sizes
+    truth = random_image(large, seed)
+    magnitude = truncate(truth, small)
+    assert torch.allclose(restore_magnitude(truth, magnitude), truth)
+    assert consistency_residual(truth, magnitude) < 1e-12
+
+
+@few
+@given(sizes=sizes_of_any_parity, seed=seeds, gain=st.floats(0.2, 5.0))
+def test_a_wrong_gain_is_mended_wholly_also_where_the_signal_is_negative(
+    sizes: tuple[Size, Size], seed: int, gain: float
+) -> None:
+    small, large = sizes
+    truth = random_image(large, seed)
+    out = restore_magnitude(gain * truth, truncate(truth, small))
+    assert torch.allclose(truncate_kspace(out, small), truncate_kspace(truth, small), atol=1e-9)
+
+
+@few
+@given(sizes=sizes_of_any_parity, seed=seeds)
+def test_an_image_never_ends_further_from_the_measured_magnitude(sizes: tuple[Size, Size], seed: int) -> None:
+    small, large = sizes
+    image, magnitude = random_image(large, seed), random_image(small, seed + 1).abs()
+    before, after = (consistency_residual(x, magnitude) for x in (image, restore_magnitude(image, magnitude)))
+    assert after <= before + 1e-12
+
+
+@pytest.mark.parametrize("n", [12, 13, 24])
+def test_signs_from_a_fair_estimate_beat_taking_the_magnitude_for_the_signal(n: int) -> None:
+    truth = box()
+    magnitude = truncate(truth, (n, n))
+    estimate = truth + 0.02 * random_image((48, 48))
+    error = [float((r(estimate, magnitude) - truth).norm()) for r in (restore_magnitude, restore_measured)]
+    assert error[0] < 0.7 * error[1]
+
+
+def test_nothing_measured_leaves_nothing_in_the_band() -> None:
+    out = restore_magnitude(random_image((9, 11)), torch.zeros(5, 5, dtype=torch.float64))
+    assert truncate(out, (5, 5)).abs().max() < 1e-12
+    assert torch.equal(restore_magnitude(torch.zeros(8, 8), torch.zeros(4, 4)), torch.zeros(8, 8))
+
+
+def test_a_black_estimate_takes_the_magnitude_as_it_is() -> None:
+    magnitude = random_image((4, 5)).abs()
+    assert torch.allclose(
+        restore_magnitude(torch.zeros(8, 9).double(), magnitude),
+        restore_measured(torch.zeros(8, 9).double(), magnitude),
+    )
+
+
+# --------------------------------------------------------------------------------------------------- tensors, errors
+
+
+@pytest.mark.parametrize("restore", [restore_measured, restore_magnitude])
+def test_gradients_to_image_and_measurement_are_right(restore) -> None:
+    image, measured = random_image((6, 7)).requires_grad_(), (random_image((3, 4), 1) + 4.0).requires_grad_()
+    assert torch.autograd.gradcheck(restore, (image, measured))
+
+
+@pytest.mark.parametrize("restore", [restore_measured, restore_magnitude])
+def test_a_black_slice_has_a_finite_gradient(restore) -> None:
+    image = torch.zeros(8, 8, requires_grad=True)
+    restore(image, torch.zeros(4, 4)).sum().backward()
+    assert image.grad is not None and bool(image.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("restore", [restore_measured, restore_magnitude])
+def test_a_batch_equals_its_images_and_keeps_its_dtype(restore) -> None:
+    image, measured = random_image((2, 3, 8, 9)).float(), random_image((2, 3, 4, 3), 1).abs().float()
+    out = restore(image, measured)
+    pairs = zip(image.flatten(0, 1), measured.flatten(0, 1), strict=True)
+    alone = torch.stack([restore(i, m) for i, m in pairs]).view_as(image)
+    assert out.dtype == torch.float32 and torch.allclose(out, alone, atol=1e-6)
+    assert restore(image.half(), measured.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("restore", [restore_measured, restore_magnitude])
+def test_a_measurement_larger_than_the_image_is_an_error(restore) -> None:
+    with pytest.raises(ValueError, match="cannot keep"):
+        restore(torch.zeros(4, 4), torch.zeros(5, 4))
+
+
+def test_the_residual_is_relative_and_zero_for_nothing() -> None:
+    image = random_image((8, 8)).abs()
+    assert consistency_residual(2.0 * image, truncate(image, (4, 4))) == pytest.approx(1.0)
+    assert consistency_residual(torch.zeros(8, 8), torch.zeros(4, 4)) == 0.0
