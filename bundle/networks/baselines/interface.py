@@ -1,0 +1,81 @@
+"""What all peers share: the interface of ICONet for a network of one step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bundle.networks.iconet import ICONetOutput
+from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+
+SCALES = (2, 4, 8)
+INTERPOLATIONS = ("bicubic", "fourier")
+
+
+def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
+    """Grid-aligned interpolation (B, C, h, w) -> (B, C, scale * h, scale * w); ``bicubic`` or ``fourier``."""
+    if method == "bicubic":
+        return aligned_bicubic_upsample(image, scale)
+    return fourier_image_upsample(image, scale)
+
+
+class PeerNetwork(nn.Module):
+    """Base of the peers: a subclass computes :meth:`estimate`, and the image skip is added here.
+
+    Args:
+        scale: 2, 4 or 8.
+        in_channels: channels of the image; the output has as many.
+        image_skip: ``none``, or the interpolation of the input that is added to the output: ``bicubic`` or
+            ``fourier``. Each peer's default is that of its paper; another one tells what the skip alone is worth.
+
+    Raises:
+        ValueError: an argument outside these.
+    """
+
+    def __init__(self, scale: int, in_channels: int, image_skip: str = "none") -> None:
+        super().__init__()
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, got {scale}")
+        if in_channels < 1:
+            raise ValueError(f"in_channels must be positive, got {in_channels}")
+        check_interpolation("image_skip", image_skip, ("none", *INTERPOLATIONS))
+        self.scale = scale
+        self.in_channels = in_channels
+        self.image_skip = image_skip
+
+    def forward(self, image: Tensor, return_stages: bool = False) -> Tensor | ICONetOutput:
+        """Super-resolve a batch of slices.
+
+        Args:
+            image: ``(B, in_channels, h, w)``, any ``h`` and ``w``, intensities of order 1.
+            return_stages: return an :class:`bundle.networks.ICONetOutput`, as the multi-stage loss takes it: one
+                super-resolved image, and no reconstruction where the network makes none.
+
+        Returns:
+            ``(B, in_channels, scale * h, scale * w)``, or an :class:`bundle.networks.ICONetOutput`.
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise ValueError(f"expected slices (B, {self.in_channels}, h, w), got shape {list(image.shape)}")
+        reconstructions, super_resolved = self.estimate(image)
+        if self.image_skip != "none":
+            super_resolved = super_resolved + interpolate(image, self.scale, self.image_skip)
+        if return_stages:
+            return ICONetOutput(reconstructions, [super_resolved])
+        return super_resolved
+
+    def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        """(B, C, h, w) -> reconstructions and the result without its image skip (B, C, scale * h, scale * w)."""
+        raise NotImplementedError
+
+    def start_near_skip(self, last: nn.Conv2d) -> None:
+        """With an image skip, begin close to it, as ICONet does: a tenth of the usual weights in the last layer."""
+        if self.image_skip != "none":
+            nn.init.zeros_(last.get_parameter("bias"))
+            with torch.no_grad():
+                last.weight.mul_(0.1)
+
+
+def check_interpolation(argument: str, value: str, choices: tuple[str, ...] = INTERPOLATIONS) -> None:
+    """ValueError that names the argument and its choices."""
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {choices}, got {value!r}")

@@ -1,0 +1,50 @@
+"""VDSR: Kim et al., "Accurate Image Super-Resolution Using Very Deep Convolutional Networks", CVPR 2016."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from bundle.networks.baselines.interface import PeerNetwork, check_interpolation, interpolate
+
+
+class VDSR(PeerNetwork):
+    """Twenty 3x3 convolutions of 64 maps with ReLU that estimate what the interpolated image lacks.
+
+    The paper's: depth, width, bicubic pre-upsampling that is also the skip, He's initial weights. Ours: bicubic is
+    grid-aligned, and the last layer starts small (the paper trained at a rate of 0.1 with clipped gradients).
+    665,921 parameters for one channel, 43.6 G multiply-adds.
+
+    Args:
+        scale, in_channels: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        num_layers: convolutions, at least 2.
+        features: maps.
+        interpolation: pre-upsampling and skip, ``bicubic`` (the paper) or ``fourier``.
+    """
+
+    def __init__(
+        self,
+        scale: int = 2,
+        in_channels: int = 1,
+        num_layers: int = 20,
+        features: int = 64,
+        interpolation: str = "bicubic",
+    ) -> None:
+        check_interpolation("interpolation", interpolation)
+        super().__init__(scale, in_channels, image_skip=interpolation)
+        if num_layers < 2:
+            raise ValueError(f"num_layers must be at least 2, got {num_layers}")
+        widths = [in_channels, *[features] * (num_layers - 1)]
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            conv = nn.Conv2d(before, after, 3, padding=1)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.get_parameter("bias"))
+            layers += [conv, nn.ReLU()]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(features, in_channels, 3, padding=1)
+        self.start_near_skip(self.last)
+
+    def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
+        return [], self.last(self.layers(interpolate(image, self.scale, self.image_skip)))

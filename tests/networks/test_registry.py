@@ -1,0 +1,78 @@
+"""Networks and their weights by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from monai.bundle import ConfigParser
+
+from bundle.networks import NETWORKS, build_network, iconet, weights_path
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_is_built_by_its_name(name: str) -> None:
+    network = build_network(name, scale=4, in_channels=2)
+    assert (network.scale, network.in_channels) == (4, 2)
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_iconet_by_name_is_iconet_by_size(size: str) -> None:
+    named, sized = build_network(f"iconet_{size}"), iconet(size)
+    assert {k: t.shape for k, t in named.state_dict().items()} == {k: t.shape for k, t in sized.state_dict().items()}
+
+
+def test_without_a_name_the_small_iconet_is_built() -> None:
+    assert build_network().state_dict().keys() == iconet("small", 2).state_dict().keys()
+
+
+def test_further_arguments_reach_the_network() -> None:
+    assert len(build_network("swinir_light", depths=(1, 2), features=12).groups) == 2
+
+
+@pytest.mark.parametrize("function", [build_network, lambda name: weights_path("models", name)])
+def test_an_unknown_name_is_an_error_that_lists_the_choices(function) -> None:
+    with pytest.raises(ValueError, match=r"'iconet_small', 'iconet_paper', 'srcnn', .*, got 'huge'"):
+        function("huge")
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "file"),
+    [
+        ("iconet_small", 2, "model.pt"),
+        ("iconet_small", 4, "model_x4.pt"),
+        ("iconet_small", 8, "model_x8.pt"),
+        ("iconet_paper", 2, "model_iconet_paper_x2.pt"),
+        ("t2net", 4, "model_t2net_x4.pt"),
+    ],
+)
+def test_weights_are_called_after_network_and_scale(name: str, scale: int, file: str) -> None:
+    assert Path(weights_path("some/models", name, scale)) == Path("some/models") / file
+
+
+def test_every_network_and_scale_has_weights_of_its_own() -> None:
+    paths = [weights_path("models", name, scale) for name in NETWORKS for scale in (2, 4, 8)]
+    assert len(set(paths)) == len(paths)
+
+
+def test_the_shipped_weights_bear_these_names(bundle_root: Path) -> None:
+    expected = {weights_path(bundle_root / "models", name, scale) for name in NETWORKS for scale in (2, 4, 8)}
+    shipped = {str(path) for path in (bundle_root / "models").glob("*.pt")}
+    assert shipped and shipped <= expected
+
+
+@pytest.mark.parametrize("config", ["evaluate.json", "inference.json"])
+def test_one_option_of_a_config_chooses_network_and_weights(config: str, bundle_root: Path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(str(bundle_root))
+    parser = ConfigParser()
+    parser.read_config(bundle_root / "configs" / config)
+    parser.update({"network_name": "fmisr", "scale": 4, "bundle_root": "somewhere"})
+    assert Path(parser.get_parsed_content("weights")) == Path("somewhere/models/model_fmisr_x4.pt")
+    network = parser.get_parsed_content("network_def")
+    assert (type(network).__name__, network.scale) == ("FMISR", 4)
+
+
+def test_the_readme_names_every_network(bundle_root: Path) -> None:
+    rows = (bundle_root / "README.md").read_text().splitlines()
+    (row,) = (row for row in rows if row.startswith("| `--network_name` |"))
+    assert [name for name in NETWORKS if name not in row] == []
