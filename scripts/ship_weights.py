@@ -1,14 +1,18 @@
 """Copy the weights of a training run to models/ with their checksum and a record of the run.
 
-    python scripts/ship_weights.py runs/small_x2 models/model.pt --command "python -m monai.bundle run training ..."
+    python scripts/ship_weights.py runs/iconet_small_x2 models/model.pt --scale 2 --dataset_dir DATA \\
+        --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..."
 
-Writes the weights (the run's best by validation), models/sha256sums.txt, and models/training/<name>.json: the command,
-the curves of loss and validation metrics, versions, times, and what the weights assume.
+Writes the weights (the run's best by validation) as a state dict and as safetensors with what they assume as metadata,
+models/sha256sums.txt, and models/training/<name>.json: the command,
+the curves of loss and validation metrics, versions, times, what the weights assume, and the range of voxel sizes and
+intensities of the training split, which inference compares its inputs with.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import platform
@@ -17,7 +21,11 @@ from pathlib import Path
 
 import monai
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bundle.data import training_datalist
+from bundle.trust import training_range
 
 ASSUMES = {
     "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",
@@ -43,10 +51,24 @@ def hours(events: EventAccumulator) -> float:
     return round((max(times) - min(times)) / 3600, 2)
 
 
+def train_volumes(dataset_dir: Path, split_file: Path | None) -> list[dict[str, str]]:
+    """The training split, with the modality where the split file has a column of that name."""
+    items = training_datalist(dataset_dir, "train", split_file)
+    if split_file is None:
+        return items
+    with open(split_file, newline="", encoding="utf-8-sig") as file:
+        rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
+    rows = [row for row in rows if row["split"] == "train"]
+    return [{**item, "modality": row.get("modality", "")} for item, row in zip(items, rows, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="output folder of the training run")
     parser.add_argument("weights", type=Path, help="file to write, for example models/model.pt")
+    parser.add_argument("--scale", type=int, required=True, help="factor of the network")
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of the training volumes")
+    parser.add_argument("--split_file", type=Path, help="CSV of the split, if the training had one")
     parser.add_argument("--command", required=True, help="the training command")
     parser.add_argument("--data", required=True, help="what it was trained on, in words")
     parser.add_argument("--machine", required=True, help="class of machine")
@@ -73,12 +95,17 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
         "best_epoch": best["epoch"],
         "best_validation_psnr": round(best["value"], 4),
+        "training_range": training_range(train_volumes(args.dataset_dir, args.split_file), args.scale).as_dict(),
         "curves": curves(events),
     }
+    tensors = {k: v.contiguous() for k, v in torch.load(args.weights, weights_only=True).items()}
+    metadata = {"scale": str(args.scale), **ASSUMES, "training_range": json.dumps(record["training_range"])}
+    save_file(tensors, args.weights.with_suffix(".safetensors"), metadata)
     folder = args.weights.parent / "training"
     folder.mkdir(exist_ok=True)
     (folder / f"{args.weights.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
-    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in sorted(args.weights.parent.glob("*.pt"))]
+    files = sorted(p for p in args.weights.parent.iterdir() if p.suffix in (".pt", ".safetensors"))
+    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in files]
     (args.weights.parent / "sha256sums.txt").write_text("\n".join(sums) + "\n")
 
 

@@ -95,19 +95,24 @@ def select_backend(tensor: Tensor) -> str:
     Raises:
         RuntimeError: if a back end was forced that cannot run here.
     """
+    return _select(tensor.device.type, tensor.dtype)
+
+
+@torch.compiler.assume_constant_result  # a compiled network keeps the back end that it was compiled with
+def _select(device: str, dtype: torch.dtype) -> str:
     forced = forced_backend()
     if forced is not None:
         why = unavailable(forced)
-        if why is None and forced == "native" and (tensor.device.type, tensor.dtype) != ("cpu", torch.float32):
-            why = f"it takes float32 tensors on the CPU, not {tensor.dtype} on {tensor.device}"
+        if why is None and forced == "native" and (device, dtype) != ("cpu", torch.float32):
+            why = f"it takes float32 tensors on the CPU, not {dtype} on {device}"
         if why is not None:
             raise RuntimeError(f"the back end {forced!r} was asked for and cannot run: {why}")
         return forced
-    candidates = {"cuda": ("triton", "mamba_ssm"), "cpu": ("native",)}.get(tensor.device.type, ())
-    if tensor.element_size() == 8:  # the fused kernels keep their state in float32
+    candidates = {"cuda": ("triton", "mamba_ssm"), "cpu": ("native",)}.get(device, ())
+    if dtype == torch.float64:  # the fused kernels keep their state in float32
         candidates = ()
     chosen = next((name for name in candidates if unavailable(name) is None), "torch")
-    _announce(chosen, candidates, tensor.device.type)
+    _announce(chosen, candidates, device)
     return chosen
 
 

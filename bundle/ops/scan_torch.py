@@ -178,7 +178,8 @@ class _ChunkedScan(torch.autograd.Function):
         starts = ctx.saved_tensors[7:]
         chunks = _Chunks(*inputs)
         d_pixels, d_projections = torch.zeros_like(chunks.pixels), torch.zeros_like(chunks.projections)
-        grad, carry, totals = grad.flatten(1, 2), torch.zeros_like(starts[0]), []
+        grad, carry = grad.flatten(1, 2), torch.zeros_like(starts[0])
+        totals: list[Tensor] = []
         for chunk, start in zip(reversed(order.split(CHUNK, dim=1)), reversed(starts), strict=True):
             d_y = grad[:, chunk.reshape(-1)].view(chunks.batch, 4, -1, grad.shape[2]).permute(2, 0, 1, 3)
             d_u, d_p, carry, *d_weights = chunks.go_back(chunk, start, d_y.flatten(1, 2), carry)

@@ -330,3 +330,16 @@ def test_mixed_precision_stays_near_single_and_learns() -> None:
     out.float().square().mean().backward()
     grads = [p.grad for p in network.stages[0].sr_branch.parameters()]
     assert all(bool(g.isfinite().all()) and bool(g.abs().max() > 0) for g in grads)
+
+
+@pytest.mark.skipif(native.load() is None, reason=f"NATIVE KERNELS NOT TESTED: {native.reason()}")
+def test_the_network_is_captured_by_torch_compile_in_one_graph() -> None:
+    network, x = tiny(2), image(1, 1, 8, 9)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), network(x), atol=1e-5)
+    compiled(x).sum().backward()
+    got = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    network.zero_grad()
+    network(x).sum().backward()
+    assert len(got) == len(list(network.parameters()))
+    assert all(torch.allclose(a, p.grad, atol=1e-4) for a, p in zip(got, network.parameters(), strict=True))

@@ -1,0 +1,13 @@
+"""A page that shows what was done: one self-contained HTML file for a run."""
+
+try:
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+    import PIL  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"the report needs {error.name}, which is not installed: pip install {error.name}") from error
+
+from .entry import ReportEntry
+from .page import Section, section, write_report
+
+__all__ = ["ReportEntry", "Section", "section", "write_report"]

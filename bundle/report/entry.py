@@ -1,0 +1,97 @@
+"""What a report tells of one volume."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bundle.data import Volume, read_volume
+from bundle.data.nifti_geometry import Header
+from bundle.data.paths import PathLike
+
+
+@dataclass(frozen=True, eq=False)
+class ReportEntry:
+    """One volume before and after.
+
+    Attributes:
+        name: what the reader knows it by, such as its path below the input folder; any string.
+        input_voxels, output_voxels: real and finite, (X, Y) or (X, Y, Z), in the same units of intensity; the in-plane
+            axes of the output are ``scale`` times longer.
+        input_affine, output_affine: voxel index to world (RAS), millimetres, 4x4.
+        scale: factor of the network.
+        slice_axis: array axis that runs over the slices.
+        residual: how far the truncated output is from the input, relative root mean square; ``None``: not measured.
+        warnings: one line each.
+        seconds: time that the volume took; ``None``: not measured.
+        facts: more lines for the volume, as settings or modality.
+        input_header, output_header: more lines for the table of the headers, as number type and units.
+    """
+
+    name: str
+    input_voxels: np.ndarray
+    input_affine: np.ndarray
+    output_voxels: np.ndarray
+    output_affine: np.ndarray
+    scale: int
+    slice_axis: int = 2
+    residual: float | None = None
+    warnings: Sequence[str] = ()
+    seconds: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    input_header: Mapping[str, Any] = field(default_factory=dict)
+    output_header: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.slice_axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2 (an array axis of the volume), got {self.slice_axis!r}")
+        for what, voxels in (("input", self.input_voxels), ("output", self.output_voxels)):
+            if voxels.ndim not in (2, 3) or voxels.size == 0:
+                raise ValueError(f"{self.name}: the {what} must be one image or volume, got shape {voxels.shape}")
+        if self.input_voxels.ndim == 2:  # one slice, whose both axes are in-plane
+            object.__setattr__(self, "slice_axis", 2)
+        expected = tuple(
+            n if axis == self.slice_axis else n * self.scale for axis, n in enumerate(self.input_voxels.shape)
+        )
+        if self.output_voxels.shape != expected:
+            raise ValueError(
+                f"{self.name}: an input of {self.input_voxels.shape} gives an output of {expected} at scale "
+                f"{self.scale} with slices along axis {self.slice_axis}, got {self.output_voxels.shape}"
+            )
+
+    @classmethod
+    def from_files(
+        cls, name: str, input_path: PathLike, output_path: PathLike, scale: int, slice_axis: int = 2, **more: Any
+    ) -> ReportEntry:
+        """The entry of two NIfTI files; of a series, its first volume.
+
+        Args:
+            more: the other attributes; ``facts`` and the headers are added to what the files tell.
+
+        Raises:
+            bundle.data.VolumeError: a file cannot be read.
+            ValueError: the shapes do not belong together.
+        """
+        before, after = read_volume(input_path), read_volume(output_path)
+        more["warnings"] = [*before.warnings, *more.get("warnings", ())]
+        if before.array.ndim == 4:
+            more["facts"] = {"shown": f"the first of {before.array.shape[3]} volumes", **more.get("facts", {})}
+        for key, volume in (("input_header", before), ("output_header", after)):
+            more[key] = {**header_facts(volume.header), **more.get(key, {})}
+        return cls(
+            name, _first(before), before.affine, _first(after), after.affine, scale=scale, slice_axis=slice_axis, **more
+        )
+
+
+def header_facts(header: Header) -> dict[str, str]:
+    """Lines for the table of the headers: number type and units of a NIfTI header."""
+    space, time = header.get_xyzt_units()
+    units = space if time == "unknown" else f"{space}, {time}"
+    return {"number type": str(header.get_data_dtype()), "units": units}
+
+
+def _first(volume: Volume) -> np.ndarray:
+    return volume.array[..., 0] if volume.array.ndim == 4 else volume.array

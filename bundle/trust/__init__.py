@@ -1,0 +1,27 @@
+"""Should this input be given to these weights at all?"""
+
+from .check import acquisition_matrix_warning, check_volume
+from .interpolation import Interpolation, find_interpolation
+from .training_range import (
+    ImageFacts,
+    ModalityRange,
+    TrainingRange,
+    image_facts,
+    load_training_range,
+    training_range,
+    training_range_from,
+)
+
+__all__ = [
+    "ImageFacts",
+    "Interpolation",
+    "ModalityRange",
+    "TrainingRange",
+    "acquisition_matrix_warning",
+    "check_volume",
+    "find_interpolation",
+    "image_facts",
+    "load_training_range",
+    "training_range",
+    "training_range_from",
+]

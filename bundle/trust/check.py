@@ -1,0 +1,170 @@
+"""Warnings about an input that the network cannot be trusted on, each one line: what is seen, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .interpolation import find_interpolation
+from .training_range import ImageFacts, Interval, ModalityRange, TrainingRange, image_facts
+
+_SIZE_MARGIN = 1.25  # voxel sizes may leave the range by this factor: training volumes are few, sizes discrete
+_FRACTION_MARGIN = 0.1
+_PEAK_MARGIN = 2.0
+_LABEL_PAIRS = 0.7
+
+_MODALITIES = {"PT": "PET", "MRI": "MR", "NM": "SPECT"}
+
+
+def check_volume(
+    lr_voxels: np.ndarray,
+    spacing: Sequence[float],
+    slice_axis: int,
+    modality: str | None = None,
+    trained_on: TrainingRange | None = None,
+) -> list[str]:
+    """Warnings about a low-resolution volume, none if it looks like what the weights were trained on.
+
+    Args:
+        lr_voxels: the network's input before normalisation, real and finite, shape (X, Y, Z) or (X, Y), any unit.
+        spacing: voxel size of the three array axes, millimetres.
+        slice_axis: 0, 1 or 2; of one image (X, Y) it is 2.
+        modality: such as "MR", "PET", or DICOM's "PT"; ``None`` if not known, then each number is compared with all
+            modalities of the training range together.
+        trained_on: from :func:`load_training_range`; ``None`` gives one line that says that it is missing.
+
+    Raises:
+        ValueError: a volume of another dimension or kind, or another number of voxel sizes.
+    """
+    volume = np.asarray(lr_voxels)
+    if volume.ndim == 2:
+        volume, slice_axis = volume[..., None], 2
+    if volume.ndim != 3 or volume.size == 0 or volume.dtype.kind not in "biuf":
+        raise ValueError(f"expected real voxels of shape (X, Y, Z), got {volume.dtype} of shape {volume.shape}")
+    if len(spacing) != 3 or slice_axis not in (0, 1, 2):
+        raise ValueError(f"expected three voxel sizes and a slice axis of 0, 1 or 2, got {spacing}, {slice_axis!r}")
+    volume = volume.astype(np.float32, copy=False)
+    if volume.min() == volume.max():
+        return ["the volume has no contrast: nothing to super-resolve"]
+    if (labels := _label_warning(volume)) is not None:
+        return [labels]
+    warnings = _interpolation_warnings(volume, slice_axis)
+    if trained_on is None:
+        return [
+            *warnings,
+            "no training range is recorded beside the weights: voxel size, intensities and modality were not checked",
+        ]
+    return warnings + _range_warnings(image_facts(volume, spacing, slice_axis), modality, trained_on)
+
+
+def acquisition_matrix_warning(acquired: Sequence[int] | None, matrix: tuple[int, int]) -> str | None:
+    """Warning if a DICOM image has more pixels than were acquired.
+
+    Args:
+        acquired: Acquisition Matrix (0018,1310), four numbers (frequency rows, frequency columns, phase rows, phase
+            columns; the unused are 0), or (rows, columns). ``None``, or a 0 that leaves an axis open: not known.
+        matrix: (Rows, Columns) of the image.
+
+    Returns:
+        one line, or ``None`` where nothing is known or nothing was interpolated.
+    """
+    numbers = [int(n) for n in acquired or ()]
+    if len(numbers) == 4:
+        numbers = [max(numbers[0], numbers[2]), max(numbers[1], numbers[3])]
+    if len(numbers) != 2 or all(n <= 0 for n in numbers):
+        return None
+    true = [n if 0 < n < full else full for n, full in zip(numbers, matrix, strict=True)]
+    if true == list(matrix):
+        return None
+    return (
+        f"the scanner interpolated the image: {matrix[0]} x {matrix[1]} pixels (rows x columns) of an acquired matrix "
+        f"of {true[0]} x {true[1]}; {_REMEDY}"
+    )
+
+
+_REMEDY = "the network expects images at their acquired matrix, so bring it back to that matrix first"
+
+
+def _interpolation_warnings(volume: np.ndarray, slice_axis: int) -> list[str]:
+    found = find_interpolation(volume, slice_axis)
+    lines = []
+    for kind, seen in (
+        ("zero-filled", "outer k-space is empty (zero-filled interpolation, or a filter with a sharp edge)"),
+        ("kernel", "k-space repeats itself (interpolated by a kernel: linear, cubic, spline or nearest)"),
+    ):
+        axes = [f for f in found if f.kind == kind]
+        if axes:
+            sizes = " and ".join(f"{f.true_size} of {f.size} samples along array axis {f.axis}" for f in axes)
+            lines.append(f"already interpolated: {seen}; true matrix {sizes}; {_REMEDY}")
+    return lines
+
+
+def _label_warning(volume: np.ndarray) -> str | None:
+    """Whole numbers of which neighbours are mostly equal (the zero background apart) are labels, not an image."""
+    if not np.array_equal(volume, np.rint(volume)):
+        return None
+    left, right = volume[:-1], volume[1:]
+    inside = (left != 0) & (right != 0)
+    if not inside.any() or float(np.mean(left[inside] == right[inside])) < _LABEL_PAIRS:
+        return None
+    return (
+        "whole numbers in areas of one value: this looks like a mask or a label map, not an image; super-resolution "
+        "invents values between the labels, so resample it with nearest neighbour instead"
+    )
+
+
+# -------------------------------------------------------------------------------------------------- training range
+
+
+def _range_warnings(facts: ImageFacts, modality: str | None, trained_on: TrainingRange) -> list[str]:
+    trained = dict(trained_on.modalities)
+    name = _MODALITIES.get(modality.strip().upper(), modality.strip().upper()) if modality else None
+    warnings = []
+    if name is not None and name not in trained and "unknown" not in trained:
+        warnings.append(f"modality {name}: the weights were trained on {' and '.join(trained)} only")
+    ranges = [trained[name]] if name in trained else list(trained.values())
+    return warnings + _size_warnings(facts, ranges) + _intensity_warnings(facts, ranges)
+
+
+def _size_warnings(facts: ImageFacts, ranges: list[ModalityRange]) -> list[str]:
+    warnings = []
+    for what, values, low_high in (
+        ("pixels", facts.pixel_mm, _union([r.pixel_mm for r in ranges])),
+        ("a slice distance", (facts.slice_mm,), _union([r.slice_mm for r in ranges])),
+    ):
+        low, high = low_high
+        if min(values) < low / _SIZE_MARGIN or max(values) > high * _SIZE_MARGIN:
+            size = " x ".join(f"{v:.3g}" for v in dict.fromkeys(values))
+            warnings.append(f"{what} of {size} mm: the weights were trained on inputs of {low:.3g} to {high:.3g} mm")
+    return warnings
+
+
+def _intensity_warnings(facts: ImageFacts, ranges: list[ModalityRange]) -> list[str]:
+    warnings = []
+    low, high = _union([r.negative for r in ranges])
+    if facts.negative > high + _FRACTION_MARGIN / 10:
+        warnings.append(
+            f"{facts.negative:.0%} of the voxels are negative: the weights were trained on magnitudes (shift "
+            "Hounsfield units to start at 0, do not standardise)"
+        )
+    low, high = _union([r.background for r in ranges])
+    if not low - _FRACTION_MARGIN <= facts.background <= high + _FRACTION_MARGIN:
+        warnings.append(f"{facts.background:.0%} of the voxels are background: in training {low:.0%} to {high:.0%}")
+    low, high = _union([r.typical for r in ranges])
+    if not low - _FRACTION_MARGIN <= facts.typical <= high + _FRACTION_MARGIN:
+        warnings.append(
+            f"a typical voxel has {facts.typical:.0%} of the bright level (99.9th percentile): in training {low:.0%} "
+            f"to {high:.0%}"
+        )
+    low, high = _union([r.peak for r in ranges])
+    if facts.peak > high * _PEAK_MARGIN:
+        warnings.append(
+            f"the brightest voxel has {facts.peak:.3g} times the bright level (99.9th percentile), in training up to "
+            f"{high:.3g}: look for broken voxels"
+        )
+    return warnings
+
+
+def _union(intervals: list[Interval]) -> Interval:
+    return min(i[0] for i in intervals), max(i[1] for i in intervals)
