@@ -2,9 +2,9 @@
 
     python scripts/benchmark.py [--quick] [--device cpu] [--threads 2] [--output_dir docs/results]
 
-Prints which back ends run and why the others do not, and writes benchmark.json and the tables of benchmark.md. Every
-figure is the median of several calls after a warm-up. Compare figures of one run with each other: absolute times
-depend on the machine and on what else it does.
+Prints which back ends run and why the others do not, writes benchmark.json, and puts its tables into
+docs/performance.md. Every figure is the median of several calls after a warm-up. Compare figures of one run with each
+other: absolute times depend on the machine and on what else it does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,15 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
-from torch.utils.flop_counter import FlopCounterMode
 
-from bundle.networks import iconet
+from bundle.compare.cost import multiply_adds, parameters
+from bundle.losses import MultiStageL1Loss
+from bundle.networks import NETWORKS, iconet
 from bundle.networks.ss2d import SS2D
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import backend_report, patch_match, selective_scan_2d, use_backend
 from bundle.ops.scan_reference import scan_orders
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
+PIPE_OPERATIONS = 9  # multiply-adds of an update, the polynomial of exp2 among them
 
 
 def median_time(call: Callable[[], Any], device: str, repeats: int = 5, budget: float = 20.0) -> float:
@@ -99,25 +102,23 @@ def scan_inputs(side: int, d_state: int, device: str, channels: int = 192) -> li
     return [t.detach().requires_grad_() for t in tensors]
 
 
-def benchmark_scan(sides: list[int], device: str) -> list[dict]:
+def benchmark_scan(sides: list[int], device: str, limits: dict[str, float]) -> list[dict]:
     backends = [name for name, state in backend_report().items() if state == "available" and name != "reference"]
     rows = []
     for side in sides:
         for d_state in (16, 1):
             inputs = scan_inputs(side, d_state, device)
             updates = 4 * 192 * side * side * d_state
+            moved = 4 * (2 * inputs[0].numel() + inputs[1].numel())  # bytes: x and proj read, the result written, once
 
-            def record(name: str, forward: float, both: float | None, row=(side, d_state, updates)) -> None:
-                rows.append(
-                    {
-                        "side": row[0],
-                        "d_state": row[1],
-                        "form": name,
-                        "forward_s": forward,
-                        "forward_backward_s": both,
-                        "updates_per_s": row[2] / forward,
-                    }
-                )
+            def record(
+                name: str, forward: float, both: float | None, work=(updates, moved), row=(side, d_state)
+            ) -> None:
+                rows.append({"side": row[0], "d_state": row[1], "form": name})
+                rows[-1] |= {"forward_s": forward, "forward_backward_s": both, "updates_per_s": work[0] / forward}
+                product_rate, copy_rate = 1e9 * limits["sgemm_gflops"] / 2, 1e9 * limits["copy_gb_per_s"]
+                rows[-1]["share_of_product_rate"] = PIPE_OPERATIONS * work[0] / forward / product_rate
+                rows[-1]["share_of_copy_rate"] = work[1] / forward / copy_rate
                 print("  scan", rows[-1], flush=True)
 
             for name in backends:
@@ -175,30 +176,49 @@ def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) ->
     return rows
 
 
-def macs(network: torch.nn.Module, image: Tensor) -> float:
-    """Multiply-adds of matrix products and convolutions (PyTorch's FlopCounterMode / 2): neither scan nor search."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(image)
-    return counter.get_total_flops() / 2
+def in_its_own_process(setup: str, call: str, threads: int, repeats: int = 3) -> tuple[float, float]:
+    """Median seconds of ``call``, and the peak memory (GB) that it took beyond what ``setup`` had."""
+    code = f"""
+import resource, statistics, time, torch
+torch.set_num_threads({threads})
+{setup}
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, times = peak(), []
+with torch.no_grad():
+    for _ in range({repeats}):
+        start = time.perf_counter()
+        {call}
+        times.append(time.perf_counter() - start)
+        if sum(times) > 30: break
+print(statistics.median(times[1:] or times), (peak() - before) / 2**20)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    seconds, gigabytes = map(float, done.stdout.split()[-2:])
+    return seconds, gigabytes
 
 
-def benchmark_networks(device: str, quick: bool) -> list[dict]:
+def benchmark_networks(device: str, threads: int, names: list[str]) -> list[dict]:
+    """Every network on one slice: x2 from 128x128 and x4 from 64x64."""
     rows = []
-    for size in ("small", "paper"):
+    for name in names:
         for scale, side in ((2, 128), (4, 64)):
-            network = iconet(size, scale).to(device).eval()
-            image = torch.rand(1, 1, side, side, device=device)
-            with torch.no_grad():
-                seconds = median_time(lambda n=network, i=image: n(i), device, repeats=1 if quick else 3)
-            rows.append(
-                {
-                    "network": f"{size} x{scale}",
-                    "input": f"{side}x{side}",
-                    "parameters": sum(p.numel() for p in network.parameters()),
-                    "gmacs_products_and_convolutions": macs(network, image) / 1e9,
-                    "seconds_per_slice": seconds,
-                }
-            )
+            setup = f"""
+from bundle.networks import build_network
+network = build_network("{name}", {scale}).to("{device}").eval()
+image = torch.rand(1, 1, {side}, {side}, device="{device}")
+with torch.no_grad(): network(image[..., :8, :8])
+"""
+            call = "network(image)" + ("; torch.cuda.synchronize()" if device == "cuda" else "")
+            seconds, gigabytes = in_its_own_process(setup, call, threads)
+            network = NETWORKS[name](scale=scale)
+            counts = multiply_adds(network, (1, 1, side, side))
+            rows.append({"network": f"{name} x{scale}", "input": f"{side}x{side}", "parameters": parameters(network)})
+            rows[-1] |= {f"gmacs_{kind}": count / 1e9 for kind, count in counts.items()}
+            rows[-1] |= {"seconds_per_slice": seconds, "extra_gb": gigabytes}
             print("  network", rows[-1], flush=True)
     image = torch.rand(1, 1, 128, 128, device=device)
     seconds = median_time(lambda: fourier_image_upsample(image, 2), device)
@@ -221,33 +241,62 @@ def where_time_goes(device: str) -> dict[str, float]:
     return {kind: value / sum(total.values()) for kind, value in total.items()}
 
 
-def whole_volume(slices: int, threads: int) -> dict[str, float]:
-    """A 128x128 volume by 2 with the small network in a process of its own: seconds, and peak memory beyond start."""
-    code = f"""
-import resource, time, torch
+def whole_volumes(counts: list[int], threads: list[int], device: str) -> list[dict]:
+    """Volumes of 128x128 slices by 2 with the small network and data consistency, as the inference workflow does it."""
+    rows = []
+    for number in threads:
+        for slices in counts:
+            setup = f"""
 from bundle.inferers import VolumeInferer
 from bundle.networks import iconet
-torch.set_num_threads({threads})
-network, volume = iconet("small", 2).eval(), torch.rand(1, 1, 128, 128, {slices})
-network(volume[..., 0])
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-VolumeInferer()(volume, network)
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+network, volume = iconet("small", 2).to("{device}").eval(), torch.rand(1, 1, 128, 128, {slices}, device="{device}")
+inferer, warm = VolumeInferer(), torch.rand(1, 1, 8, 8, 1, device="{device}")
+inferer(warm, network)
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
-    seconds, gigabytes = map(float, done.stdout.split()[-2:])
-    return {"slices": slices, "threads": threads, "seconds": seconds, "extra_gb": gigabytes}
+            seconds, gigabytes = in_its_own_process(setup, "inferer(volume, network)", number, repeats=1)
+            result = 4 * 256 * 256 * slices / 2**30
+            rows.append({"slices": slices, "threads": number, "seconds": seconds, "extra_gb": gigabytes})
+            rows[-1] |= {"of_it_result_gb": result}
+            print("  volume", rows[-1], flush=True)
+    return rows
 
 
-def sizes(device: str, sides: list[int]) -> list[dict]:
-    """Seconds per slice of the small x2 network over the in-plane size."""
-    network, rows = iconet("small", 2).to(device).eval(), []
+def sizes(device: str, sides: list[int], threads: list[int]) -> list[dict]:
+    """Seconds and memory for one slice of the small x2 network over the in-plane size and the threads."""
+    rows = []
     for side in sides:
-        image = torch.rand(1, 1, side, side, device=device)
-        with torch.no_grad():
-            rows.append({"side": side, "seconds": median_time(lambda i=image: network(i), device, repeats=2)})
-        print("  size", rows[-1], flush=True)
+        row: dict[str, Any] = {"side": side}
+        for number in threads:
+            setup = f"""
+from bundle.networks import iconet
+network, image = iconet("small", 2).to("{device}").eval(), torch.rand(1, 1, {side}, {side}, device="{device}")
+with torch.no_grad(): network(image[..., :8, :8])
+"""
+            seconds, gigabytes = in_its_own_process(setup, "network(image)", number)
+            row |= {f"seconds_{number}_threads": seconds, "extra_gb": gigabytes}
+        rows.append(row)
+        print("  size", row, flush=True)
+    return rows
+
+
+def training_step(device: str) -> list[dict]:
+    """One update of the small network on four patches of 96x96 high-resolution samples: forward, and with backward."""
+    rows = []
+    for scale in (2, 4):
+        network, loss = iconet("small", scale).to(device), MultiStageL1Loss()
+        label = torch.rand(4, 1, 96, 96, device=device)
+        image = label[..., ::scale, ::scale].contiguous()
+
+        def forward(network=network, image=image) -> None:
+            with torch.no_grad():
+                network(image)
+
+        def update(network=network, loss=loss, image=image, label=label) -> None:
+            loss(network(image, return_stages=True), label).backward()
+
+        rows.append({"scale": scale, "forward_s": median_time(forward, device)})
+        rows[-1]["forward_backward_s"] = median_time(update, device)
+        print("  training", rows[-1], flush=True)
     return rows
 
 
@@ -277,22 +326,28 @@ def main() -> None:
     machine |= {"torch": torch.__version__, "device": args.device, "cores": os.cpu_count()}
     limits = machine_limits(args.device)
     print(machine, limits, flush=True)
+    quick, counts = args.quick, sorted({1, args.threads})
+    names = ["iconet_small"] if quick else list(NETWORKS)
     tables = {
-        "scan": benchmark_scan([64, 128] if args.quick else [64, 128, 256], args.device),
-        "patch search": benchmark_search([64, 128] if args.quick else [64, 128, 160], args.device, limits),
-        "networks": benchmark_networks(args.device, args.quick),
-        "small x2 by in-plane size": sizes(args.device, [64, 128] if args.quick else [64, 128, 256, 512]),
-        "volume 128x128 by 2, small": [whole_volume(10 if args.quick else 130, n) for n in {1, args.threads}],
-        "where the time of a small x2 slice goes": [where_time_goes(args.device)],
-        "limits of this machine": [limits],
+        "Selective scan (192 channels)": benchmark_scan([64, 128] if quick else [64, 128, 256], args.device, limits),
+        "Patch search (96 channels)": benchmark_search([64, 128] if quick else [64, 128, 160], args.device, limits),
+        "Networks": benchmark_networks(args.device, args.threads, names),
+        "Small x2 by size of the slice": sizes(args.device, [64, 128] if quick else [64, 128, 256, 512], counts),
+        "Volumes of 128x128 slices by 2, small": whole_volumes(
+            [1, 10] if quick else [1, 130, 300], counts, args.device
+        ),
+        "Training step of the small network": training_step(args.device),
+        "Where the time of a small x2 slice goes (shares)": [where_time_goes(args.device)],
+        "Limits of this machine": [limits],
     }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    result = {"machine": machine, "quick": quick, "backends": backend_report(), "tables": tables}
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine, "backends": backend_report(), "peak_gb_of_this_run": peak, "tables": tables}
     (args.output_dir / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
     text = "\n".join(markdown(title, rows) for title, rows in tables.items())
-    (args.output_dir / "benchmark.md").write_text(text)
     print(text)
+    if args.output_dir.resolve() == PAGE.parent / "results":
+        before, rest = PAGE.read_text().split(BEGIN)
+        PAGE.write_text(before + BEGIN + "\n" + text + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

@@ -1,129 +1,99 @@
-"""Compare the shipped network with interpolation on volumes of known truth.
+"""Compare networks with interpolation on volumes of known truth.
 
-    python scripts/compare.py DATA [--split_file DATA/manifest.csv] [--split test] [--output_dir docs/results]
+    python scripts/compare.py DATA [--split_file DATA/manifest.csv] [--split test] [--degradation lines]
 
-Every volume is truncated in k-space by 2 and by 4, slice by slice, and brought back by each method. Writes one row per
-volume and method to compare_x2.csv and compare_x4.csv, and the means over subjects to compare.md. PSNR and SSIM are
-those of bundle/metrics.py. With a split file, its columns subject and modality are used; else every file is a subject.
+Every volume is degraded slice by slice and brought back by each method: interpolation and every network of which
+models/ has weights. Writes the figures of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and of
+costs (cost.csv) to docs/results, and makes compare.md and docs/results.md of all that lies there. Of a split file, the
+columns subject, modality and contrast are used; without one every file is a subject.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-from collections import defaultdict
-from collections.abc import Callable
+import hashlib
+import sys
 from pathlib import Path
-from statistics import mean, stdev
 
 import torch
-from monai.transforms import Compose, EnsureChannelFirst, LoadImage
-from torch import Tensor
-from tqdm import tqdm
+from torch import nn
 
-from bundle.data import NiftiVolumeReader, evaluation_datalist
-from bundle.inferers import VolumeInferer
-from bundle.metrics import psnr, ssim
-from bundle.networks import iconet
-from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
-from bundle.transforms import CropToMultiple, KSpaceTruncation, NormalizeVolume
-from bundle.workflow import prepare_network
+from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
+from bundle.compare.pages import COSTS, comparison_file, write_pages
+from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
+from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices
+from bundle.compare.tables import TITLES, Results, summary_table
+from bundle.networks import NETWORKS, build_network, weights_path
+from bundle.workflow import evaluation_data, prepare_network
 
 ROOT = Path(__file__).resolve().parent.parent
-BASELINE = "zero-filled Fourier"
-Row = dict[str, str | float]
+SIDE = 128
+"""Rows and columns of the low-resolution slice whose cost is given."""
 
 
-def methods(scale: int, size: str, slice_axis: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Name -> function of a low-resolution volume (1, X, Y, Z)."""
-    suffix = ("" if size == "small" else f"_{size}") + ("" if scale == 2 else f"_x{scale}")
-    network = prepare_network(iconet(size, scale), str(ROOT / f"models/model{suffix}.pt"), "cpu").eval()
+def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
+    """Network name -> weights: those of --models_dir that exist, and those named by --network."""
+    shipped = {name: Path(weights_path(args.models_dir, name, scale)) for name in NETWORKS}
+    files = {name: path for name, path in shipped.items() if path.is_file()}
+    for given in args.network:
+        name, _, path = given.partition("=")
+        if name not in NETWORKS or not path:
+            sys.exit(f"--network {given}: give NAME=PATH with a name of {', '.join(NETWORKS)}")
+        files[name] = Path(path.format(scale=scale))
+    wanted = args.only if args.only is not None else files
+    if missing := [name for name in wanted if name not in files]:
+        sys.exit(f"--only {missing[0]}: no weights for x{scale} in {args.models_dir}; name them by --network")
+    return {name: path for name, path in files.items() if name in wanted}
 
-    def by_network(data_consistency: bool) -> Callable[[Tensor], Tensor]:
-        inferer = VolumeInferer(slice_axis, data_consistency=data_consistency)
-        return lambda low: inferer(low[None], network)[0]
 
-    def by_slices(upsample: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda low: upsample(low.movedim(slice_axis + 1, 0), scale).movedim(0, slice_axis + 1)
-
+def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: str) -> Row:
+    with torch.no_grad():
+        seconds = seconds_per_slice(network, SIDE)
     return {
-        BASELINE: by_slices(fourier_image_upsample),
-        "aligned bicubic": by_slices(aligned_bicubic_upsample),
-        f"ICONet {size}, no data consistency": by_network(False),
-        f"ICONet {size}": by_network(True),
+        "method": title,
+        "scale": scale,
+        "parameters": parameters(network),
+        **multiply_adds(network, (1, 1, SIDE, SIDE)),
+        "seconds": seconds,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
 
 
-def subjects_of(split_file: Path | None) -> dict[str, dict[str, str]]:
-    """File name -> its row of the split file."""
-    if split_file is None:
-        return {}
-    with open(split_file, newline="") as file:
-        return {Path(row["file"]).name: row for row in csv.DictReader(file)}
+def write_costs(path: Path, rows: list[Row], keep: bool) -> None:
+    """Put the rows of one scale in the place of those that are there; ``keep`` leaves those of other networks."""
+    again, scale = {row["method"] for row in rows}, rows[0]["scale"]
+    old = read_rows(path) if path.is_file() else []
+    kept = [row for row in old if row["scale"] != scale or (keep and row["method"] not in again)]
+    write_rows(path, [*kept, *rows])
 
 
-def evaluate(paths: list[str], scale: int, args: argparse.Namespace) -> list[Row]:
-    load = Compose(
-        [
-            LoadImage(reader=NiftiVolumeReader()),
-            EnsureChannelFirst(),
-            NormalizeVolume(),
-            CropToMultiple(scale, args.slice_axis),
-        ]
-    )
-    degrade, compared = KSpaceTruncation(scale, args.slice_axis), methods(scale, args.size, args.slice_axis)
-    table, rows = subjects_of(args.split_file), []
-    for path in tqdm(paths, desc=f"x{scale}"):
-        truth = load(path)
-        low = degrade(truth).as_tensor()
-        truth = truth.as_tensor()
-        known = table.get(Path(path).name, {})
-        for name, method in compared.items():
-            pred = method(low)
-            rows.append(
-                {
-                    "file": Path(path).name,
-                    "subject": known.get("subject", Path(path).name),
-                    "modality": known.get("modality", "all"),
-                    "method": name,
-                    "psnr": round(float(psnr(pred, truth)), 4),
-                    "ssim": round(float(ssim(pred[0], truth[0], args.slice_axis)), 6),
-                }
-            )
-    return rows
-
-
-def by_subject(rows: list[Row], modality: str, method: str, key: str) -> dict[str, float]:
-    """Mean over the volumes of each subject."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row["modality"] == modality and row["method"] == method:
-            values[str(row["subject"])].append(float(row[key]))
-    return {subject: mean(v) for subject, v in values.items()}
-
-
-def spread(values: list[float], digits: int) -> str:
-    deviation = stdev(values) if len(values) > 1 else 0.0
-    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def summary(rows: list[Row], scale: int) -> list[str]:
-    """Markdown table: mean and standard deviation over subjects, and the paired gain over the baseline."""
-    lines = [f"### x{scale}", "", "| modality | subjects | method | PSNR, dB | SSIM | gain, dB | worst volume, dB |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    names = list(dict.fromkeys(str(row["method"]) for row in rows))
-    for modality in sorted({str(row["modality"]) for row in rows}):
-        base = by_subject(rows, modality, BASELINE, "psnr")
-        reference = {r["file"]: float(r["psnr"]) for r in rows if r["method"] == BASELINE}
-        for name in names:
-            values = by_subject(rows, modality, name, "psnr")
-            ssims = list(by_subject(rows, modality, name, "ssim").values())
-            gain = [values[s] - base[s] for s in base]
-            mine = [r for r in rows if r["method"] == name and r["modality"] == modality]
-            worst = min(float(r["psnr"]) - reference[r["file"]] for r in mine)
-            cells = [modality, str(len(base)), name, spread(list(values.values()), 2), spread(ssims, 4)]
-            lines.append("| " + " | ".join([*cells, f"{mean(gain):+.2f}", f"{worst:+.2f}"]) + " |")
-    return [*lines, ""]
+def compare(scale: int, args: argparse.Namespace) -> None:
+    """Evaluate one scale and write its files."""
+    files = weight_files(args, scale)
+    networks = {
+        TITLES[name]: prepare_network(build_network(name, scale), str(path), args.device).eval()
+        for name, path in files.items()
+    }
+    protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device)
+    datalist = evaluation_data(str(args.data), args.split, args.split_file)
+    volumes = known_volumes(args.data, datalist, args.split_file)
+    rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
+    target = comparison_file(args.output_dir, args.degradation, scale)
+    keep = args.only is not None and target.is_file()
+    if keep:
+        try:
+            rows = joined(read_rows(target), rows)
+        except ValueError as error:
+            sys.exit(f"{target}: {error}; give another --output_dir, or compare all without --only")
+    write_rows(target, rows)
+    write_slices(target.with_name(target.stem + "_slices.csv"), by_slice, keep)
+    if networks and args.degradation == "truncation":
+        pairs = zip(networks.items(), files.values(), strict=True)
+        costs = [cost_row(title, scale, network, path, args.device) for (title, network), path in pairs]
+        write_costs(args.output_dir / COSTS, costs, keep)
+    print(f"x{scale}, {protocol.description}\n\n{summary_table(Results(rows))}")
 
 
 def main() -> None:
@@ -131,24 +101,29 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--size", default="small")
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--slice_axis", type=int, default=2)
+    parser.add_argument("--degradation", choices=DEGRADATIONS, default="truncation")
+    parser.add_argument("--acceleration", type=float, default=6.0, help="of the line mask: all lines / kept lines")
+    parser.add_argument(
+        "--models_dir", type=Path, help="folder of weights (default: models, or models/lines for lines)"
+    )
+    parser.add_argument(
+        "--network", action="append", default=[], metavar="NAME=PATH", help="more weights; {scale} in PATH is filled in"
+    )
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="run these networks, keep the rows of the others")
+    parser.add_argument("--data_consistency", type=float, nargs="+", default=[0.0, 1.0], help="weights to compare")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument("--readme", type=Path, help="file whose block of results is replaced by the summary")
     args = parser.parse_args()
+    if args.models_dir is None:
+        args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 
-    paths = [item["image"] for item in evaluation_datalist(args.data, args.split, args.split_file)]
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    lines: list[str] = []
-    for scale in (2, 4):
-        with torch.no_grad():
-            rows = evaluate(paths, scale, args)
-        with open(args.output_dir / f"compare_x{scale}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        lines += summary(rows, scale)
-    (args.output_dir / "compare.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    for scale in args.scales:
+        compare(scale, args)
+    own = args.output_dir.resolve() == ROOT / "docs" / "results"
+    write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md", args.readme)
 
 
 if __name__ == "__main__":

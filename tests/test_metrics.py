@@ -8,10 +8,21 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from scipy.ndimage import gaussian_laplace
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
-from bundle.metrics import VolumeNMSE, VolumePSNR, VolumeSSIM, nmse, psnr, ssim, ssim_slices
+from bundle.metrics import (
+    VolumeNMSE,
+    VolumePSNR,
+    VolumeSSIM,
+    hfen,
+    laplacian_of_gaussian,
+    nmse,
+    psnr,
+    ssim,
+    ssim_slices,
+)
 
 CLASSES = [VolumePSNR, VolumeSSIM, VolumeNMSE]
 
@@ -55,11 +66,39 @@ def test_nmse_is_the_squared_error_over_the_energy(volumes: tuple[Tensor, Tensor
     assert float(nmse(*volumes)) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+def test_hfen_is_the_relative_error_of_the_laplacian_of_gaussian_of_scipy(
+    volumes: tuple[Tensor, Tensor], slice_axis: int
+) -> None:
+    pred, truth = (np.moveaxis(v.double().numpy(), slice_axis, 0) for v in volumes)
+
+    def edges(volume: np.ndarray) -> np.ndarray:
+        return np.stack([gaussian_laplace(s, 1.5, mode="nearest", truncate=14 / 3) for s in volume])
+
+    assert laplacian_of_gaussian(torch.from_numpy(truth.copy())).numpy() == pytest.approx(edges(truth), abs=1e-9)
+    expected = np.linalg.norm(edges(pred) - edges(truth)) / np.linalg.norm(edges(truth))
+    assert float(hfen(*volumes, slice_axis)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_kernel_of_hfen_is_fifteen_voxels_wide() -> None:
+    impulse = torch.zeros(1, 31, 31)
+    impulse[0, 15, 15] = 1.0
+    rows, columns = laplacian_of_gaussian(impulse)[0].nonzero().T
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 22, 8, 22)
+
+
+def test_hfen_sees_lost_edges_and_no_offset() -> None:
+    _, truth = pair(16, 18, 3)
+    assert float(hfen(torch.full_like(truth, float(truth.mean())), truth)) == pytest.approx(1.0, abs=1e-3)
+    assert float(hfen(truth + 100.0, truth)) == pytest.approx(0.0, abs=1e-3)
+    assert float(hfen(0.9 * truth, truth)) == pytest.approx(0.1)
+
+
 def test_a_perfect_prediction_has_the_best_value() -> None:
     _, truth = pair(8, 8, 3)
     assert float(psnr(truth, truth)) == math.inf
     assert float(ssim(truth, truth)) == pytest.approx(1.0)
-    assert float(nmse(truth, truth)) == 0.0
+    assert float(nmse(truth, truth)) == float(hfen(truth, truth)) == 0.0
 
 
 def test_the_range_is_the_maximum_of_the_truth_over_the_volume() -> None:
@@ -77,19 +116,19 @@ def test_the_range_is_the_maximum_of_the_truth_over_the_volume() -> None:
 @pytest.mark.parametrize("gain", [1e-4, 1e4])
 def test_the_unit_of_the_images_does_not_matter(gain: float) -> None:
     pred, truth = (v.double() for v in pair(8, 9, 3))
-    for metric in (psnr, ssim, nmse):
+    for metric in (psnr, ssim, nmse, hfen):
         assert float(metric(gain * pred, gain * truth)) == pytest.approx(float(metric(pred, truth)))
 
 
 def test_integer_and_half_volumes_are_measured_in_double() -> None:
     pred, truth = (v.clamp(0, 255).to(torch.uint8) for v in pair(8, 9, 3, level=200))
-    for metric in (psnr, ssim, nmse):
+    for metric in (psnr, ssim, nmse, hfen):
         out = metric(pred, truth)
         assert out.dtype == torch.float64 and float(out) == float(metric(pred.double(), truth.double()))
         assert metric(pred.half(), truth.half()).dtype == torch.float64
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim, nmse])
+@pytest.mark.parametrize("metric", [psnr, ssim, nmse, hfen])
 def test_volumes_of_different_shapes_are_an_error(metric) -> None:
     with pytest.raises(ValueError, match="differ in shape"):
         metric(torch.zeros(8, 8, 3), torch.zeros(8, 8, 1))

@@ -1,0 +1,93 @@
+"""Train the rows of one of the paper's ablation tables, evaluate them, write the table.
+
+    python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv [--epochs 40 ...]
+
+Every option that is not listed below goes to the training of each row (configs/train.json), so that a table is made at
+any budget. A row is an overlay in configs/experiments on configs/train.json and configs/experiments/paper.yaml, which
+leaves data consistency out as the paper does. Interrupted trainings go on, finished ones are not repeated, rows that
+two tables share are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results and
+makes docs/results.md anew. Evaluated is the val split, so that choices made here leave the test split unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from bundle.compare.cost import multiply_adds, parameters
+from bundle.compare.experiments import Experiment, ExperimentError, budget, table_experiments, train
+from bundle.compare.pages import write_pages
+from bundle.compare.protocol import ZERO_FILLED, Protocol, known_volumes
+from bundle.compare.records import Row, write_rows, write_text
+from bundle.compare.tables import Results, ablation_table
+from bundle.workflow import prepare_network, training_data
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 128
+
+
+def training_options(rest: list[str]) -> dict[str, str]:
+    """``--key value`` pairs and ``--key=value`` of the command line, for the training."""
+    options: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        key, separator, value = word.removeprefix("--").partition("=")
+        value = value if separator else next(words, "")
+        if not word.startswith("--") or not value:
+            sys.exit(f"{word}: give options of configs/train.json as --name value")
+        options[key] = value
+    return options
+
+
+def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: dict[str, str]) -> list[Row]:
+    """Figures of a trained row and of zero filling on every volume, with the cost of the row."""
+    config = row.config(options)
+    scale, axis, seed = (config.get_parsed_content(key) for key in ("scale", "slice_axis", "seed"))
+    network = prepare_network(row.network(options), str(weights), args.device).eval()
+    cost = {"parameters": parameters(network), **multiply_adds(network, (1, 1, SIDE, SIDE))}
+    datalist = training_data(str(args.dataset_dir), args.split, args.split_file, seed)
+    volumes = known_volumes(args.dataset_dir, datalist, args.split_file)
+    rows, _ = Protocol(scale, axis, device=args.device).evaluate(volumes, {row.title: network})
+    costs = {row.title: cost, ZERO_FILLED: dict.fromkeys(cost, "")}
+    return [{**r, "scale": scale, **costs[r["method"]]} for r in rows if r["method"] in costs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=int, required=True, help="of the paper: 4 to 9")
+    parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of high-resolution NIfTI volumes")
+    parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
+    parser.add_argument("--split", default="val", help="evaluated split")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "ablation")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
+    args, rest = parser.parse_known_args()
+    options = {**training_options(rest), "dataset_dir": str(args.dataset_dir.resolve()), "device": args.device}
+    if args.split_file is not None:
+        options["split_file"] = str(args.split_file.resolve())
+
+    try:
+        experiments = table_experiments(args.table, ROOT)
+        rows: list[Row] = []
+        for experiment in experiments:
+            print(f"{experiment.path.stem}: {experiment.title} ({experiment.run_name})", flush=True)
+            weights = train(experiment, args.runs_dir.resolve(), options, ROOT)
+            new = evaluate(experiment, weights, args, options)
+            rows += [r for r in new if not rows or r["method"] == experiment.title]
+    except ExperimentError as error:
+        sys.exit(str(error))
+    target = args.output_dir / f"ablation_table{args.table}.csv"
+    write_rows(target, rows)
+    title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
+    about = f"### {title}, by {rows[0]['scale']}, {args.split} split\n\n{note}"
+    write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
+    own = args.output_dir.resolve() == ROOT / "docs" / "results"
+    write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md")
+    print(target.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()

