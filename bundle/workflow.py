@@ -6,12 +6,9 @@ import difflib
 import functools
 import json
 import logging
-import os
-import pickle
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,17 +16,20 @@ from monai.bundle import ConfigWorkflow
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Transform
-from torch import Tensor, nn
+from torch import nn
 
 from bundle.data import (
     DatasetError,
     VolumeError,
+    check_folders,
     evaluation_datalist,
     inference_datalist,
     read_header,
     training_datalist,
 )
-from bundle.networks import NETWORK_SIZES
+from bundle.data.errors import root_cause
+from bundle.networks import NETWORKS
+from bundle.weights import WeightsError, load_weights
 
 logger = logging.getLogger("iconet")
 
@@ -58,7 +58,7 @@ def _is_count(value: Any) -> bool:
 
 ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
-        ("amp", "data_consistency", "resume", "return_stages"), ("True or False", lambda v: isinstance(v, bool))
+        ("amp", "resume", "return_stages", "train_consistency"), ("True or False", lambda v: isinstance(v, bool))
     ),
     **dict.fromkeys(
         (
@@ -74,7 +74,11 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
     "scale": ("2, 4 or 8", lambda v: type(v) is int and v in (2, 4, 8)),
     "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
-    "network_size": (" or ".join(NETWORK_SIZES), lambda v: v in NETWORK_SIZES),
+    "network_name": (", ".join(NETWORKS), lambda v: v in NETWORKS),
+    "data_consistency": (
+        "a weight from 0 (off) to 1",
+        lambda v: isinstance(v, (bool, int, float)) and 0 <= v <= 1,
+    ),
     "device": ("a device of this machine, such as cpu or cuda", _is_device),
     "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
 }
@@ -150,14 +154,7 @@ def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
 @one_line_exit
 def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
     """:func:`bundle.data.inference_datalist`, once it is clear that results can be written and lie elsewhere."""
-    source, target = Path(dataset_dir).resolve(), Path(output_dir).resolve()
-    if source == target:
-        raise DatasetError(f"{dataset_dir}: input and output folder are the same; give another --output_dir")
-    there = next(folder for folder in (target, *target.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise DatasetError(
-            f"{output_dir}: cannot be written ({there} is no writable folder); give another --output_dir"
-        )
+    check_folders(dataset_dir, output_dir)
     return inference_datalist(dataset_dir, exclude=output_dir)
 
 
@@ -224,14 +221,6 @@ def _run_on(evaluator: SupervisedEvaluator, loader: DataLoader) -> None:
         raise RuntimeError("the evaluator did not run")
 
 
-def root_cause(error: BaseException) -> str:
-    """One line for the first cause of an exception (MONAI wraps what a transform raises in its own)."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split())
-    return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"
-
-
 def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.Module:
     """Load a plain state dict into a network, if one is given, and move it to the device.
 
@@ -244,29 +233,8 @@ def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.
         SystemExit: the file is missing, holds more than tensors, or does not fit; nothing is loaded in part.
     """
     if weights is not None:
-        path = Path(weights)
-        if not path.is_file():
-            raise SystemExit(
-                f"{path}: no such weights; train them, choose a scale and size that have some, or give --bundle_root"
-            )
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SystemExit(f"{path}: not a file of plain tensors that can be loaded safely: {reason}") from error
-        misfit = _misfit(network.state_dict(), state)
-        if misfit:
-            raise SystemExit(f"{path}: not the weights of this network (another scale or size?): {misfit}")
-        network.load_state_dict(state)
+            load_weights(network, weights)
+        except WeightsError as error:
+            raise SystemExit(str(error)) from error
     return network.to(device)
-
-
-def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """First difference of names or shapes between two state dicts; empty if they fit."""
-    for name, tensor in expected.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name].shape != tensor.shape:
-            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
-    extra = sorted(set(found) - set(expected))
-    return f"{extra[0]} is not part of it" if extra else ""

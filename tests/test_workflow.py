@@ -78,7 +78,7 @@ def test_every_boolean_option_is_checked(name, bundle_root):
         ("slice_axis", -1),
         ("slice_axis", "x"),
         ("slice_batch", 0),
-        ("network_size", "huge"),
+        ("network_name", "huge"),
         ("device", "gpu"),
         ("nonfinite", "skip"),
     ],

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,11 +55,35 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
     if not root.is_dir():
         wrong = "exists but is neither a folder nor a file" if root.exists() else "no such folder"
         _fail(root, wrong, f"give a folder with {_LOOKED_FOR}")
-    skipped = None if exclude is None else os.path.realpath(exclude)
-    found = sorted(path for path in _walk(root, skipped) if path.name.lower().endswith(_ENDINGS))
+    found = volumes_below(root, exclude)
     if not found:
         _fail(root, f"no {_LOOKED_FOR} in this folder or below", "check the folder")
     return found
+
+
+def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
+    """What `find_volumes` finds below a folder; an empty list where there is nothing."""
+    skipped = None if exclude is None else os.path.realpath(exclude)
+    return sorted(path for path in _walk(Path(root), skipped) if is_volume_name(path))
+
+
+def is_volume_name(path: PathLike) -> bool:
+    """Whether a file is a NIfTI volume by its name; of a pair it is the .hdr that counts."""
+    return os.fspath(path).lower().endswith(_ENDINGS)
+
+
+def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
+    """Make sure before a run that results can be written and do not lie where the input lies.
+
+    Raises:
+        DatasetError: one folder for both, or an output folder that cannot be made or written to.
+    """
+    source, target = Path(dataset_dir).resolve(), Path(output_dir).resolve()
+    if source == target:
+        _fail(output_dir, "input and output folder are the same", "give another output folder")
+    there = next(folder for folder in (target, *target.parents) if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        _fail(output_dir, f"cannot be written ({there} is no writable folder)", "give another output folder")
 
 
 def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[dict[str, str]]:
@@ -122,7 +146,13 @@ def voxel_counts(datalist: Iterable[Mapping[str, Any]]) -> list[int]:
     return [int(np.prod(read_header(item["image"]).get_data_shape(), dtype=np.int64)) for item in datalist]
 
 
-def output_paths(sources: Sequence[PathLike], dataset_dir: PathLike, output_dir: PathLike, suffix: str) -> list[Path]:
+def output_paths(
+    sources: Sequence[PathLike],
+    dataset_dir: PathLike,
+    output_dir: PathLike,
+    suffix: str,
+    rename: Callable[[str], str] | None = None,
+) -> list[Path]:
     """Where the result of each source goes: the tree under `dataset_dir` mirrored under `output_dir`.
 
     `a/x.nii.gz`, `a/x.nii` and `a/x.hdr` become `a/x_<suffix>.nii.gz`. Where several sources ask for one name, the
@@ -134,6 +164,7 @@ def output_paths(sources: Sequence[PathLike], dataset_dir: PathLike, output_dir:
         dataset_dir: the folder (or single volume) that was searched.
         output_dir: need not exist.
         suffix: letters, digits, ".", "_", "-".
+        rename: another rule for the name without ending, instead of appending `_<suffix>` to it.
 
     Returns:
         One path per source, in the order of `sources`, all different, none of them a source.
@@ -149,12 +180,12 @@ def output_paths(sources: Sequence[PathLike], dataset_dir: PathLike, output_dir:
     taken: set[str] = set()
     chosen: dict[Path, Path] = {}
     for file in sorted(set(files), key=lambda file: (_ENDINGS.index(_split_name(file)[1]), str(file))):
-        for name in _candidate_names(file, suffix):
+        for name in _candidate_names(file, rename or (lambda stem: f"{stem}_{suffix}")):
             target = Path(output_dir) / _relative(file, Path(dataset_dir)).with_name(name)
             if str(target).casefold() not in taken:
                 break
         taken.add(str(target).casefold())
-        _check_target(target, Path(output_dir), inputs)
+        check_target(target, Path(output_dir), inputs)
         chosen[file] = target
     return [chosen[file] for file in files]
 
@@ -275,14 +306,14 @@ def _locate(name: str, table: Path, root: Path) -> Path | None:
 # ------------------------------------------------------------------------------------------------------ outputs
 
 
-def _candidate_names(file: Path, suffix: str) -> Iterator[str]:
+def _candidate_names(file: Path, rename: Callable[[str], str]) -> Iterator[str]:
     stem, ending = _split_name(file)
-    yield f"{stem}_{suffix}.nii.gz"
+    yield f"{rename(stem)}.nii.gz"
     tag = ending.strip(".").replace(".", "")
-    yield f"{stem}-{tag}_{suffix}.nii.gz"
+    yield f"{rename(f'{stem}-{tag}')}.nii.gz"
     number = 2
     while True:
-        yield f"{stem}-{tag}{number}_{suffix}.nii.gz"
+        yield f"{rename(f'{stem}-{tag}{number}')}.nii.gz"
         number += 1
 
 
@@ -295,7 +326,12 @@ def _relative(file: Path, root: Path) -> Path:
     return relative
 
 
-def _check_target(target: Path, output_dir: Path, inputs: set[str]) -> None:
+def check_target(target: Path, output_dir: Path, inputs: set[str]) -> None:
+    """Make sure that a result stays in the output folder, links followed, and is none of the inputs (real paths).
+
+    Raises:
+        DatasetError: it does not.
+    """
     real, real_dir = os.path.realpath(target), os.path.realpath(output_dir)
     if os.path.commonpath([real, real_dir]) != real_dir:
         _fail(target, f"a link leads outside the output folder, to {real}", "remove the link or choose another folder")

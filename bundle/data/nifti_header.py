@@ -48,8 +48,21 @@ class Layout:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def voxels(self) -> int:
+        return _product(self.shape)
+
+    @property
     def voxel_bytes(self) -> int:
-        return _product(self.shape) * self.dtype.itemsize
+        return self.voxels * self.dtype.itemsize
+
+    @property
+    def frames(self) -> int:
+        """Images or volumes one after the other in the file: the length of the fourth axis."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return self.shape[:3]
 
     @property
     def scaled(self) -> bool:
@@ -137,6 +150,8 @@ def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
     if magic in (b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"):
         if size != wanted:
             warnings.append(f"sizeof_hdr is {size} instead of {wanted}; the header is read by its magic")
+        if wanted == 540 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
+            warnings.append("the line-end mark of the header is damaged: the file may have been copied as a text")
         return cls(block, endianness=order, check=False), magic.startswith(b"ni")
     if size == 348 and path.name.lower().removesuffix(".gz").endswith(".hdr"):
         warnings.append("Analyze 7.5 header: orientation unknown")

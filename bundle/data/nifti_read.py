@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from monai.utils import MetaKeys, SpaceKeys
 from .errors import fail
 from .nifti_geometry import Header
 from .nifti_header import check_room, clean_header, read_layout
+from .nifti_storage import Storage
 from .nifti_stream import MAX_BYTES, open_stream
-from .nifti_voxels import NonFinite, read_paired_voxels, read_voxels, to_float32
+from .nifti_voxels import NonFinite, VoxelReader
 from .paths import PathLike, pair_paths
 
 _log = logging.getLogger("iconet")
@@ -62,17 +63,72 @@ def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: in
     Raises:
         VolumeError: the file cannot be read as the volume that its header declares.
     """
-    if nonfinite not in ("error", "zero"):
-        raise ValueError(f"nonfinite must be 'error' or 'zero', got {nonfinite!r}")
-    header_path, image_path = pair_paths(Path(path))
-    with open_stream(header_path) as source:
-        layout = read_layout(source)
-        if not layout.paired:
-            stored = read_voxels(source, layout, max_bytes)
-    if layout.paired:
-        stored = read_paired_voxels(header_path, image_path, layout, max_bytes)
-    array = to_float32(stored, layout, header_path, nonfinite)
-    return Volume(header_path, array, layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+    reader = VoxelReader(Path(path), nonfinite, max_bytes)
+    layout = reader.layout
+    frames = list(reader)
+    array = frames[0].reshape(layout.shape) if layout.frames == 1 else np.stack(frames, axis=-1)
+    return Volume(reader.path, array, layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+
+
+def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
+    """The first volume of a file, without a look at what follows it; args and errors as `read_volume`."""
+    reader = VoxelReader(Path(path), nonfinite, MAX_BYTES)
+    layout = reader.layout
+    return Volume(reader.path, next(iter(reader)), layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeFile:
+    """A volume that was read once from end to end and found sound, to be read again piece by piece.
+
+    Attributes:
+        path: the file (.hdr of a pair).
+        shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
+        affine, header, warnings: as in `Volume`.
+        storage: number type and scaling of the file.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    header: Header
+    storage: Storage
+    warnings: tuple[str, ...]
+    _nonfinite: NonFinite
+    _max_bytes: int
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Each image (X, Y) or volume (X, Y, Z), float32; those of a 4-D series one after the other.
+
+        Raises:
+            VolumeError: the file is not any more what it was.
+        """
+        reader = VoxelReader(self.path, self._nonfinite, self._max_bytes)
+        if reader.layout.shape != self.shape or not np.array_equal(reader.layout.geometry.affine, self.affine):
+            fail(self.path, "the file is no longer what it was", "read it when nobody writes it")
+        yield from reader
+
+
+def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> VolumeFile:
+    """Read a volume from end to end, one 3-D volume of it in memory at a time, and say whether it is sound.
+
+    Args and errors as `read_volume`.
+    """
+    reader = VoxelReader(Path(path), nonfinite, max_bytes)
+    for _ in reader:
+        pass
+    layout = reader.layout
+    storage = Storage(layout.dtype, layout.slope, layout.intercept)
+    return VolumeFile(
+        reader.path,
+        layout.shape,
+        layout.geometry.affine,
+        clean_header(layout),
+        storage,
+        tuple(layout.warnings),
+        nonfinite,
+        max_bytes,
+    )
 
 
 def read_header(path: PathLike) -> Header:

@@ -1,0 +1,5 @@
+"""The command for people: files and folders in, super-resolved ones out, resumable, with a record of what was done.
+
+`command` reads the command line, `jobs` finds what there is to do, `run` does it one after the other; `process` is one
+volume, `sidecar` its record. Nothing here evaluates expressions of a configuration.
+"""

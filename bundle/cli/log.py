@@ -1,0 +1,99 @@
+"""What a run says: lines for people on stderr, JSON lines for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from bundle.cli.options import RunError
+
+_LOGGER = logging.getLogger("iconet")
+
+
+@contextmanager
+def logging_to(json_lines: Path | None) -> Iterator[None]:
+    """Show the messages of the project on stderr and append them to a file, if one is given.
+
+    Raises:
+        RunError: the file cannot be written, or is another kind of file.
+    """
+    with ExitStack() as stack:
+        handlers: list[logging.Handler] = [_PeopleHandler()]
+        if json_lines is not None:
+            handlers.append(_JsonHandler(stack.enter_context(_open_log(json_lines))))
+        level = _LOGGER.level
+        _LOGGER.setLevel(logging.INFO)
+        for handler in handlers:
+            _LOGGER.addHandler(handler)
+        try:
+            yield
+        finally:
+            _LOGGER.setLevel(level)
+            for handler in handlers:
+                _LOGGER.removeHandler(handler)
+
+
+@contextmanager
+def held_back() -> Iterator[list[logging.LogRecord]]:
+    """Collect the messages of a block instead of showing them."""
+    records: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return False
+
+    _LOGGER.addFilter(keep)
+    try:
+        yield records
+    finally:
+        _LOGGER.removeFilter(keep)
+
+
+def printable(text: str) -> str:
+    """Text without what could drive a terminal or what it cannot show: file names may hold anything."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class _PeopleHandler(logging.Handler):
+    """Lines between the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        mark = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        tqdm.write(printable(mark + record.getMessage()), file=sys.stderr)
+
+
+class _JsonHandler(logging.Handler):
+    """One JSON object a line: time (UTC), level, message, and what the message was given as `extra={"fields": ...}`."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": time, "level": record.levelname.lower(), "message": record.getMessage()}
+        self.stream.write(json.dumps({**line, **getattr(record, "fields", {})}) + "\n")
+        self.stream.flush()
+
+
+@contextmanager
+def _open_log(path: Path) -> Iterator[IO[str]]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+", encoding="utf-8") as stream:
+            stream.seek(0)
+            if stream.read(1) not in ("", "{"):
+                raise RunError(f"{path}: exists and is no log of JSON lines; choose another name")
+            yield stream
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: the log cannot be written ({error}); choose another file") from error

@@ -1,0 +1,56 @@
+"""The network of a run, with its weights, on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bundle.cli.options import Options, RunError
+from bundle.networks import NETWORKS, build_network, weights_path
+from bundle.trust import TrainingRange, load_training_range
+from bundle.weights import load_weights
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+"""Shipped weights: beside the package, in the folder of the bundle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network ready to run; `digest` is the SHA-256 of its weights, `trained_on` what they know, if recorded."""
+
+    network: nn.Module
+    scale: int
+    weights: Path
+    digest: str
+    trained_on: TrainingRange | None
+
+
+def load_model(options: Options) -> Model:
+    """Build the network that the options name and load its weights.
+
+    Raises:
+        RunError: unknown network, no or bad weights, no such device.
+    """
+    if options.network not in NETWORKS:
+        raise RunError(f"no network {options.network!r}; there are {', '.join(NETWORKS)}")
+    try:
+        network = build_network(options.network, options.scale)
+        weights = options.weights or Path(weights_path(MODELS, options.network, options.scale))
+        digest = load_weights(network, weights)
+        trained_on = load_training_range(weights)
+    except ValueError as error:  # also WeightsError
+        raise RunError(str(error)) from error
+    return Model(network.to(_device(options.device)).eval(), options.scale, weights, digest, trained_on)
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"no device {name!r} on this machine ({reason}); use cpu, or cuda where there is one") from error

@@ -1,0 +1,98 @@
+"""The report of a run: drawn from the files that were read and written, also for volumes that were done before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle.cli.jobs import Job, Plan
+from bundle.cli.model import Model
+from bundle.cli.options import Options, RunError
+from bundle.cli.results import Row
+from bundle.cli.sidecar import TOOL, tool_version, versions
+from bundle.data.dicom_find import find_series
+from bundle.data.dicom_read import read_series
+from bundle.data.dicom_series import DicomSeries
+from bundle.data.nifti_read import read_first_volume
+
+if TYPE_CHECKING:
+    from bundle.report import Section
+
+NAME = "report.html"
+
+
+class Report:
+    """Sections of the volumes as they get done, and at the end the page.
+
+    Raises:
+        RunError: a package that drawing needs is missing.
+    """
+
+    def __init__(self, plan: Plan, options: Options, model: Model) -> None:
+        try:
+            import bundle.report  # noqa: F401
+        except ImportError as error:
+            raise RunError(str(error)) from error
+        self._options, self._model = options, model
+        self._sections: list[Section] = []
+        self.path = plan.folder / NAME if plan.folder else _beside(plan.jobs[0].target)
+
+    def add(self, job: Job, row: Row, record: dict[str, Any]) -> None:
+        """Draw a volume that has a result.
+
+        Raises:
+            VolumeError: a file is gone meanwhile.
+        """
+        from bundle.report import ReportEntry, section
+
+        facts = record["SuperResolution"]
+        before, affine, header = _first(job.source, self._options)
+        after, fine_affine, fine_header = _first(job.target, self._options)
+        entry = ReportEntry(
+            job.name,
+            before,
+            affine,
+            after,
+            fine_affine,
+            self._model.scale,
+            facts["SliceAxis"],
+            facts["DataConsistencyResidual"],
+            facts["Warnings"],
+            float(row.seconds) if row.status == "done" else None,
+            {"result": job.target.name, "shown": "the first volume"} if len(facts["Shape"]) > 3 else {},
+            header,
+            fine_header,
+        )
+        self._sections.append(section(entry))
+
+    def write(self, rows: list[Row]) -> Path:
+        """Raises OSError if the disk refuses."""
+        from bundle.report import write_report
+
+        facts = {
+            "Made by": f"{TOOL} {tool_version()}",
+            **self._options.settings(),
+            "Weights": f"{self._model.weights.name}, SHA-256 {self._model.digest}",
+            "Device": next(self._model.network.parameters()).device,
+            **versions(),
+        }
+        failures = {row.volume: row.error for row in rows if row.status == "failed"}
+        return write_report(self._sections, self.path, facts, failures)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name.split('.nii')[0]}_{NAME}")
+
+
+def _first(source: Path | DicomSeries, options: Options) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+    """Voxels, affine and header lines of a NIfTI file (the first volume) or a DICOM series."""
+    if isinstance(source, Path) and not source.is_dir():
+        volume = read_first_volume(source, options.nonfinite)
+        space, time = volume.header.get_xyzt_units()
+        number_type = str(volume.header.get_data_dtype())
+        return volume.array, volume.affine, {"number type": number_type, "units": f"{space}, {time}"}
+    series = source if isinstance(source, DicomSeries) else find_series(source)[0]
+    stack = read_series(series, allow_gap=options.allow_gap)
+    return stack.voxels, stack.affine, {"number type": "DICOM"}

@@ -1,0 +1,220 @@
+"""A run: one volume after the other; a bad one is reported, and the rest goes on."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from monai.utils import set_determinism
+
+from bundle.cli.jobs import Job, Plan, find_jobs
+from bundle.cli.log import logging_to
+from bundle.cli.model import Model, load_model
+from bundle.cli.options import Options, RunError
+from bundle.cli.process import Task, process
+from bundle.cli.progress import Progress
+from bundle.cli.report import Report
+from bundle.cli.results import Row, write_results
+from bundle.cli.sidecar import content_digest, read_record, tool_version, why_redo
+from bundle.data import VolumeError, read_header
+from bundle.data.atomic import remove_partial_files
+from bundle.data.dicom_series import DicomSeries
+from bundle.data.errors import root_cause
+
+TABLE, LOCK = "results.csv", ".iconet-sr.lock"
+
+_log = logging.getLogger("iconet")
+
+
+def run(options: Options) -> int:
+    """Do what the options ask for and return the exit status: 0 all done, 1 something failed.
+
+    Raises:
+        RunError: wrong use; nothing was done.
+    """
+    with logging_to(options.log_json):
+        plan = find_jobs(options)
+        model = load_model(options)
+        device = next(model.network.parameters()).device
+        start = f"volumes: {len(plan.jobs)}, by {options.scale} with {options.network} on {device}"
+        _say("start", start, volumes=len(plan.jobs), weights_sha256=model.digest)
+        set_determinism(seed=0)
+        work = _Run(plan, options, model)
+        if options.dry_run:
+            return work.foretell()
+        with _locked(plan.folder):
+            return work.do()
+
+
+class _Run:
+    def __init__(self, plan: Plan, options: Options, model: Model) -> None:
+        self.plan, self.options, self.model = plan, options, model
+        self.rows: list[Row] = []
+        self.undrawn = 0
+        self.report = Report(plan, options, model) if options.report else None
+
+    def foretell(self) -> int:
+        """Say what would be done; of the volumes, only headers and digests are looked at."""
+        failures = 0
+        for job in self.plan.jobs:
+            try:
+                reason = self._why(self._task(job))
+                shape = "x".join(map(str, _shape(job)))
+                _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'is done, would be skipped'}")
+            except Exception as error:
+                failures += 1
+                _failed(job, error, 0.0)
+        _say("end", f"{failures} of {len(self.plan.jobs)} volumes would fail; nothing was written")
+        return int(failures > 0)
+
+    def do(self) -> int:
+        jobs = self.plan.jobs
+        # Sizes are for the bars alone: without a terminal the headers are not read twice.
+        sizes = [_size(job) for job in jobs] if sys.stderr.isatty() else [0] * len(jobs)
+        bar = Progress(sizes, self.model.network)
+        try:
+            if self.plan.bids and self.plan.folder:
+                self.plan.bids.describe(self.plan.folder)
+            for job in jobs:
+                self.rows.append(self._one(job, bar))
+                bar.next_volume(made=self.rows[-1].status == "done")
+                if self.rows[-1].status != "skipped":
+                    self._write_table()
+            self._write_table()
+            if self.report is not None:
+                _say("report", f"report: {self.report.write(self.rows)}")
+        except OSError as error:  # not of a volume: of the table, the report, the description of the dataset
+            _say("failed", f"{error.filename}: {error.strerror or error}; the run stops", logging.ERROR)
+            return 1
+        finally:
+            bar.close()
+        return self._summary()
+
+    def _one(self, job: Job, bar: Progress) -> Row:
+        started = time.monotonic()
+        try:
+            task = self._task(job)
+            reason = self._why(task)
+            if reason is None:
+                record = read_record(job.sidecar)
+                assert record is not None  # it says that the volume is done
+                row = Row.of(job, "skipped", 0.0, record)
+                _say("skipped", f"{job.name}: is done", volume=job.name)
+            else:
+                _say("volume", f"{job.name}: {reason}", volume=job.name)
+                record = process(task, bar)
+                row = Row.of(job, "done", time.monotonic() - started, record)
+                for warning in record["SuperResolution"]["Warnings"]:
+                    _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
+                text = f"{job.name}: {row.shape} -> {row.result_shape} in {row.seconds} s, {job.target}"
+                _say("done", text, volume=job.name)
+        except Exception as error:
+            return _failed(job, error, time.monotonic() - started)
+        if self.report is not None:
+            self._draw(self.report, job, row, record)
+        return row
+
+    def _draw(self, report: Report, job: Job, row: Row, record: dict[str, Any]) -> None:
+        try:
+            report.add(job, row, record)
+        except Exception as error:  # the result is there all the same
+            self.undrawn += 1
+            _say("report", f"{job.name}: not in the report: {root_cause(error)}", logging.ERROR, volume=job.name)
+
+    def _task(self, job: Job) -> Task:
+        provenance = {
+            "InputSha256": content_digest(job.files),
+            "WeightsSha256": self.model.digest,
+            "Settings": {**self.options.settings(), "Format": job.to},
+            "Version": tool_version(),
+        }
+        return Task(job, self.options, self.model, self.plan.bids, provenance)
+
+    def _why(self, task: Task) -> str | None:
+        if self.options.overwrite:
+            return "to be overwritten"
+        return why_redo(task.job.target, task.job.sidecar, task.provenance)
+
+    def _write_table(self) -> None:
+        if self.plan.folder is not None:
+            write_results(self.plan.folder / TABLE, self.rows)
+
+    def _summary(self) -> int:
+        counts = {status: sum(row.status == status for row in self.rows) for status in ("done", "skipped", "failed")}
+        text = ", ".join(f"{count} {status}" for status, count in counts.items())
+        where = f"; see {self.plan.folder / TABLE}" if self.plan.folder else ""
+        _say("end", f"{text}{where}", **counts)
+        for row in self.rows:
+            if row.status == "failed":
+                _log.error("%s", row.error)
+        return int(counts["failed"] + self.undrawn > 0)
+
+
+def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> None:
+    _log.log(level, "%s", text, extra={"fields": {"event": event, **fields}})
+
+
+def _failed(job: Job, error: Exception, seconds: float) -> Row:
+    reason = root_cause(error)
+    line = reason if job.name in reason or str(job.files[0]) in reason else f"{job.name}: {reason}"
+    details = {} if isinstance(error, VolumeError) else {"traceback": traceback.format_exc()}
+    _say("failed", line, logging.ERROR, volume=job.name, **details)
+    return Row(job.name, "failed", seconds=f"{seconds:.2f}", error=line)
+
+
+def _shape(job: Job) -> tuple[int, ...]:
+    """From the header alone.
+
+    Raises:
+        VolumeError: it is unusable.
+    """
+    if isinstance(job.source, DicomSeries):
+        if job.source.problem:
+            raise VolumeError(job.source.problem)
+        image = job.source.frames[0].image
+        return image.columns, image.rows, len(job.source.frames)
+    return tuple(int(n) for n in read_header(job.source).get_data_shape())
+
+
+def _size(job: Job) -> int:
+    try:
+        return math.prod(_shape(job))
+    except VolumeError:
+        return 0
+
+
+@contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    """Keep other runs out of the folder of the results, and clear away what a killed one left there.
+
+    Raises:
+        RunError: another run is at work, or the folder cannot be written.
+    """
+    if folder is None:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(f"{folder}: another run writes there; wait for it or choose another folder") from error
+    except NotImplementedError:  # a file system without locks
+        yield
+        return
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
+    try:
+        if count := remove_partial_files(folder):
+            _log.info("%s: %d unfinished files of an interrupted run removed", folder, count)
+        yield
+    finally:
+        lock.release()

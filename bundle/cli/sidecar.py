@@ -1,0 +1,111 @@
+"""The record beside every result: what it was made from and how, and whether it still holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bundle.data import VolumeError
+from bundle.data.atomic import replacing
+from bundle.data.errors import error_line
+
+TOOL = "ICONet SR"
+
+_CHANGED = {
+    "InputSha256": "the input changed",
+    "WeightsSha256": "the weights changed",
+    "Settings": "the settings changed",
+    "Version": "made by another version",
+}
+
+
+def tool_version() -> str:
+    """Version of the installed package, or of the bundle's folder where it runs from there."""
+    with suppress(PackageNotFoundError):
+        return version("iconet-sr")
+    metadata = json.loads((Path(__file__).parents[2] / "configs" / "metadata.json").read_bytes())
+    return str(metadata["version"])
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of a file's bytes; of several files, that of their names and digests in the order given.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    digests = []
+    for path in files:
+        try:
+            with open(path, "rb") as stream:
+                digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror or error})"
+            raise VolumeError(error_line(path, wrong, "check the file and its access rights")) from error
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def result_files(target: Path) -> list[Path]:
+    """The file of a NIfTI result, or those of a DICOM series."""
+    return sorted(target.iterdir()) if target.is_dir() else [target]
+
+
+def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | None:
+    """Why a result has to be made; None if it is there and holds.
+
+    Args:
+        target, sidecar: where the result and its record are or will be.
+        expected: the "Provenance" that the record must have: input, weights, settings and version.
+
+    Raises:
+        VolumeError: something is there that this program did not make.
+    """
+    record = read_record(sidecar)
+    if record is None:
+        for path in (target, sidecar):
+            if path.exists() or path.is_symlink():
+                remedy = "choose another output folder, or --overwrite replaces it"
+                raise VolumeError(error_line(path, "exists and was not made by this program", remedy))
+        return "new"
+    found = record["SuperResolution"]["Provenance"]
+    if changed := [text for key, text in _CHANGED.items() if found.get(key) != expected[key]]:
+        return ", ".join(changed)
+    if not target.exists():
+        return "the result is missing"
+    try:
+        same = content_digest(result_files(target)) == found.get("OutputSha256")
+    except (OSError, VolumeError):
+        same = False
+    return None if same else "the result is not what was written"
+
+
+def read_record(sidecar: Path) -> dict[str, Any] | None:
+    """A record that this program wrote; None if there is none, or something else under its name."""
+    try:
+        content: dict[str, Any] = json.loads(sidecar.read_bytes())
+        own = content["GeneratedBy"][0]["Name"] == TOOL
+        return content if own and content["SuperResolution"]["Provenance"].keys() >= _CHANGED.keys() else None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all; pure ASCII, so that any file name can be in it."""
+    with replacing(path) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))
+
+
+def generated_by() -> list[dict[str, str]]:
+    return [{"Name": TOOL, "Version": tool_version()}]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the result."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
