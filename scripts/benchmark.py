@@ -176,29 +176,36 @@ def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) ->
     return rows
 
 
-def in_its_own_process(setup: str, call: str, threads: int, repeats: int = 3) -> tuple[float, float]:
-    """Median seconds of ``call``, and the peak memory (GB) that it took beyond what ``setup`` had."""
+def in_its_own_process(setup: str, call: str, threads: int, repeats: int = 7) -> tuple[float, float | None]:
+    """Median seconds of ``call``, and the memory (GB) that it took beyond what ``setup`` left (Linux, else None)."""
     code = f"""
-import resource, statistics, time, torch
+import statistics, time, torch
 torch.set_num_threads({threads})
 {setup}
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, times = peak(), []
+def memory(field):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(field)) / 2**20
+before = None
+try:
+    with open("/proc/self/clear_refs", "w") as file: file.write("5")  # the peak counts from here on
+    before = memory("VmRSS")
+except OSError: pass
+times = []
 with torch.no_grad():
     for _ in range({repeats}):
         start = time.perf_counter()
         {call}
         times.append(time.perf_counter() - start)
-        if sum(times) > 30: break
-print(statistics.median(times[1:] or times), (peak() - before) / 2**20)
+        if sum(times) > 15: break
+print(statistics.median(times[1:] or times), None if before is None else memory("VmHWM") - before)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    seconds, gigabytes = map(float, done.stdout.split()[-2:])
-    return seconds, gigabytes
+    seconds, gigabytes = done.stdout.split()[-2:]
+    return float(seconds), None if gigabytes == "None" else float(gigabytes)
 
 
 def benchmark_networks(device: str, threads: int, names: list[str]) -> list[dict]:
@@ -245,7 +252,7 @@ def whole_volumes(counts: list[int], threads: list[int], device: str) -> list[di
     """Volumes of 128x128 slices by 2 with the small network and data consistency, as the inference workflow does it."""
     rows = []
     for number in threads:
-        for slices in counts:
+        for slices in counts if number == max(threads) else counts[:-1]:  # the longest once
             setup = f"""
 from bundle.inferers import VolumeInferer
 from bundle.networks import iconet
