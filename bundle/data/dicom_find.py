@@ -18,7 +18,7 @@ from .dicom_header import read_frames, starts_as_dicom
 from .dicom_library import require_pydicom
 from .dicom_series import DicomSeries, split_volumes
 from .errors import VolumeError, error_line, fail
-from .folder import _walk, is_volume_name
+from .folder import is_volume_name, walk_files
 from .paths import PathLike
 
 __all__ = ["DicomSeries", "find_series", "is_dicom"]
@@ -61,7 +61,7 @@ def find_series(root: PathLike, exclude: PathLike | None = None) -> list[DicomSe
     skipped = None if exclude is None else os.path.realpath(exclude)
     groups: dict[Hashable, list[Frame | Broken]] = defaultdict(list)
     left_out: dict[str, list[Path]] = defaultdict(list)
-    for path in [start] if start.is_file() else sorted(_walk(start, skipped)):
+    for path in [start] if start.is_file() else sorted(walk_files(start, skipped)):
         _sort_in(path, groups, left_out)
     for reason, paths in sorted(left_out.items()):
         _log.info("%s: %d files left out (%s), the first is %s", start, len(paths), reason, paths[0].name)

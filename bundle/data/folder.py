@@ -64,7 +64,7 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
 def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
     """What `find_volumes` finds below a folder; an empty list where there is nothing."""
     skipped = None if exclude is None else os.path.realpath(exclude)
-    return sorted(path for path in _walk(Path(root), skipped) if is_volume_name(path))
+    return sorted(path for path in walk_files(Path(root), skipped) if is_volume_name(path))
 
 
 def is_volume_name(path: PathLike) -> bool:
@@ -194,7 +194,7 @@ def _fail(where: PathLike, wrong: str, remedy: str) -> NoReturn:
     raise DatasetError(error_line(where, wrong, remedy))
 
 
-def _walk(root: Path, skipped: str | None) -> Iterator[Path]:
+def walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
     """All files below `root` that are not hidden. Each real folder is visited once: links may form loops."""
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=_log_unreadable, followlinks=True):

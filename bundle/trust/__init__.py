@@ -1,6 +1,6 @@
 """Should this input be given to these weights at all?"""
 
-from .check import acquisition_matrix_warning, check_volume
+from .check import check_volume
 from .interpolation import Interpolation, find_interpolation
 from .training_range import (
     ImageFacts,
@@ -17,7 +17,6 @@ __all__ = [
     "Interpolation",
     "ModalityRange",
     "TrainingRange",
-    "acquisition_matrix_warning",
     "check_volume",
     "find_interpolation",
     "image_facts",

@@ -58,31 +58,6 @@ def check_volume(
     return warnings + _range_warnings(image_facts(volume, spacing, slice_axis), modality, trained_on)
 
 
-def acquisition_matrix_warning(acquired: Sequence[int] | None, matrix: tuple[int, int]) -> str | None:
-    """Warning if a DICOM image has more pixels than were acquired.
-
-    Args:
-        acquired: Acquisition Matrix (0018,1310), four numbers (frequency rows, frequency columns, phase rows, phase
-            columns; the unused are 0), or (rows, columns). ``None``, or a 0 that leaves an axis open: not known.
-        matrix: (Rows, Columns) of the image.
-
-    Returns:
-        one line, or ``None`` where nothing is known or nothing was interpolated.
-    """
-    numbers = [int(n) for n in acquired or ()]
-    if len(numbers) == 4:
-        numbers = [max(numbers[0], numbers[2]), max(numbers[1], numbers[3])]
-    if len(numbers) != 2 or all(n <= 0 for n in numbers):
-        return None
-    true = [n if 0 < n < full else full for n, full in zip(numbers, matrix, strict=True)]
-    if true == list(matrix):
-        return None
-    return (
-        f"the scanner interpolated the image: {matrix[0]} x {matrix[1]} pixels (rows x columns) of an acquired matrix "
-        f"of {true[0]} x {true[1]}; {_REMEDY}"
-    )
-
-
 _REMEDY = "the network expects images at their acquired matrix, so bring it back to that matrix first"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bundle.physics import fourier_upsample
-from bundle.trust import ModalityRange, TrainingRange, acquisition_matrix_warning, check_volume
+from bundle.trust import ModalityRange, TrainingRange, check_volume
 
 MR = ModalityRange(
     volumes=20,
@@ -118,20 +118,3 @@ def test_an_image_of_two_axes_is_one_slice():
 def test_what_is_no_volume_is_refused(voxels):
     with pytest.raises(ValueError, match="expected real voxels"):
         check_volume(voxels, SPACING, 2)
-
-
-@pytest.mark.parametrize(
-    ("acquired", "true"),
-    [((0, 192, 256, 0), "256 x 192"), ((192, 0, 0, 256), "192 x 256"), ((128, 256), "128 x 256")],
-)
-def test_an_acquired_matrix_below_that_of_the_image_is_named(acquired, true):
-    line = acquisition_matrix_warning(acquired, (256, 256))
-    assert line is not None
-    assert f"acquired matrix of {true}" in line
-
-
-@pytest.mark.parametrize(
-    "acquired", [None, (), (0, 0, 0, 0), (256, 0, 0, 256), (0, 320, 256, 0), (256, 256), (1, 2, 3)]
-)
-def test_no_acquired_matrix_or_one_as_large_gives_no_warning(acquired):
-    assert acquisition_matrix_warning(acquired, (256, 256)) is None
