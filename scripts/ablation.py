@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bundle.compare.cost import multiply_adds, parameters
-from bundle.compare.experiments import Experiment, ExperimentError, budget, table_experiments, train
+from bundle.compare.experiments import Experiment, ExperimentError, budget, table_experiments, train, training_options
 from bundle.compare.pages import write_pages
 from bundle.compare.protocol import ZERO_FILLED, Protocol, known_volumes
 from bundle.compare.records import Row, write_rows, write_text
@@ -27,19 +27,6 @@ from bundle.workflow import prepare_network, training_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128
-
-
-def training_options(rest: list[str]) -> dict[str, str]:
-    """``--key value`` pairs and ``--key=value`` of the command line, for the training."""
-    options: dict[str, str] = {}
-    words = iter(rest)
-    for word in words:
-        key, separator, value = word.removeprefix("--").partition("=")
-        value = value if separator else next(words, "")
-        if not word.startswith("--") or not value:
-            sys.exit(f"{word}: give options of configs/train.json as --name value")
-        options[key] = value
-    return options
 
 
 def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: dict[str, str]) -> list[Row]:
@@ -65,11 +52,10 @@ def main() -> None:
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     args, rest = parser.parse_known_args()
-    options = {**training_options(rest), "dataset_dir": str(args.dataset_dir.resolve()), "device": args.device}
-    if args.split_file is not None:
-        options["split_file"] = str(args.split_file.resolve())
-
     try:
+        options = {**training_options(rest), "dataset_dir": str(args.dataset_dir.resolve()), "device": args.device}
+        if args.split_file is not None:
+            options["split_file"] = str(args.split_file.resolve())
         experiments = table_experiments(args.table, ROOT)
         rows: list[Row] = []
         for experiment in experiments:

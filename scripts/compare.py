@@ -21,7 +21,7 @@ from torch import nn
 from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
 from bundle.compare.pages import COSTS, comparison_file, write_pages
 from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
-from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices
+from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.workflow import evaluation_data, prepare_network
@@ -44,6 +44,11 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
     if missing := [name for name in wanted if name not in files]:
         sys.exit(f"--only {missing[0]}: no weights for x{scale} in {args.models_dir}; name them by --network")
     return {name: path for name, path in files.items() if name in wanted}
+
+
+def skip(name: str, args: argparse.Namespace) -> dict[str, str]:
+    """Image skip of a peer, as --image_skip gives it."""
+    return {"image_skip": args.image_skip} if args.image_skip and not name.startswith("iconet") else {}
 
 
 def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: str) -> Row:
@@ -73,10 +78,10 @@ def compare(scale: int, args: argparse.Namespace) -> None:
     """Evaluate one scale and write its files."""
     files = weight_files(args, scale)
     networks = {
-        TITLES[name]: prepare_network(build_network(name, scale), str(path), args.device).eval()
+        TITLES[name]: prepare_network(build_network(name, scale, **skip(name, args)), str(path), args.device).eval()
         for name, path in files.items()
     }
-    protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device)
+    protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
     datalist = evaluation_data(str(args.data), args.split, args.split_file)
     volumes = known_volumes(args.data, datalist, args.split_file)
     rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
@@ -112,6 +117,9 @@ def main() -> None:
         "--network", action="append", default=[], metavar="NAME=PATH", help="more weights; {scale} in PATH is filled in"
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="run these networks, keep the rows of the others")
+    parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
+    parser.add_argument("--records", type=Path, help="folder of scripts/train_alike.py: the page tells its budgets")
+    parser.add_argument("--every", type=int, default=1, help="take one slice in so many of each volume")
     parser.add_argument("--data_consistency", type=float, nargs="+", default=[0.0, 1.0], help="weights to compare")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
@@ -122,6 +130,8 @@ def main() -> None:
 
     for scale in args.scales:
         compare(scale, args)
+    for record in sorted(args.records.glob("training_*.json")) if args.records is not None else ():
+        write_text(args.output_dir / record.name, record.read_text(encoding="utf-8"))
     own = args.output_dir.resolve() == ROOT / "docs" / "results"
     write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md", args.readme)
 

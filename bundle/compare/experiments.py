@@ -97,6 +97,23 @@ def base_configs(root: Path) -> tuple[Path, ...]:
     return root / "configs/train.json", root / "configs/experiments/paper.yaml"
 
 
+def training_options(rest: Sequence[str]) -> dict[str, str]:
+    """Options of the command line, ``--key value`` or ``--key=value``, for the training.
+
+    Raises:
+        ExperimentError: a word that is no option, or an option without a value.
+    """
+    options: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        key, separator, value = word.removeprefix("--").partition("=")
+        value = value if separator else next(words, "")
+        if not word.startswith("--") or not value:
+            raise ExperimentError(f"{word}: give options of configs/train.json as --name value")
+        options[key] = value
+    return options
+
+
 def literal(text: str) -> Any:
     """A value of the command line: number, list, True, None, or the text itself."""
     try:

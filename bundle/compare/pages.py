@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 
+from bundle.compare.alike import BUDGET_HEADER, COMPUTE, UPDATES, budget_rows
 from bundle.compare.protocol import ZERO_FILLED
 from bundle.compare.records import read_rows, write_text
 from bundle.compare.tables import (
@@ -14,6 +16,7 @@ from bundle.compare.tables import (
     Results,
     cost_table,
     difference_table,
+    markdown,
     metric_table,
     same_consistency,
     summary_table,
@@ -58,6 +61,22 @@ most, absolute error. Stages: what each stage was to make, what it made, absolut
 """
 
 
+_ALIKE = {
+    UPDATES: """## Networks trained alike: equal updates
+
+Every network from its own random start, on the same patches in the same order, with the same small number of updates;
+none of these weights is shipped. The learning rate is the better of two in a short trial; peers have the Fourier image
+skip of ICONet. Made by `scripts/train_alike.py` and `scripts/compare.py`.
+
+""",
+    COMPUTE: """## Networks trained alike: equal compute
+
+The same trainings, stopped when each network had used the same processor time, data included.
+
+""",
+}
+
+
 def comparison_files(folder: Path) -> list[tuple[str, int, Path]]:
     """(degradation, scale, file) of every comparison in a folder of results, truncation first."""
     found = [(match, path) for path in folder.glob("compare_*.csv") if (match := _COMPARISON.fullmatch(path.name))]
@@ -88,6 +107,7 @@ def page(folder: Path, link: str) -> str:
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         parts.append(f"## x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
+    parts += [_alike(folder / name, f"{link}/{name}") for name in (UPDATES, COMPUTE) if (folder / name).is_dir()]
     if (folder / COSTS).is_file():
         costs = read_rows(folder / COSTS)
         machines = sorted({f"{row['device']}, {row['threads']} threads" for row in costs})
@@ -99,6 +119,19 @@ def page(folder: Path, link: str) -> str:
         links = [f"![{path.stem}]({link}/../figures/{path.name})" for path in pictures]
         parts.append("## Pictures\n\n" + _PICTURES + "\n\n".join(links))
     return "".join(parts).rstrip() + "\n"
+
+
+def _alike(folder: Path, link: str) -> str:
+    """The section of networks trained alike, from the files of one budget and the records of the trainings."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("training_*.json"))]
+    text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, folder.name))
+    for _, scale, path in comparison_files(folder):
+        results = Results(read_rows(path))
+        text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"
+        for metric in ("psnr", "ssim"):
+            table = difference_table(results, metric, same_consistency(TITLES["iconet_small"]))
+            text += f"{METRICS[metric][0]}, difference to ICONet small with the same data consistency:\n\n{table}"
+    return text
 
 
 def _volumes(results: Results, file: Path, link: str) -> str:

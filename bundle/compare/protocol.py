@@ -78,6 +78,7 @@ class Protocol:
         degradation: ``truncation`` or ``lines``.
         acceleration: of the line mask.
         device: where networks run.
+        every: of the slices of a volume, take one in so many (the first, ...): a volume of these alone is compared.
     """
 
     def __init__(
@@ -87,12 +88,16 @@ class Protocol:
         degradation: str = "truncation",
         acceleration: float = 6.0,
         device: str = "cpu",
+        every: int = 1,
     ) -> None:
         if degradation not in DEGRADATIONS:
             raise ValueError(f"degradation must be one of {DEGRADATIONS}, got {degradation!r}")
-        self.scale, self.slice_axis, self.device = scale, check_slice_axis(slice_axis), device
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.scale, self.slice_axis, self.device, self.every = scale, check_slice_axis(slice_axis), device, every
         self.masked = degradation == "lines"
-        self.description = f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation"
+        sparse = f", 1 of {every} slices" if every > 1 else ""
+        self.description = (f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation") + sparse
         lines = [CartesianLineMask(acceleration, slice_axis=slice_axis)] if self.masked else []
         self.degrade = Compose([KSpaceTruncation(scale, slice_axis), *lines])
         self._load = Compose(
@@ -102,7 +107,9 @@ class Protocol:
 
     def load(self, path: Path) -> MetaTensor:
         """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices."""
-        return self._load(str(path))
+        volume = self._load(str(path))
+        kept = [slice(None, None, self.every if axis == self.slice_axis + 1 else 1) for axis in range(4)]
+        return volume[tuple(kept)] if self.every > 1 else volume
 
     def predictions(
         self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[float] = (0.0,)
@@ -169,7 +176,7 @@ class Protocol:
                 about = {"subject": known.subject, "modality": known.modality, "contrast": known.contrast}
                 rows.append({**head, **about, "degradation": self.description, **metrics})
                 for number, figures in enumerate(zip(noise.tolist(), similarity.tolist(), strict=True)):
-                    by_slice.append({**head, "slice": number, "psnr": figures[0], "ssim": figures[1]})
+                    by_slice.append({**head, "slice": number * self.every, "psnr": figures[0], "ssim": figures[1]})
         return rows, by_slice
 
     def _to_slices(self, volume: Tensor) -> Tensor:

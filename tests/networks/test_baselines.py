@@ -37,8 +37,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def with_skip(name: str, scale: int, method: str) -> nn.Module:
     """A peer whose image skip (or pre-upsampling that is the skip) is ``method``, in float64."""
-    argument = "interpolation" if name == "vdsr" else "image_skip"
-    return tiny(name, scale, **{argument: method}).double()
+    return tiny(name, scale, image_skip=method).double()
 
 
 def silence(network: nn.Module) -> nn.Module:
@@ -94,7 +93,7 @@ def test_other_scales_are_an_error(name: str, scale: int) -> None:
         ("fmisr", {"in_channels": 0}, "in_channels must be positive"),
         ("fmisr", {"image_skip": "nearest"}, "image_skip must be one of"),
         ("srcnn", {"interpolation": "none"}, "interpolation must be one of"),
-        ("vdsr", {"interpolation": "none"}, "interpolation must be one of"),
+        ("vdsr", {"image_skip": "none"}, "image_skip must be one of"),
         ("vdsr", {"num_layers": 1}, "num_layers must be at least 2"),
         ("divanet", {"features": 6}, "multiple of 4"),
         ("swinir_light", {"features": 10}, "multiple of num_heads"),

@@ -20,7 +20,7 @@ class VDSR(PeerNetwork):
         scale, in_channels: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
         num_layers: convolutions, at least 2.
         features: maps.
-        interpolation: pre-upsampling and skip, ``bicubic`` (the paper) or ``fourier``.
+        image_skip: pre-upsampling and skip in one, ``bicubic`` (the paper) or ``fourier``.
     """
 
     def __init__(
@@ -29,10 +29,10 @@ class VDSR(PeerNetwork):
         in_channels: int = 1,
         num_layers: int = 20,
         features: int = 64,
-        interpolation: str = "bicubic",
+        image_skip: str = "bicubic",
     ) -> None:
-        check_interpolation("interpolation", interpolation)
-        super().__init__(scale, in_channels, image_skip=interpolation)
+        check_interpolation("image_skip", image_skip)
+        super().__init__(scale, in_channels, image_skip)
         if num_layers < 2:
             raise ValueError(f"num_layers must be at least 2, got {num_layers}")
         widths = [in_channels, *[features] * (num_layers - 1)]

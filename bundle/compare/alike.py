@@ -1,0 +1,180 @@
+"""Networks trained alike: the same patches in the same order, stopped at equal updates and at equal compute."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.bundle import ConfigParser
+from monai.utils import set_determinism
+
+from bundle.compare.records import write_text
+from bundle.handlers import save_atomically
+from bundle.networks import weights_path
+
+OWN_OPTIONS: dict[str, dict[str, Any]] = {"t2net": {"alpha": 0.8}}
+"""What the paper of a network says of its training, where the configs let one choose it."""
+UPDATES, COMPUTE = "equal_updates", "equal_compute"
+"""Folders of the weights."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every network is given.
+
+    Attributes:
+        updates: for the weights in ``equal_updates``.
+        seconds: of processor time, all threads added, data included, for the weights in ``equal_compute``.
+        learning_rates: that are tried.
+        search_updates: of each trial. The rate with the smallest loss over the second half of them is taken: every
+            trial sees the same patches, each of them once.
+    """
+
+    updates: int
+    seconds: float
+    learning_rates: Sequence[float]
+    search_updates: int
+
+
+@dataclass
+class _Course:
+    """What happened in one training: losses and processor time of every update, and where weights were kept."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Trainings:
+    """Trainings of several networks on one cached dataset.
+
+    Args:
+        scale: of all networks.
+        folder: of the weights, ``folder/equal_updates`` and ``folder/equal_compute`` with the names of
+            :func:`bundle.networks.weights_path`, and of the records.
+        options: of configs/train.json, for all networks alike.
+        image_skip: of the peers; ``None`` leaves each the one of its paper.
+        root: of the bundle.
+    """
+
+    def __init__(
+        self, scale: int, folder: Path, options: Mapping[str, Any], image_skip: str | None, root: Path
+    ) -> None:
+        self.scale, self.folder, self.image_skip = scale, folder, image_skip
+        self.options = {**options, "scale": scale, "bundle_root": str(root)}
+        self.files = [str(root / "configs/train.json"), str(root / "configs/experiments/alike.yaml")]
+        self._dataset: Any = None
+
+    def train(self, name: str, budget: Budget) -> dict[str, Any]:
+        """Search the learning rate of a network, train it, keep its weights at both budgets.
+
+        Returns:
+            The record of the training, which is also ``folder/training_<name>_x<scale>.json``. With the record of the
+            same training there, nothing is trained.
+
+        Raises:
+            ValueError: there is a record of another budget or other options.
+        """
+        path = self.folder / f"training_{name}_x{self.scale}.json"
+        asked = {
+            "budget": json.loads(json.dumps(vars(budget))),
+            "options": self._shown(),
+            "image_skip": self._skip(name),
+        }
+        if path.is_file():
+            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if {key: record[key] for key in asked} != asked:
+                raise ValueError(f"{path}: trained with another budget or options; choose another folder")
+            return record
+        trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
+        rate = min(trials, key=lambda r: trials[r])
+        course = self._run(name, rate, {UPDATES: budget.updates, COMPUTE: budget.seconds})
+        record = {
+            **{"network": name, "scale": self.scale, "learning_rate": rate, "trials": trials},
+            **asked,
+            "weights": course.kept,
+            "loss": [round(mean(course.losses[i : i + 50]), 6) for i in range(0, len(course.losses), 50)],
+        }
+        write_text(path, json.dumps(record, indent=1) + "\n")
+        return record
+
+    def _shown(self) -> dict[str, Any]:
+        """The options without folders, which differ between machines."""
+        return {k: v for k, v in self.options.items() if k not in ("bundle_root", "dataset_dir", "split_file")}
+
+    def _skip(self, name: str) -> str | None:
+        return None if name.startswith("iconet") else self.image_skip
+
+    def _search(self, name: str, rate: float, updates: int) -> float:
+        losses = self._run(name, rate, {"": updates}, keep=False).losses
+        loss = mean(losses[len(losses) // 2 :])
+        return round(loss, 7) if math.isfinite(loss) else math.inf
+
+    def _config(self, name: str, rate: float) -> ConfigParser:
+        """The training config of a network; the dataset is made once, and read from memory afterwards."""
+        config = ConfigParser()
+        config.read_config(self.files)
+        output = str(self.folder / f"run_{name}_x{self.scale}")
+        own = {"network_name": name, "learning_rate": rate, "output_dir": output, **OWN_OPTIONS.get(name, {})}
+        config.update({**self.options, **own})
+        if (skip := self._skip(name)) is not None:
+            config["network_def#image_skip"] = skip
+        if self._dataset is None:
+            self._dataset = config.get_parsed_content("train#dataset")
+        config.globals["cached_dataset"] = self._dataset
+        config["train#dataset"] = "$cached_dataset"
+        config["train#sampler#weights#datalist"] = "$cached_dataset.data"
+        return config
+
+    def _run(self, name: str, rate: float, limits: Mapping[str, float], keep: bool = True) -> _Course:
+        """Train until every limit is reached: a number of updates, or for ``equal_compute`` processor seconds."""
+        config = self._config(name, rate)
+        set_determinism(seed=config.get_parsed_content("seed"))
+        trainer, averaged = config.get_parsed_content("train#trainer"), config.get_parsed_content("ema").ema_model
+        course, start = _Course(), time.process_time()
+
+        @trainer.on(Events.ITERATION_COMPLETED)
+        def note(engine: Engine) -> None:
+            output: Any = engine.state.output
+            course.losses.append(float(output[0]["loss"]))
+            course.seconds.append(time.process_time() - start)
+            for limit, value in limits.items():
+                reached = course.seconds[-1] if limit == COMPUTE else len(course.losses)
+                if limit not in course.kept and reached >= value:
+                    course.kept[limit] = {"updates": len(course.losses), "seconds": round(course.seconds[-1], 1)}
+                    if keep:
+                        path = Path(weights_path(self.folder / limit, name, self.scale))
+                        save_atomically(averaged.state_dict(), str(path))
+                        course.kept[limit]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+            if len(course.kept) == len(limits):
+                engine.terminate()
+
+        trainer.run()
+        return course
+
+
+BUDGET_HEADER = ["network", "scale", "patches", "learning rate", "updates", "processor seconds"]
+
+
+def budget_rows(records: Sequence[Mapping[str, Any]], budget: str) -> list[list[str]]:
+    """One row of words for each record, in the columns of :data:`BUDGET_HEADER`.
+
+    Args:
+        records: of :meth:`Trainings.train`.
+        budget: ``equal_updates`` or ``equal_compute``.
+    """
+    rows = []
+    for record in sorted(records, key=lambda r: (r["scale"], r["weights"][budget]["updates"])):
+        kept, options = record["weights"][budget], record["options"]
+        patches = f"{options['batch_size']} of {options['patch_size']}x{options['patch_size']}"
+        head = [record["network"], f"x{record['scale']}", patches, f"{record['learning_rate']:g}"]
+        rows.append([*head, f"{kept['updates']:,}", f"{kept['seconds']:.0f}"])
+    return rows

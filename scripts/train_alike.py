@@ -1,0 +1,66 @@
+"""Train ICONet and its peers alike, for a comparison at equal updates and at equal compute.
+
+    python scripts/train_alike.py DATA --split_file DATA/manifest.csv --updates 600 --seconds 300 [--batch_size 4 ...]
+
+Every network sees the same patches in the same order, at the learning rate of --learning_rates with which a short trial
+has the smallest loss. Peers get the Fourier image skip of ICONet (--image_skip paper leaves each its own): without it
+a short training is lost to interpolation. Weights go to RUNS/equal_updates and RUNS/equal_compute, records beside them;
+`scripts/compare.py DATA --models_dir RUNS/equal_updates --image_skip fourier --output_dir ...` makes the tables. Every
+option that is not listed below goes to the training (configs/train.json). Processor seconds mean something with one
+thread (OMP_NUM_THREADS=1) and nothing else at work. Finished trainings are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from bundle.compare.alike import BUDGET_HEADER, COMPUTE, UPDATES, Budget, Trainings, budget_rows
+from bundle.compare.experiments import ExperimentError, literal, training_options
+from bundle.compare.tables import markdown
+from bundle.networks import NETWORKS
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of high-resolution NIfTI volumes")
+    parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[n for n in NETWORKS if n != "iconet_paper"])
+    parser.add_argument("--updates", type=int, default=600, help="of every network")
+    parser.add_argument("--seconds", type=float, default=300, help="of processor time of every network")
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.0003, 0.001])
+    parser.add_argument("--search_updates", type=int, default=100, help="of each learning rate")
+    parser.add_argument("--image_skip", choices=("paper", "none", "bicubic", "fourier"), default="fourier")
+    parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "alike")
+    args, rest = parser.parse_known_args()
+    logging.getLogger("ignite").setLevel(logging.WARNING)
+    try:
+        options = {key: literal(value) for key, value in training_options(rest).items()}
+    except ExperimentError as error:
+        sys.exit(str(error))
+    options["dataset_dir"] = str(args.data.resolve())
+    if args.split_file is not None:
+        options["split_file"] = str(args.split_file.resolve())
+    budget = Budget(args.updates, args.seconds, tuple(args.learning_rates), args.search_updates)
+    image_skip = None if args.image_skip == "paper" else args.image_skip
+
+    records = []
+    for scale in args.scales:
+        trainings = Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT)
+        for name in args.networks:
+            try:
+                records.append(trainings.train(name, budget))
+            except ValueError as error:
+                sys.exit(str(error))
+            print(f"{name} x{scale}: {records[-1]['learning_rate']:g}, {records[-1]['weights']}", flush=True)
+    for kind in (UPDATES, COMPUTE):
+        print(f"{kind}\n\n{markdown(BUDGET_HEADER, budget_rows(records, kind))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Networks trained alike: the same patches for each, stopped at the right update, never trained twice."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bundle.compare.alike import COMPUTE, UPDATES, Budget, Trainings, budget_rows
+from bundle.compare.pages import page
+from bundle.compare.protocol import Protocol
+from bundle.compare.records import write_rows
+from bundle.inferers import StageInferer
+from bundle.networks import build_network, weights_path
+from bundle.weights import load_weights
+
+BUDGET = Budget(updates=3, seconds=0.0, learning_rates=(1e-9, 1e-3), search_updates=4)
+
+
+@pytest.fixture
+def trainings(training_folder, tmp_path, bundle_root):
+    options = {
+        "dataset_dir": str(training_folder),
+        "batch_size": 2,
+        "patch_size": 16,
+        "device": "cpu",
+        "cache_rate": 1.0,
+    }
+    return lambda name: Trainings(2, tmp_path / name, options, "fourier", bundle_root)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The inputs of every update."""
+    batches: list[torch.Tensor] = []
+    original = StageInferer.__call__
+
+    def spy(self, inputs, network, *args, **kwargs):
+        batches.append(torch.as_tensor(inputs).clone())
+        return original(self, inputs, network, *args, **kwargs)
+
+    monkeypatch.setattr(StageInferer, "__call__", spy)
+    return batches
+
+
+def test_every_network_and_every_trial_sees_the_same_patches(trainings, seen):
+    both = trainings("a")
+    both.train("fmisr", BUDGET)
+    first = [seen[:4], seen[4:8], seen[8:11]]
+    del seen[:]
+    both.train("srcnn", BUDGET)
+    second = [seen[:4], seen[4:8], seen[8:11]]
+    assert len(seen) == 11
+    for run in [*first[1:], *second]:
+        assert all(torch.equal(a, b) for a, b in zip(first[0], run, strict=False))
+    assert not torch.equal(first[0][0], first[0][1])
+
+
+def test_weights_are_kept_at_both_budgets_and_load(trainings, tmp_path):
+    record = trainings("a").train("fmisr", BUDGET)
+    assert record["weights"][UPDATES]["updates"] == 3 and record["weights"][COMPUTE]["updates"] == 1
+    states = []
+    for kind in (UPDATES, COMPUTE):
+        network = build_network("fmisr", 2, image_skip="fourier")
+        load_weights(network, weights_path(tmp_path / "a" / kind, "fmisr", 2))
+        states.append(network.state_dict())
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_learning_rate_with_the_smaller_loss_is_taken(trainings):
+    record = trainings("a").train("srcnn", BUDGET)
+    trials = record["trials"]
+    assert record["learning_rate"] == min(trials, key=lambda rate: trials[rate])
+    assert len(set(trials.values())) == 2 and all(np.isfinite(list(trials.values())))
+
+
+def test_a_training_is_reproduced_and_not_repeated(trainings, seen):
+    first = trainings("a").train("fmisr", BUDGET)
+    again = trainings("b").train("fmisr", BUDGET)
+    assert first["weights"][UPDATES]["sha256"] == again["weights"][UPDATES]["sha256"]
+    del seen[:]
+    assert trainings("a").train("fmisr", BUDGET)["loss"] == first["loss"] and not seen
+    with pytest.raises(ValueError, match="another budget"):
+        trainings("a").train("fmisr", Budget(5, 0.0, (1e-3,), 4))
+
+
+def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
+    parser = trainings("a")._config("t2net", 1e-3)
+    assert parser.get_parsed_content("loss").alpha == 0.8
+    assert parser.get_parsed_content("network_def").image_skip == "fourier"
+    assert trainings("a")._config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
+
+
+def test_the_page_tells_both_budgets(trainings, tmp_path):
+    record = json.loads(json.dumps(trainings("a").train("fmisr", BUDGET)))
+    assert budget_rows([record], UPDATES)[0][:5] == ["fmisr", "x2", "2 of 16x16", f"{record['learning_rate']:g}", "3"]
+    for kind in (UPDATES, COMPUTE):
+        folder = tmp_path / "results" / kind
+        folder.mkdir(parents=True)
+        (folder / "training_fmisr_x2.json").write_text(json.dumps(record))
+        head = {"file": "f", "consistency": "", "subject": "s", "modality": "MR", "contrast": "T1"}
+        figures = {"psnr": 30.0, "ssim": 0.9, "nmse": 0.1, "hfen": 0.1, "residual": 0.0}
+        rows = [{**head, "degradation": "truncation", **figures, "method": "zero-filled Fourier"}]
+        rows.append({**rows[0], "method": "ICONet small", "psnr": 31.0, "consistency": 0.0})
+        rows.append({**rows[0], "method": "FMISR", "psnr": 30.5, "consistency": 0.0})
+        write_rows(folder / "compare_x2.csv", rows)
+    text = page(tmp_path / "results", "results")
+    assert "equal updates" in text and "equal compute" in text
+    assert text.count("| fmisr | x2 | 2 of 16x16 |") == 2 and text.count("| FMISR | -0.50 | -0.50 |") == 2
+
+
+def test_one_slice_in_so_many_is_the_same_slice_of_the_volume(training_folder):
+    path = sorted(training_folder.glob("*.nii.gz"))[0]
+    whole, sparse = Protocol(2).load(path), Protocol(2, every=3).load(path)
+    assert torch.equal(sparse.as_tensor(), whole.as_tensor()[..., ::3])
+    across = Protocol(2, slice_axis=0, every=2)
+    assert torch.equal(across.load(path).as_tensor(), Protocol(2, slice_axis=0).load(path).as_tensor()[:, ::2])
+    assert Protocol(2, every=3).description == "truncation, 1 of 3 slices"
+    with pytest.raises(ValueError, match="every"):
+        Protocol(2, every=0)
