@@ -37,7 +37,7 @@ def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: 
     cost = {"parameters": parameters(network), **multiply_adds(network, (1, 1, SIDE, SIDE))}
     datalist = training_data(str(args.dataset_dir), args.split, args.split_file, seed)
     volumes = known_volumes(args.dataset_dir, datalist, args.split_file)
-    rows, _ = Protocol(scale, axis, device=args.device).evaluate(volumes, {row.title: network})
+    rows, _ = Protocol(scale, axis, device=args.device, every=args.every).evaluate(volumes, {row.title: network})
     costs = {row.title: cost, ZERO_FILLED: dict.fromkeys(cost, "")}
     return [{**r, "scale": scale, **costs[r["method"]]} for r in rows if r["method"] in costs]
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument("--split", default="val", help="evaluated split")
+    parser.add_argument("--every", type=int, default=1, help="evaluate one slice in so many of each volume")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
@@ -68,7 +69,7 @@ def main() -> None:
     target = args.output_dir / f"ablation_table{args.table}.csv"
     write_rows(target, rows)
     title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
-    about = f"### {title}, by {rows[0]['scale']}, {args.split} split\n\n{note}"
+    about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split\n\n{note}"
     write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
     own = args.output_dir.resolve() == ROOT / "docs" / "results"
     write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md")

@@ -55,7 +55,7 @@ def test_the_rows_of_a_table_change_what_their_names_say_and_nothing_else(table,
 
 
 def test_there_is_no_overlay_that_no_table_knows(bundle_root):
-    known = {name for rows in ROWS.values() for name in rows} | set(DEFAULTS.values()) | {"paper"}
+    known = {name for rows in ROWS.values() for name in rows} | set(DEFAULTS.values()) | {"paper", "alike"}
     assert {path.stem for path in (bundle_root / "configs/experiments").iterdir()} == known
 
 
@@ -214,6 +214,6 @@ def test_one_command_makes_a_table(training_folder, tmp_path, bundle_root):
     assert rows[1]["psnr"] != rows[2]["psnr"]
     assert rows[1]["parameters"] == rows[2]["parameters"] == parameters(iconet("small", 2))
     text = (tmp_path / "out/ablation_table5.md").read_text()
-    assert text.startswith("### Table V, by 2, val split") and "2 updates of 2 patches of 32x32" in text
+    assert text.startswith("### Table V, by 2, truncation, val split") and "2 updates of 2 patches of 32x32" in text
     assert text in (tmp_path / "out/results.md").read_text()
     assert json.loads((tmp_path / "runs/default/experiment.json").read_text())["finished"] is True
