@@ -4,16 +4,32 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint env clean
+.PHONY: demo test test-all lint env clean docs test-docs zoo-check label-env label-server label-test export
 
 demo: env
 	$(RUN) scripts/demo.py
 
 test: env lint
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest -m "not slow and not label"
 
 test-all: env lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -m "not label"
+
+# what the MONAI model zoo checks of a bundle, and more
+zoo-check: env
+	$(RUN) scripts/zoo_check.py
+
+# TorchScript and ONNX files in exports/, each checked against PyTorch
+export: env
+	$(RUN) scripts/export.py
+
+# the documentation as a site in site/; `python -m http.server -d site` shows it
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+# every command of the documents, and every link of the site
+test-docs: env
+	$(RUN) -m pytest tests/test_documented_commands.py tests/test_docs_site.py
 
 lint: env
 	$(RUN) -m ruff check .
@@ -29,5 +45,25 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
+# MONAI Label in an environment of its own: it needs older numpy and pydicom than the rest
+LABEL_VENV := .venv-label
+LABEL_RUN := $(LABEL_VENV)/bin/python
+
+label-env: $(LABEL_VENV)/.installed
+
+$(LABEL_VENV)/.installed: constraints-label.txt
+	$(PYTHON) -m venv $(LABEL_VENV)
+	$(LABEL_RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints-label.txt)
+	PIP_CONSTRAINT=$(CURDIR)/constraints-label.txt SAM2_BUILD_CUDA=0 $(LABEL_RUN) -m pip install --quiet \
+		--disable-pip-version-check monailabel monai torch "dicomweb-client[gcp]" pytorch-ignite nibabel safetensors
+	touch $@
+
+LABEL_STUDIES ?=
+label-server: label-env
+	PYTHONPATH=. $(LABEL_RUN) scripts/label_server.py $(if $(LABEL_STUDIES),--studies "$(LABEL_STUDIES)")
+
+label-test: env label-env
+	$(RUN) -m pytest -n 0 -m label tests/label
+
 clean:
-	rm -rf $(VENV) demo outputs runs eval .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL_VENV) demo outputs runs eval site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,209 @@
+"""Talk to a MONAI Label server that serves ICONet: list, infer, batch, train (docs/monai_label.md).
+
+    python scripts/label_client.py list
+    python scripts/label_client.py infer iconet_x2 scan.nii.gz scan_SRx2.nii.gz
+    python scripts/label_client.py train iconet_x2 sharp_1.nii.gz sharp_2.nii.gz sharp_3.nii.gz --epochs 5
+
+Needs `requests` and `click` alone, nothing of this repository.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import requests
+
+NIFTI = (".nii.gz", ".nii")
+
+
+class Server:
+    """The REST interface of MONAI Label; every failure is a ClickException of one line."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def ask(self, method: str, path: str, **options: Any) -> requests.Response:
+        try:
+            answer = requests.request(method, self.url + path, timeout=(10, 3600), **options)
+        except requests.ConnectionError as error:
+            raise click.ClickException(f"no server at {self.url}; start it with `make label-server`") from error
+        except requests.RequestException as error:
+            raise click.ClickException(f"{self.url}{path}: {error}") from error
+        if answer.status_code >= 500:
+            told = "" if answer.text == "Internal Server Error" else answer.text[:200]
+            raise click.ClickException(f"the server failed: {told or self._last_error() or answer.text}")
+        if not answer.ok:
+            raise click.ClickException(f"the server refused {path}: {answer.status_code} {answer.text[:200]}")
+        return answer
+
+    def _last_error(self) -> str:
+        """MONAI Label answers a failure with its number alone; the reason is the last exception in its log."""
+        try:
+            log = requests.get(f"{self.url}/logs/", params={"lines": 300, "text": "true"}, timeout=10).text
+        except requests.RequestException:
+            return ""
+        found = re.findall(r"^[\w.]*(?:Error|Exception): .+$", log, flags=re.MULTILINE)
+        return str(found[-1]) if found else ""
+
+    def models(self) -> dict[str, str]:
+        info = self.ask("GET", "/info/").json()
+        return {name: model.get("description", "") for name, model in info["models"].items()}
+
+    def images(self) -> list[str]:
+        return sorted(self.ask("GET", "/datastore/", params={"output": "all"}).json()["objects"])
+
+    def check_model(self, name: str) -> None:
+        if name not in (known := self.models()):
+            raise click.ClickException(f"no model {name!r} on the server; it has {', '.join(sorted(known))}")
+
+    def check_image(self, name: str) -> None:
+        if name not in (known := self.images()):
+            listed = ", ".join(known[:10]) or "none"
+            raise click.ClickException(f"no such file, and no image {name!r} on the server; it has {listed}")
+
+    def wait(self, path: str, task: str, known: int) -> None:
+        """Until the background task ends that came after the `known` ones."""
+        while True:
+            tasks = self.tasks(path)[known:]
+            if tasks and tasks[-1]["status"] not in ("SUBMITTED", "RUNNING"):
+                break
+            time.sleep(1)
+        if tasks[-1]["status"] != "DONE":
+            lines = [line for line in tasks[-1].get("details", []) if line.strip()]
+            raise click.ClickException(f"{task} ended as {tasks[-1]['status']}: {lines[-1] if lines else 'no output'}")
+
+    def tasks(self, path: str) -> list[dict[str, Any]]:
+        try:
+            answer = requests.get(self.url + path, params={"all": "true"}, timeout=60)
+        except requests.RequestException as error:
+            raise click.ClickException(f"the server at {self.url} is gone: {error}") from error
+        return [] if answer.status_code == 404 else list(answer.json())  # 404: there was none yet
+
+
+def ending(path: Path, allowed: tuple[str, ...] = NIFTI) -> str:
+    found = [end for end in allowed if path.name.lower().endswith(end)]
+    if not found:
+        raise click.ClickException(f"{path}: the name must end with {' or '.join(allowed)}")
+    return found[0]
+
+
+def save(content: bytes, path: Path) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise click.ClickException(f"{path}: {error.strerror}") from error
+
+
+@click.group(help=__doc__)
+@click.option("--server", default="http://127.0.0.1:8123", show_default=True)
+@click.pass_context
+def main(context: click.Context, server: str) -> None:
+    context.obj = Server(server)
+
+
+@main.command("list")
+@click.pass_obj
+def list_(server: Server) -> None:
+    """Show the models and images of the server."""
+    for name, description in server.models().items():
+        click.echo(f"model {name}: {description}")
+    for name in server.images():
+        click.echo(f"image {name}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("image")
+@click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--device", help="cpu, cuda, cuda:1. [default: the server's choice]")
+@click.pass_obj
+def infer(server: Server, model: str, image: str, out: Path, device: str | None) -> None:
+    """Super-resolve IMAGE, a file here (it is uploaded) or the id of an image on the server, into the file OUT."""
+    params = {"result_extension": ending(out, (*NIFTI, ".nrrd")), **({"device": device} if device else {})}
+    form: dict[str, Any] = {"params": json.dumps(params)}
+    server.check_model(model)
+    source = Path(image)
+    if source.is_file():
+        if out.exists() and os.path.samefile(source, out):
+            raise click.ClickException(f"{out}: is the input; give another name")
+        name = f"image{ending(source)}"  # the server takes all dots of a name for its ending
+        with open(source, "rb") as file:
+            answer = server.ask("POST", f"/infer/{model}?output=image", data=form, files={"file": (name, file)})
+    else:
+        server.check_image(image)
+        answer = server.ask("POST", f"/infer/{model}", params={"image": image, "output": "image"}, data=form)
+    save(answer.content, out)
+    click.echo(str(out))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--device", default="cuda", show_default=True, help="The CPU is used where there is no such device.")
+@click.pass_obj
+def batch(server: Server, model: str, folder: Path, device: str) -> None:
+    """Super-resolve every image on the server and save the results in FOLDER."""
+    server.check_model(model)
+    # multi_gpu is true by default, which divides by the number of GPUs, be it zero
+    params = {"device": device, "multi_gpu": False, "save_label": True, "label_tag": "original", "max_workers": 1}
+    known = len(server.tasks("/batch/infer"))
+    images = server.images()
+    server.ask("POST", f"/batch/infer/{model}", params={"images": "all"}, json=params)
+    server.wait("/batch/infer", "batch inference", known)
+    for name in images:
+        result = server.ask("GET", "/datastore/label", params={"label": name, "tag": "original"})
+        named = re.search(r'filename="?([^";]+)', result.headers.get("content-disposition", ""))
+        save(result.content, folder / f"{name}_{model}{ending(Path(named[1])) if named else NIFTI[0]}")
+    click.echo(f"{len(images)} images: {folder}")
+
+
+@main.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", default="cuda", show_default=True, help="The CPU is used where there is no such device.")
+@click.pass_obj
+def train(server: Server, model: str, images: tuple[str, ...], epochs: int, device: str) -> None:
+    """Fine-tune MODEL on sharp IMAGES (files, or ids on the server) and wait for the end of it.
+
+    The next inference uses the result. Images that were given before are trained on too.
+    """
+    server.check_model(model)
+    for image in images:
+        mark_for_training(server, image)
+    known = len(server.tasks("/train/"))
+    params = {"max_epochs": epochs, "device": device}
+    server.ask("POST", f"/train/{model}", json=params)
+    server.wait("/train/", "training", known)
+    click.echo(f"{model}: trained for {epochs} epochs on {', '.join(images)}")
+
+
+def mark_for_training(server: Server, image: str) -> None:
+    """Store an image as its own label: MONAI Label trains on labelled images only, and sharp ones need no other."""
+    source = Path(image)
+    if source.is_file():
+        name = source.name[: -len(ending(source))]
+        content, filename = source.read_bytes(), f"image{ending(source)}"
+        server.ask("PUT", "/datastore/image", params={"image": name}, files={"file": (filename, content)})
+    else:
+        server.check_image(image)
+        name = image
+        answer = server.ask("GET", "/datastore/image", params={"image": image})
+        named = re.search(r'filename="?([^";]+)', answer.headers.get("content-disposition", ""))
+        content, filename = answer.content, named[1] if named else f"{image}.nii.gz"
+    server.ask("PUT", "/datastore/label", params={"image": name}, files={"label": (filename, content)})
+
+
+if __name__ == "__main__":
+    main()

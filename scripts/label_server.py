@@ -1,0 +1,81 @@
+"""Serve ICONet x2 and x4 by MONAI Label (the Python of `make label-env` runs this).
+
+    make label-server
+
+The bundles are exported to WORK/app/model where they are missing, so that what was fine-tuned there stays; any other
+bundle folder there is served too. MONAI Label keeps its notes and labels in the studies folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import click
+
+from bundle.slim import export_bundle
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_APP = Path(sys.prefix) / "monailabel/sample-apps/monaibundle"
+
+
+def prepare(work: Path) -> list[str]:
+    """Fill the work folder with what is missing in it; returns the names of the models."""
+    if not (work / "app/main.py").is_file():
+        shutil.copytree(SAMPLE_APP, work / "app", dirs_exist_ok=True)
+    for scale in (2, 4):
+        folder = work / f"app/model/iconet_x{scale}"
+        if not folder.exists():
+            export_bundle(ROOT, folder, scale)
+    found = (work / "app/model").glob("[!.]*/configs/inference.json")
+    return sorted(config.parent.parent.name for config in found)
+
+
+def sample_studies(work: Path) -> Path:
+    """A studies folder with a copy of the sample: what MONAI Label writes must not lie beside it."""
+    if not (work / "studies").exists():
+        shutil.copytree(ROOT / "docs/sample/lr_x2", work / "studies")
+    return work / "studies"
+
+
+def log_config(work: Path) -> Path:
+    """MONAI Label's own logging, but with the reason of a failed request in the file that its clients can ask for."""
+    spec = importlib.util.find_spec("monailabel")
+    assert spec is not None and spec.origin is not None
+    text = Path(spec.origin).with_name("logging.json").read_text(encoding="utf-8")
+    (work / "app/logs").mkdir(parents=True, exist_ok=True)
+    config = json.loads(text.replace("${LOGFILE}", (work / "app/logs/app.log").as_posix()))
+    config["loggers"]["uvicorn"]["handlers"] = ["console", "file_handler"]
+    (work / "logging.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return work / "logging.json"
+
+
+@click.command(help=__doc__)
+@click.option("--studies", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of volumes.")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=ROOT / ".label", help="Work folder.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Anyone who reaches it may use and change all.")
+@click.option("--port", default=8123, show_default=True)
+def main(studies: Path | None, work: Path, host: str, port: int) -> None:
+    if not SAMPLE_APP.is_dir():
+        raise click.ClickException("MONAI Label is not installed here; run `make label-env`, then `make label-server`")
+    work = work.resolve()
+    models = prepare(work)
+    studies = (studies or sample_studies(work)).resolve()
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(work / "app")]
+    command += ["--studies", str(studies), "--host", host, "--port", str(port), "--conf", "models", ",".join(models)]
+    # any source but the default one keeps MONAI Label from asking the network for its list of models
+    command += ["--conf", "zoo_source", "local", "--conf", "sam2", "false", "--log_config", str(log_config(work))]
+    # no path to this repository: each bundle brings its package
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts/label_shim")}
+    click.echo(f"models {', '.join(models)}; studies {studies}; http://{host}:{port}")
+    sys.stdout.flush()
+    os.chdir(work)
+    os.execve(sys.executable, command, environment)
+
+
+if __name__ == "__main__":
+    main()

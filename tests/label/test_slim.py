@@ -1,0 +1,263 @@
+"""The exported folder of one scale, and what MONAI Label does with such a folder, done here step by step.
+
+The steps that MONAI Label 0.8.5 adds (its resizing after the bundle's post-processing, its replacements in the training
+config) are written out here, so that they are checked without an installation of it; test_label_server.py asks the
+real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+from monai.transforms import Compose, LoadImaged, Resize, SaveImaged
+
+from bundle.inferers import VolumeInferer
+from bundle.networks import build_network, weights_path
+from bundle.pipeline import super_resolve
+from bundle.slim import ExportError, export_bundle
+from bundle.weights import WeightsError, load_weights
+
+
+@pytest.fixture(scope="module")
+def exported(request, tmp_path_factory):
+    root = request.config.rootpath
+    return {scale: export_bundle(root, tmp_path_factory.mktemp("out") / f"iconet_x{scale}", scale) for scale in (2, 4)}
+
+
+@pytest.fixture
+def fresh(bundle_root, tmp_path):
+    return export_bundle(bundle_root, tmp_path / "iconet_x2", 2)
+
+
+@pytest.fixture
+def volume(tmp_path, write_nifti):
+    affine = np.array([[0, -1.5, 0, 12], [1.25, 0, 0, -30], [0, 0, 4, 5], [0, 0, 0, 1.0]])
+    data = np.random.default_rng(0).integers(0, 3000, (12, 10, 2)).astype(np.int16)
+    return write_nifti(tmp_path / "in" / "scan.nii.gz", data, affine)
+
+
+def expected(root, volume, scale, weights=None):
+    """What the command line makes of a volume."""
+    network = build_network(scale=scale)
+    load_weights(network, weights or weights_path(root / "models", "iconet_small", scale))
+    return super_resolve(nib.load(volume).get_fdata(dtype=np.float32), network, scale, VolumeInferer()).voxels
+
+
+# The folder
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_folder_holds_what_serving_needs_and_nothing_else(scale, exported):
+    folder = exported[scale]
+    assert {p.name for p in folder.iterdir()} == {"LICENSE", "bundle", "configs", "docs", "models"}
+    assert [p.name for p in (folder / "models").iterdir()] == ["model.pt"]
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 3e6
+    assert not list(folder.rglob("__pycache__"))
+    assert "@_meta_" not in (folder / "configs/inference.json").read_text()
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_metadata_say_the_scale(scale, exported, monkeypatch):
+    monkeypatch.chdir(exported[scale])
+    metadata = json.loads((exported[scale] / "configs/metadata.json").read_text())
+    shapes = [
+        metadata["network_data_format"][g][k]["spatial_shape"] for g, k in (("inputs", "image"), ("outputs", "pred"))
+    ]
+    low, high = ([eval(s, {"n": 1}) for s in shape] for shape in shapes)
+    assert high == [scale * n for n in low]
+    monai.bundle.verify_net_in_out(
+        net_id="network_def", meta_file="configs/metadata.json", config_file="configs/inference.json", device="cpu"
+    )
+
+
+def test_the_folder_runs_by_itself_and_gives_what_the_command_line_gives(exported, bundle_root, volume, tmp_path):
+    folder = exported[4]
+    run = (
+        "import monai.bundle, sys; "
+        f"monai.bundle.run(run_id='inference', config_file={str(folder / 'configs/inference.json')!r}, "
+        f"bundle_root={str(folder)!r}, device='cpu', "
+        f"dataset_dir={str(volume)!r}, output_dir={str(tmp_path / 'out')!r}); "
+        "print('package', sys.modules['bundle'].__file__)"
+    )
+    (tmp_path / "clean").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", run],
+        cwd=tmp_path / "clean",
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"package {folder}" in done.stdout
+    result = nib.load(tmp_path / "out/scan_SRx4.nii.gz")
+    # the same arithmetic in another process: rounding of float32 at most
+    np.testing.assert_allclose(result.get_fdata(), expected(bundle_root, volume, 4), atol=1e-3)
+
+
+def test_an_export_can_be_repeated_in_its_place(fresh, bundle_root):
+    before = {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()}
+    (fresh / "docs/note.txt").write_text("of the folder that is replaced")
+    export_bundle(bundle_root, fresh, 2)
+    assert {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()} == before
+    assert [p.name for p in fresh.parent.iterdir()] == ["iconet_x2"]
+
+
+def test_another_folder_is_not_overwritten(bundle_root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("all of it")
+    with pytest.raises(ExportError, match="not an exported bundle"):
+        export_bundle(bundle_root, tmp_path / "mine", 2)
+    with pytest.raises(ExportError, match="not an exported bundle"):
+        export_bundle(bundle_root, bundle_root, 2)
+    assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
+
+
+def test_trained_weights_are_not_overwritten(fresh, bundle_root):
+    torch.save(build_network(scale=2).state_dict(), fresh / "models/model.pt")
+    with pytest.raises(ExportError, match="trained since"):
+        export_bundle(bundle_root, fresh, 2)
+
+
+def test_weights_of_another_scale_leave_nothing_behind(bundle_root, tmp_path):
+    with pytest.raises(WeightsError, match="not the weights of this network"):
+        export_bundle(bundle_root, tmp_path / "out", 4, weights=bundle_root / "models/model.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_program_says_in_one_line_what_is_wrong(bundle_root, tmp_path):
+    main = runpy.run_path(str(bundle_root / "scripts/export_bundle.py"))["main"]
+    done = CliRunner().invoke(main, [str(tmp_path / "out"), "--scale", "4", "--weights", str(tmp_path / "none.pt")])
+    assert done.exit_code == 1
+    assert done.output.startswith(f"Error: {tmp_path / 'none.pt'}: no such weights")
+    assert len(done.output.splitlines()) == 1
+
+
+# Inference as MONAI Label does it
+
+
+def open_config(folder, name):
+    """The config alone, with the bundle root put in: no metadata, no options."""
+    parser = ConfigParser()
+    parser.read_config(folder / f"configs/{name}.json")
+    parser.config["bundle_root"] = str(folder)
+    return parser
+
+
+def restored(data):
+    """What MONAI Label appends to the post-processing: back to matrix and affine of the image, if it is there."""
+    reference = data.get("image")
+    meta = reference.meta if isinstance(reference, MetaTensor) else data.get("image_meta_dict", {})
+    pred = data["pred"]
+    size = tuple(meta.get("spatial_shape", pred.shape[1:]))
+    if tuple(pred.shape[1:]) != size:
+        pred = Resize(size, mode="nearest")(pred)
+    return {**data, "pred": pred[0], "pred_meta_dict": {"affine": meta.get("original_affine")}}
+
+
+def infer(folder, image, keep_image=False, **request):
+    """One request: (voxels, affine) that the writer gets, and the number type that it is asked for."""
+    parser = open_config(folder, "inference")
+    network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(folder / "models/model.pt"))
+    before, after = (list(parser.get_parsed_content(k).transforms) for k in ("preprocessing", "postprocessing"))
+    after = [t for t in after if not isinstance(t, SaveImaged)]
+    for transform in before:
+        if isinstance(transform, LoadImaged):
+            transform._loader.image_only = False
+    data = Compose(before)({"image": str(image), "device": "cpu", **request})
+    data["pred"] = parser.get_parsed_content("inferer")(data["image"][None], network.eval())[0]
+    data = restored(Compose(after[:-1] if keep_image else after)(data))
+    affine = data["pred_meta_dict"]["affine"]
+    return data["pred"].numpy(), data["pred"].affine.numpy() if affine is None else affine, data.get("result_dtype")
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_shape_affine_and_values_survive_what_monai_label_appends(scale, exported, bundle_root, volume):
+    voxels, affine, _ = infer(exported[scale], volume)
+    assert voxels.dtype == np.float32
+    np.testing.assert_allclose(voxels, expected(bundle_root, volume, scale), atol=1e-3)
+    np.testing.assert_allclose(affine, nib.load(volume).affine @ np.diag([1 / scale, 1 / scale, 1, 1]), atol=1e-6)
+
+
+def test_without_the_last_step_the_result_would_be_the_small_matrix_again(exported, volume):
+    voxels, affine, _ = infer(exported[2], volume, keep_image=True)
+    assert voxels.shape == (12, 10, 2)
+    np.testing.assert_allclose(affine, nib.load(volume).affine)
+
+
+def test_a_wish_for_uint8_is_dropped(exported, volume):
+    assert infer(exported[2], volume, result_dtype="uint8")[2] is None
+
+
+def test_a_series_is_refused_with_a_reason(exported, tmp_path, write_nifti):
+    series = write_nifti(tmp_path / "series.nii.gz", np.ones((12, 10, 2, 3), np.int16))
+    with pytest.raises(RuntimeError) as caught:  # MONAI's Compose; MONAI Label runs the transforms bare
+        infer(exported[2], series)
+    assert re.search(r"series.nii.gz: 3 volumes in one file; give them one by one", str(caught.value.__cause__))
+
+
+# Training as MONAI Label does it
+
+
+def train(folder, files, val_files, **options):
+    """The replacements of MONAI Label's training task, and small numbers."""
+    items, val_items = ([{"image": str(f), "label": str(f)} for f in fs] for fs in (files, val_files))
+    handlers = open_config(folder, "train").get("train#handlers")
+    load = {
+        "_target_": "CheckpointLoader",
+        "load_path": str(folder / "models/model.pt"),
+        "load_dict": {"model": "$@network"},
+        "strict": False,
+    }
+    monai.bundle.run(
+        run_id="run",
+        init_id=None,
+        final_id=None,
+        meta_file=str(folder / "configs/metadata.json"),
+        config_file=str(folder / "configs/train.json"),
+        logging_file=False,
+        **{
+            "bundle_root": str(folder),
+            "train#trainer#max_epochs": 1,
+            "train#dataset#data": items,
+            "device": "cpu",
+            "train#handlers": [load, *handlers],
+            "validate#dataset#data": val_items,
+            **{"updates_per_epoch": 2, "batch_size": 2, "patch_size": 32, **options},
+        },
+    )
+
+
+def weights(folder):
+    return torch.load(folder / "models/model.pt", weights_only=True)
+
+
+def change(first, second):
+    return max(float((first[k].float() - second[k].float()).abs().max()) for k in first)
+
+
+def test_training_without_validation_volumes_moves_the_weights_a_little(fresh, training_folder):
+    before = weights(fresh)
+    train(fresh, sorted(training_folder.iterdir())[:1], [])
+    assert 0 < change(before, weights(fresh)) < 0.01  # fine-tuned, not started anew
+
+
+def test_training_that_makes_things_worse_leaves_the_weights(fresh, training_folder):
+    before = weights(fresh)
+    files = sorted(training_folder.iterdir())
+    train(fresh, files[:2], files[2:3], learning_rate=1.0, warmup_updates=0, ema_momentum=0.9)
+    assert change(before, weights(fresh)) == 0
+    assert [p.name for p in (fresh / "models").iterdir()] == ["model.pt"]  # a shorter name would be served instead
