@@ -1,0 +1,48 @@
+"""Check a bundle folder as the MONAI model zoo does before it takes one, and more.
+
+    python scripts/zoo_check.py [BUNDLE_ROOT] [--schema FILE] [--install] [--processes N]
+
+One line for each check: PASS, FAIL with the reasons, or SKIP with the reason; exit status 1 if any failed. The folder
+is this repository, or what scripts/export_bundle.py makes: such a folder may lack what only the repository needs, and
+those checks are skipped. No network is needed, except for --install. Nothing is written into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = Path(__file__).resolve().parent.parent
+    parser.add_argument("root", nargs="?", type=Path, default=here, help="the folder; without it, this repository")
+    parser.add_argument("--schema", type=Path, help="also check metadata.json with this schema file of the zoo")
+    parser.add_argument("--install", action="store_true", help="ask pip whether the required versions go together")
+    parser.add_argument("--processes", type=int, default=1, help="runs at once, besides this process")
+    args = parser.parse_args()
+    root = args.root.resolve()
+    if not (root / "bundle/zoo").is_dir():
+        sys.exit(f"{root}: no bundle of this project; it holds no bundle/zoo")
+    sys.path.insert(0, str(root))  # the folder's own package is built and judged, whichever is installed
+
+    from bundle.zoo.folder import Folder
+    from bundle.zoo.gate import verdicts
+
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory() as work:
+        counts = dict.fromkeys(("PASS", "FAIL", "SKIP"), 0)
+        folder = Folder(root, Path(work), args.schema, args.install)
+        for verdict in verdicts(folder, processes=args.processes):
+            counts[verdict.status] += 1
+            print(verdict, flush=True)
+    print(*(f"{count} {status.lower()}" for status, count in counts.items()), sep=", ", end=" ")
+    print(f"in {time.monotonic() - started:.0f} s: {root.name}")
+    sys.exit(1 if counts["FAIL"] else 0)
+
+
+if __name__ == "__main__":
+    main()
