@@ -13,7 +13,7 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import set_rnd
+from monai.utils import CommonKeys
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
@@ -41,16 +41,17 @@ def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
 class EpochSeeder:
     """Seed every random source at the start of each epoch from ``seed``, the epoch and the process rank.
 
-    Epoch ``k`` then draws the same patches whether training came to it in one go or was killed and resumed. Covers
-    Python, NumPy, torch (the samplers and the seeds of loader workers come from it) and the transforms of ``loader``.
+    Epoch ``k`` is then the same whether training came to it in one go or was killed and resumed. Covers Python, NumPy
+    and torch, and tells the sampler of ``loader`` the epoch: what it draws must not depend on the process.
 
     Args:
         seed: of the run.
-        loader: the training loader.
+        loader: the training loader, with a sampler such as :class:`bundle.sampling.PatchSampler`.
     """
 
     def __init__(self, seed: int, loader: DataLoader) -> None:
-        self.seed, self.loader = seed, loader
+        sampler: Any = loader.sampler  # torch's type of it does not know about epochs
+        self.seed, self.sampler = seed, sampler
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -61,7 +62,24 @@ class EpochSeeder:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        set_rnd(self.loader.dataset, seed=seed)
+        self.sampler.set_epoch(engine.state.epoch)
+
+
+class MeanLoss:
+    """Make the loss that a trainer reports the mean over all processes, which share one batch; their parts are equal.
+
+    The gradients are averaged by the data-parallel wrapper; without this the curve would be that of the first process.
+    To be attached before the handlers that show the loss.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        items: Any = engine.state.output  # of the batch, decollated: each has the loss of the batch
+        loss = idist.all_reduce(float(items[0][CommonKeys.LOSS])) / idist.get_world_size()
+        for item in items:
+            item[CommonKeys.LOSS] = loss
 
 
 class TrainingCheckpoint:

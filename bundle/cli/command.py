@@ -17,6 +17,7 @@ Examples:
   python -m bundle IN OUT --dry-run           say what would be done
   python -m bundle BIDS BIDS/derivatives/sr   as a BIDS derivatives dataset
   python -m bundle DICOM OUT --to nifti       DICOM series as NIfTI
+  torchrun --nproc_per_node=2 -m bundle IN OUT    shared by two processes
 
 Beside every result x_SRx2.nii.gz lies x_SRx2.json: what it was made from and how, and what was doubtful. Run the same
 command again: what is done is skipped, what changed is redone. OUT/results.csv lists the volumes of the last run.

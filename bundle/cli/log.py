@@ -19,14 +19,14 @@ _LOGGER = logging.getLogger("iconet")
 
 
 @contextmanager
-def logging_to(json_lines: Path | None) -> Iterator[None]:
-    """Show the messages of the project on stderr and append them to a file, if one is given.
+def logging_to(json_lines: Path | None, prefix: str = "") -> Iterator[None]:
+    """Show the messages of the project on stderr, after a prefix, and append them to a file, if one is given.
 
     Raises:
         RunError: the file cannot be written, or is another kind of file.
     """
     with ExitStack() as stack:
-        handlers: list[logging.Handler] = [_PeopleHandler()]
+        handlers: list[logging.Handler] = [_PeopleHandler(prefix)]
         if json_lines is not None:
             handlers.append(_JsonHandler(stack.enter_context(_open_log(json_lines))))
         level = _LOGGER.level
@@ -67,9 +67,13 @@ def printable(text: str) -> str:
 class _PeopleHandler(logging.Handler):
     """Lines between the progress bars."""
 
+    def __init__(self, prefix: str) -> None:
+        super().__init__()
+        self.prefix = prefix
+
     def emit(self, record: logging.LogRecord) -> None:
         mark = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        tqdm.write(printable(mark + record.getMessage()), file=sys.stderr)
+        tqdm.write(printable(self.prefix + mark + record.getMessage()), file=sys.stderr)
 
 
 class _JsonHandler(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,12 +44,19 @@ def load_model(options: Options) -> Model:
         trained_on = load_training_range(weights)
     except ValueError as error:  # also WeightsError
         raise RunError(str(error)) from error
-    return Model(network.to(_device(options.device)).eval(), options.scale, weights, digest, trained_on)
+    return Model(network.to(_device(own_device(options.device))).eval(), options.scale, weights, digest, trained_on)
 
 
-def _device(name: str | None) -> torch.device:
+def own_device(name: str | None) -> str:
+    """Name of the device to use: CUDA if there is one, and of several the one of this process (`LOCAL_RANK`)."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and (count := torch.cuda.device_count()):
+        name = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}"
+    return name
+
+
+def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -14,16 +14,17 @@ _ONE = "{desc}{n:.0f} of {total:.0f} slices|{bar}| {remaining} left"
 
 
 class Progress:
-    """Progress of a run; silent where stderr is no terminal.
+    """Progress of a run.
 
     Args:
         sizes: work of each volume, in any unit.
         network: its calls are counted in slices.
+        shown: on stderr, which should be a terminal.
     """
 
-    def __init__(self, sizes: Sequence[int], network: nn.Module) -> None:
+    def __init__(self, sizes: Sequence[int], network: nn.Module, shown: bool) -> None:
         self._sizes, self._network, self._number, self._done = sizes, network, 0, 0
-        self._off = not sys.stderr.isatty()
+        self._off = not shown
         self._all = tqdm(total=sum(sizes) or 1, bar_format=_ALL, disable=self._off, file=sys.stderr, position=0)
         self._describe()
 

@@ -8,14 +8,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from monai.utils import set_determinism
 
 from bundle.cli.jobs import Job, Plan, find_jobs
+from bundle.cli.lock import locked
 from bundle.cli.log import logging_to
 from bundle.cli.model import Model, load_model
 from bundle.cli.options import Options, RunError
@@ -23,9 +23,9 @@ from bundle.cli.process import Task, process
 from bundle.cli.progress import Progress
 from bundle.cli.report import Report
 from bundle.cli.results import Row, write_results
+from bundle.cli.share import Parts, Share
 from bundle.cli.sidecar import content_digest, read_record, tool_version, why_redo
 from bundle.data import VolumeError, read_header
-from bundle.data.atomic import remove_partial_files
 from bundle.data.dicom_series import DicomSeries
 from bundle.data.errors import root_cause
 
@@ -37,26 +37,38 @@ _log = logging.getLogger("iconet")
 def run(options: Options) -> int:
     """Do what the options ask for and return the exit status: 0 all done, 1 something failed.
 
+    Of several processes (:class:`bundle.cli.share.Share`), the last one to finish speaks for all: a launcher would
+    stop the others if one of them ended with another status than 0 while they work.
+
     Raises:
         RunError: wrong use; nothing was done.
     """
-    with logging_to(options.log_json):
+    share = Share.of_environment()
+    if options.report and not share.alone:
+        raise RunError("--report: run it in one process afterwards; what is done is skipped, and drawn")
+    with logging_to(options.log_json and share.own_file(options.log_json), "" if share.alone else f"[{share.mark}] "):
         plan = find_jobs(options)
         model = load_model(options)
+        own = share.of(plan.jobs)
         device = next(model.network.parameters()).device
-        start = f"volumes: {len(plan.jobs)}, by {options.scale} with {options.network} on {device}"
-        _say("start", start, volumes=len(plan.jobs), weights_sha256=model.digest)
+        count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
+        start = f"volumes: {count}, by {options.scale} with {options.network} on {device}"
+        _say("start", start, volumes=len(own), weights_sha256=model.digest)
         set_determinism(seed=0)
-        work = _Run(plan, options, model)
+        work = _Run(replace(plan, jobs=own), options, model, share)
         if options.dry_run:
             return work.foretell()
-        with _locked(plan.folder):
+        if plan.folder is None:
             return work.do()
+        with locked(plan.folder / LOCK, share):
+            return work.do() if share.alone else work.do_share(plan)
 
 
 class _Run:
-    def __init__(self, plan: Plan, options: Options, model: Model) -> None:
-        self.plan, self.options, self.model = plan, options, model
+    """The jobs of a plan that this process does."""
+
+    def __init__(self, plan: Plan, options: Options, model: Model, share: Share) -> None:
+        self.plan, self.options, self.model, self.share = plan, options, model, share
         self.rows: list[Row] = []
         self.undrawn = 0
         self.report = Report(plan, options, model) if options.report else None
@@ -76,27 +88,59 @@ class _Run:
         return int(failures > 0)
 
     def do(self) -> int:
+        """The table is rewritten after each volume, so that a killed run leaves a whole one."""
+        try:
+            for row in self._volumes():
+                if row.status != "skipped":
+                    self._write_table()
+            self._write_table()
+            if self.plan.folder is not None:
+                Parts(self.plan.folder / LOCK, self.share).remove()
+            if self.report is not None:
+                _say("report", f"report: {self.report.write(self.rows)}")
+        except OSError as error:
+            return _stopped(error)
+        return self._summary()
+
+    def do_share(self, whole: Plan) -> int:
+        """The last process of those that share the plan `whole` writes the table and sums up."""
+        assert whole.folder is not None
+        lock = whole.folder / LOCK
+        parts = Parts(lock, self.share)
+        try:
+            with FileLock(lock):
+                parts.forget()
+            for _ in self._volumes():
+                pass
+            with FileLock(lock):
+                parts.add(self.rows)
+                if missing := parts.missing():
+                    counts = ", ".join(f"{count} {status}" for status, count in self._counts().items())
+                    _say("part", f"{counts}; not done: {len(missing)} of {self.share.count} processes")
+                    return 0
+                self.rows = parts.merge([job.name for job in whole.jobs])
+                self._write_table()
+                parts.remove()
+        except OSError as error:
+            return _stopped(error)
+        return self._summary()
+
+    def _volumes(self) -> Iterator[Row]:
+        """Do one volume after the other; raises OSError if the disk refuses what belongs to no volume."""
         jobs = self.plan.jobs
-        # Sizes are for the bars alone: without a terminal the headers are not read twice.
-        sizes = [_size(job) for job in jobs] if sys.stderr.isatty() else [0] * len(jobs)
-        bar = Progress(sizes, self.model.network)
+        shown = sys.stderr.isatty() and self.share.rank == 0
+        # Sizes are for the bars alone: where none are shown the headers are not read twice.
+        sizes = [_size(job) for job in jobs] if shown else [0] * len(jobs)
+        bar = Progress(sizes, self.model.network, shown)
         try:
             if self.plan.bids and self.plan.folder:
                 self.plan.bids.describe(self.plan.folder)
             for job in jobs:
                 self.rows.append(self._one(job, bar))
                 bar.next_volume(made=self.rows[-1].status == "done")
-                if self.rows[-1].status != "skipped":
-                    self._write_table()
-            self._write_table()
-            if self.report is not None:
-                _say("report", f"report: {self.report.write(self.rows)}")
-        except OSError as error:  # not of a volume: of the table, the report, the description of the dataset
-            _say("failed", f"{error.filename}: {error.strerror or error}; the run stops", logging.ERROR)
-            return 1
+                yield self.rows[-1]
         finally:
             bar.close()
-        return self._summary()
 
     def _one(self, job: Job, bar: Progress) -> Row:
         started = time.monotonic()
@@ -147,8 +191,11 @@ class _Run:
         if self.plan.folder is not None:
             write_results(self.plan.folder / TABLE, self.rows)
 
+    def _counts(self) -> dict[str, int]:
+        return {status: sum(row.status == status for row in self.rows) for status in ("done", "skipped", "failed")}
+
     def _summary(self) -> int:
-        counts = {status: sum(row.status == status for row in self.rows) for status in ("done", "skipped", "failed")}
+        counts = self._counts()
         text = ", ".join(f"{count} {status}" for status, count in counts.items())
         where = f"; see {self.plan.folder / TABLE}" if self.plan.folder else ""
         _say("end", f"{text}{where}", **counts)
@@ -160,6 +207,12 @@ class _Run:
 
 def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> None:
     _log.log(level, "%s", text, extra={"fields": {"event": event, **fields}})
+
+
+def _stopped(error: OSError) -> int:
+    """By an error of no volume: of the table, the report, the description of the dataset."""
+    _say("failed", f"{error.filename}: {error.strerror or error}; the run stops", logging.ERROR)
+    return 1
 
 
 def _failed(job: Job, error: Exception, seconds: float) -> Row:
@@ -189,32 +242,3 @@ def _size(job: Job) -> int:
         return math.prod(_shape(job))
     except VolumeError:
         return 0
-
-
-@contextmanager
-def _locked(folder: Path | None) -> Iterator[None]:
-    """Keep other runs out of the folder of the results, and clear away what a killed one left there.
-
-    Raises:
-        RunError: another run is at work, or the folder cannot be written.
-    """
-    if folder is None:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(f"{folder}: another run writes there; wait for it or choose another folder") from error
-    except NotImplementedError:  # a file system without locks
-        yield
-        return
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
-    try:
-        if count := remove_partial_files(folder):
-            _log.info("%s: %d unfinished files of an interrupted run removed", folder, count)
-        yield
-    finally:
-        lock.release()

@@ -1,0 +1,301 @@
+"""A folder shared by several processes: each volume once, one table, and what is lost is made by running again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from cli_command import command, results
+from conftest import blob_volume
+from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bundle.cli.model import own_device
+from bundle.cli.run import LOCK
+from bundle.cli.share import divide
+
+BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)
+NAMES = tuple("abcde")
+IGNORED = {"seconds", "result"}  # the time, and the folder
+LAUNCHER = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
+    """A folder `in` with five volumes of different sizes and one that cannot be read."""
+    for number, name in enumerate(NAMES, start=1):
+        write_nifti(tmp_path / "in" / f"{name}.nii", BLOB[: 6 + number])
+    return tmp_path
+
+
+@contextmanager
+def as_process(rank: int, count: int, **more: str) -> Iterator[None]:
+    """In this process, the variables that a launcher sets for one of several."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in LAUNCHER:
+            patch.delenv(name, raising=False)
+        for name, value in {"RANK": str(rank), "WORLD_SIZE": str(count), **more}.items():
+            patch.setenv(name, value)
+        yield
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """The table of a run without what differs between equal runs."""
+    with open(out / "results.csv", newline="", encoding="utf-8") as file:
+        return [{k: v for k, v in row.items() if k not in IGNORED} for row in csv.DictReader(file)]
+
+
+def hidden(out: Path) -> set[str]:
+    return {path.name for path in out.iterdir() if path.name.startswith(".")} - {LOCK}
+
+
+# ------------------------------------------------------------------------------------------------------ the division
+
+
+@given(st.lists(st.integers(0, 1000), max_size=40), st.integers(1, 9))
+def test_shares_differ_by_no_more_than_the_largest_piece(sizes: list[int], count: int) -> None:
+    taken = divide(sizes, count)
+    assert len(taken) == len(sizes) and set(taken) <= set(range(count))
+    loads = [sum(max(size, 1) for size, share in zip(sizes, taken, strict=True) if share == n) for n in range(count)]
+    assert max(loads) - min(loads) <= max(map(int, [1, *sizes]))
+
+
+@pytest.mark.parametrize(("rank", "size"), [("2", "2"), ("-1", "2"), ("x", "2"), ("", "2"), ("0", "x"), ("0", "0")])
+def test_variables_that_make_no_sense_are_wrong_use(rank: str, size: str, folder: Path) -> None:
+    with as_process(0, 1, RANK=rank, WORLD_SIZE=size):
+        done = command(folder / "in", folder / "out")
+    assert done.exit_code == 2 and f"RANK='{rank}', WORLD_SIZE='{size}'" in done.stderr
+
+
+def test_each_process_of_a_node_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert own_device(None) == "cuda:0"
+    for local_rank, asked, index in (("3", None, 3), ("5", "cuda", 1)):
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        assert own_device(asked) == f"cuda:{index}"
+        assert [own_device(name) for name in ("cuda:2", "cpu")] == ["cuda:2", "cpu"]
+
+
+# ---------------------------------------------------------------------------------------- one process after the other
+
+
+def test_the_last_one_writes_the_table_that_one_process_writes_and_speaks_for_all(folder: Path) -> None:
+    (folder / "in" / "bad.nii").write_bytes(b"")
+    alone = command(folder / "in", folder / "alone")
+    assert alone.exit_code == 1
+    for rank, (status, says) in enumerate([(0, "2 of 3"), (0, "1 of 3"), (1, "5 done, 0 skipped, 1 failed")]):
+        with as_process(rank, 3):
+            done = command(folder / "in", folder / "out")
+        assert done.exit_code == status and says in done.stderr
+        assert (folder / "out" / "results.csv").exists() == (rank == 2)
+        assert all(line.startswith(f"[{rank}-of-3] ") for line in done.stderr.splitlines())
+    assert rows(folder / "out") == rows(folder / "alone")
+    assert hidden(folder / "out") == set()
+    for name in NAMES:
+        result = f"{name}_SRx2.nii.gz"
+        assert (folder / "out" / result).read_bytes() == (folder / "alone" / result).read_bytes()
+
+
+def test_what_a_process_that_died_left_undone_is_done_by_any_number_of_processes(folder: Path) -> None:
+    for rank in (0, 2):  # 1 of them never came
+        with as_process(rank, 3):
+            assert command(folder / "in", folder / "out").exit_code == 0
+    left = len(NAMES) - len(list((folder / "out").glob("*.nii.gz")))
+    assert left > 0 and not (folder / "out" / "results.csv").exists()
+    done = command(folder / "in", folder / "out")
+    assert done.exit_code == 0 and f"{left} done, {len(NAMES) - left} skipped, 0 failed" in done.stderr
+    assert hidden(folder / "out") == set()
+
+
+def test_parts_of_an_earlier_run_are_not_taken_for_those_of_this_one(folder: Path) -> None:
+    (folder / "in" / "a.nii").write_bytes(b"")
+    with as_process(0, 2, TORCHELASTIC_RUN_ID="first"):
+        assert command(folder / "in", folder / "out").exit_code == 0
+    with as_process(1, 2, TORCHELASTIC_RUN_ID="second"):
+        done = command(folder / "in", folder / "out")
+        assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
+    with as_process(0, 2, TORCHELASTIC_RUN_ID="second"):
+        assert command(folder / "in", folder / "out").exit_code == 1
+    assert {row["volume"]: row["status"] for row in rows(folder / "out")}["a.nii"] == "failed"
+    assert hidden(folder / "out") == set()
+
+
+def test_a_volume_that_no_process_took_is_a_failure_in_the_table(folder: Path, write_nifti) -> None:
+    with as_process(0, 2):
+        assert command(folder / "in", folder / "out").exit_code == 0
+    write_nifti(folder / "in" / "f.nii", BLOB)  # the largest: the other process has another division
+    with as_process(1, 2):
+        done = command(folder / "in", folder / "out")
+    table = results(folder / "out")
+    assert set(table) == {f"{name}.nii" for name in (*NAMES, "f")}
+    failed = {row["volume"]: row["error"] for row in table.values() if row["status"] == "failed"}
+    assert done.exit_code == 1 and set(failed) == {"c.nii", "f.nii"}
+    assert all("run the same command again" in error for error in failed.values())
+    assert command(folder / "in", folder / "out").exit_code == 0
+
+
+def test_more_processes_than_volumes(folder: Path) -> None:
+    for rank in range(7):
+        with as_process(rank, 7):
+            assert command(folder / "in", folder / "out").exit_code == 0
+    assert [row["volume"] for row in rows(folder / "out")] == [f"{name}.nii" for name in NAMES]
+
+
+def test_one_volume_with_a_name_is_done_by_one_of_them(folder: Path) -> None:
+    for rank in range(2):
+        with as_process(rank, 2):
+            assert command(folder / "in" / "a.nii", folder / "fine.nii.gz").exit_code == 0
+    assert (folder / "fine.nii.gz").exists()
+
+
+def test_a_dry_run_tells_who_would_do_what(folder: Path) -> None:
+    said = []
+    for rank in range(2):
+        with as_process(rank, 2):
+            said += command(folder / "in", folder / "out", "--dry-run").stderr.splitlines()
+    assert sorted(line.split(" ")[1] for line in said if "->" in line) == [f"{name}.nii" for name in NAMES]
+    assert {line.split(" ")[0] for line in said if "->" in line} == {"[0-of-2]", "[1-of-2]"}
+
+
+def test_each_has_a_log_of_its_own_and_a_report_is_for_one(folder: Path) -> None:
+    with as_process(1, 2):
+        command(folder / "in", folder / "out", "--log-json", folder / "log.jsonl")
+        assert command(folder / "in", folder / "out", "--report").exit_code == 2
+    assert [path.name for path in folder.glob("log*")] == ["log.1-of-2.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("at_work", "comes"),
+    [((1, 3), (0, 1)), ((1, 3), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (1, 3))],
+    ids=["alone", "the same", "of another number", "many after one"],
+)
+def test_other_runs_are_kept_out(at_work, comes, folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr("bundle.cli.lock.WAIT", 0.1)
+    (folder / "out").mkdir()
+    rank, count = at_work
+    with FileLock(folder / "out" / (LOCK if count == 1 else f".iconet-sr.{rank}-of-{count}.lock")):
+        with as_process(*comes):
+            done = command(folder / "in", folder / "out")
+        assert done.exit_code == 2 and "another run writes there" in done.stderr
+    with as_process(*comes):
+        assert command(folder / "in", folder / "out").exit_code == 0
+
+
+def test_what_another_process_is_writing_is_left_alone(folder: Path) -> None:
+    unfinished = folder / "out" / f".{'0' * 16}.part"
+    unfinished.parent.mkdir()
+    unfinished.touch()
+    with FileLock(folder / "out" / ".iconet-sr.1-of-2.lock"), as_process(0, 2):
+        command(folder / "in", folder / "out")
+    assert unfinished.exists()
+    with as_process(0, 2):
+        command(folder / "in", folder / "out")
+    assert not unfinished.exists()
+
+
+# ------------------------------------------------------------------------------------------------------ at one time
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_one_of_three_processes_is_killed_and_the_others_finish(folder: Path, write_nifti, bundle_root: Path) -> None:
+    for number, name in enumerate(NAMES):
+        write_nifti(folder / "in" / f"{name}.nii", blob_volume((32, 32, 3 + number), (15.0, 16.0, 1.0), sigma=6.0))
+    out = folder / "out"
+    line = [sys.executable, "-m", "bundle", str(folder / "in"), str(out)]
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER} | {"OMP_NUM_THREADS": "1"}
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    line,
+                    cwd=bundle_root,
+                    env=environment | {"RANK": str(rank), "WORLD_SIZE": "3"},
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for rank in range(3)
+        ]
+        deadline = time.monotonic() + 300
+        while not (out / ".iconet-sr.1-of-3.lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        processes[1].kill()
+        said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, -signal.SIGKILL, 0], said
+    left = [name for name in NAMES if not (out / f"{name}_SRx2.nii.gz").exists()]
+    assert left and not (out / "results.csv").exists()
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *line[1:]]
+    done = subprocess.run(launched, cwd=bundle_root, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert {row["volume"][0] for row in rows(out) if row["status"] == "done"} == set(left)
+    assert [row["volume"] for row in rows(out)] == [f"{name}.nii" for name in NAMES]
+    assert hidden(out) == set()
+
+
+@pytest.mark.slow
+def test_torchrun_reports_a_bad_volume_and_stops_no_other(folder: Path, bundle_root: Path) -> None:
+    (folder / "in" / "bad.nii").write_bytes(b"")
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bundle"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launched, str(folder / "in"), str(folder / "out")],
+        cwd=bundle_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 1 and "5 done, 0 skipped, 1 failed" in done.stderr
+    assert command(folder / "in", folder / "alone").exit_code == 1
+    assert rows(folder / "out") == rows(folder / "alone")
+
+
+# ------------------------------------------------------------------------------------------------------------ Slurm
+
+SRUN = """#!/usr/bin/env bash
+shift  # its one option
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" &
+    tasks+=("$!")
+done
+status=0
+for task in "${tasks[@]}"; do wait "$task" || status=$?; done
+exit "$status"
+"""
+
+
+def test_the_job_scripts_are_sound_for_the_shell(bundle_root: Path) -> None:
+    scripts = sorted((bundle_root / "docs" / "examples").glob("slurm_*.sh"))
+    assert len(scripts) == 2
+    for script in scripts:
+        assert subprocess.run(["bash", "-n", script]).returncode == 0
+
+
+@pytest.mark.slow
+def test_the_job_script_for_folders_does_them_with_a_stand_in_for_slurm(folder: Path, bundle_root: Path) -> None:
+    (folder / "in" / "bad.nii").write_bytes(b"")
+    activate = folder / ".venv" / "bin" / "activate"
+    activate.parent.mkdir(parents=True)
+    activate.write_text(f'export PATH="{Path(sys.executable).parent}:$PATH"\n')
+    srun = folder / "srun"
+    srun.write_text(SRUN)
+    srun.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(bundle_root)}
+    line = ["bash", str(bundle_root / "docs" / "examples" / "slurm_inference.sh"), "in", "out", "--scale", "2"]
+    done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1 and "5 done, 0 skipped, 1 failed" in done.stderr, done.stderr
+    assert len(rows(folder / "out")) == 6
