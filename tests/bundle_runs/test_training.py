@@ -85,20 +85,3 @@ def test_a_split_file_decides_what_is_evaluated(training_folder, tmp_path, run_b
     with open(tmp_path / "eval" / "val_psnr_raw.csv") as file:
         evaluated = [Path(row[0]).name for row in csv.reader(file)][1:]
     assert sorted(evaluated) == names[3:]
-
-
-@pytest.mark.parametrize(
-    "config", [["train.json", "multi_gpu_train.json"], ["evaluate.json", "multi_gpu_evaluate.json"]]
-)
-def test_two_processes_train_and_evaluate(config, training_folder, tmp_path, run_bundle):
-    run_id = "training" if config[0] == "train.json" else "evaluating"
-    write_splits(training_folder, tmp_path / "splits.csv", "train train train val val")
-    options = {**TINY, "epochs": 1} if run_id == "training" else {"split": "train"}
-    options |= {"split_file": tmp_path / "splits.csv"}
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    done = run_bundle(
-        run_id, config, launcher=launcher, dataset_dir=training_folder, output_dir=tmp_path / "out", **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    written = "model.pt" if run_id == "training" else "metrics.csv"
-    assert (tmp_path / "out" / written).is_file()
