@@ -23,7 +23,7 @@ from bundle.compare.tables import (
     worst_table,
 )
 
-SUMMARY, COSTS = "compare.md", "cost.csv"
+SUMMARY, COSTS, LINES = "compare.md", "cost.csv", "lines"
 _COMPARISON = re.compile(r"compare_(?P<lines>lines_)?x(?P<scale>\d)\.csv")
 
 _INTRODUCTION = """# Results
@@ -74,7 +74,15 @@ skip of ICONet. Made by `scripts/train_alike.py` and `scripts/compare.py`.
 The same trainings, stopped when each network had used the same processor time, data included.
 
 """,
+    LINES: """## Networks trained alike: truncation and missing lines
+
+Besides the outer k-space, phase-encoding lines are missing, at random but for the central ones: the degradation of the
+papers on joint reconstruction and super-resolution. Trained as above, with that degradation and equal updates. Data
+consistency is off: it would put the artefacts back.
+
+""",
 }
+"""What stands before the tables of a folder of results, by its name."""
 
 
 def comparison_files(folder: Path) -> list[tuple[str, int, Path]]:
@@ -107,7 +115,7 @@ def page(folder: Path, link: str) -> str:
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         parts.append(f"## x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
-    parts += [_alike(folder / name, f"{link}/{name}") for name in (UPDATES, COMPUTE) if (folder / name).is_dir()]
+    parts += [_alike(folder / name, f"{link}/{name}") for name in _ALIKE if (folder / name).is_dir()]
     if (folder / COSTS).is_file():
         costs = read_rows(folder / COSTS)
         machines = sorted({f"{row['device']}, {row['threads']} threads" for row in costs})
@@ -124,7 +132,8 @@ def page(folder: Path, link: str) -> str:
 def _alike(folder: Path, link: str) -> str:
     """The section of networks trained alike, from the files of one budget and the records of the trainings."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("training_*.json"))]
-    text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, folder.name))
+    kept = COMPUTE if folder.name == COMPUTE else UPDATES
+    text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, kept))
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"
