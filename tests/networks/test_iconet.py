@@ -133,10 +133,13 @@ def test_without_residuals_the_network_does_not_move_the_image(scale: int) -> No
 
 
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
-def test_an_untrained_network_is_near_fourier_upsampling(upsampler: str) -> None:
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_an_untrained_network_is_near_fourier_upsampling(size: str, upsampler: str) -> None:
+    """Nearer than Fourier upsampling is to the truth, or training begins by unlearning noise."""
+    torch.manual_seed(0)
     x = objects(2, 16)
-    difference = tiny(4, upsampler=upsampler)(x) - fourier_image_upsample(x, 4)
-    assert float(difference.detach().square().mean().sqrt()) < 0.1
+    difference = iconet(size, 2, upsampler=upsampler)(x) - fourier_image_upsample(x, 2)
+    assert float(difference.detach().abs().mean()) < 0.02
 
 
 @pytest.mark.parametrize("order", ["serial", "parallel"])
@@ -280,13 +283,13 @@ def test_a_few_steps_of_training_lower_the_loss() -> None:
     optimizer = torch.optim.Adam(network.parameters(), 3e-3)
     label = objects(4, 24)
     x, losses = truncate(label, (12, 12)), []
-    for _ in range(12):
+    for _ in range(30):
         optimizer.zero_grad()
         loss = loss_function(network(x, return_stages=True), label)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]  # the first is that of Fourier upsampling
 
 
 def test_the_first_reconstruction_has_something_to_learn() -> None:
