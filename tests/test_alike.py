@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +112,23 @@ def test_the_page_tells_both_budgets(trainings, tmp_path):
     text = page(tmp_path / "results", "results")
     assert "equal updates" in text and "equal compute" in text
     assert text.count("| fmisr | x2 | 2 of 16x16 |") == 2 and text.count("| FMISR | -0.50 | -0.50 |") == 2
+
+
+@pytest.mark.slow
+def test_one_command_trains_and_another_makes_the_tables(training_folder, tmp_path, bundle_root):
+    def run(script, *options):
+        command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts" / script), str(training_folder)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(bundle_root)}
+        done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    runs, out = tmp_path / "runs", tmp_path / "out" / UPDATES
+    small = ["--updates", "2", "--seconds", "0", "--search_updates", "2", "--batch_size", "2", "--patch_size", "16"]
+    run("train_alike.py", "--scales", "2", "--networks", "srcnn", "vdsr", "--runs_dir", str(runs), *small)
+    kept = ["--models_dir", str(runs / UPDATES), "--image_skip", "fourier", "--records", str(runs)]
+    run("compare.py", "--scales", "2", *kept, "--every", "2", "--device", "cpu", "--output_dir", str(out))
+    text = page(tmp_path / "out", "out")
+    assert "equal updates" in text and "| VDSR + DC |" in text and "| vdsr | x2 | 2 of 16x16 |" in text
 
 
 def test_one_slice_in_so_many_is_the_same_slice_of_the_volume(training_folder):

@@ -142,6 +142,17 @@ COMMANDS: dict[str, Run | NotRun] = {
     "--only iconet_paper t2net --output_dir eval/tables": NotRun(
         "needs the two trainings before it; covered with other weights by the command of the page on training"
     ),
+    "python scripts/train_alike.py DATA --split_file DATA/manifest.csv --updates 400 --seconds 200 --batch_size 4": (
+        NotRun(
+            "sixteen trainings of minutes; covered by "
+            "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
+        )
+    ),
+    "python scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir runs/alike/equal_updates "
+    "--image_skip fourier --records runs/alike --output_dir eval/equal_updates": NotRun(
+        "needs the trainings before it; covered by "
+        "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
+    ),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --split val --scales 2 "
     "--network iconet_small=runs/mine/model.pt --output_dir eval/mine": Run("eval/mine/results.md", "--device cpu"),
     "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv "
