@@ -8,14 +8,14 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from filelock import FileLock
 from monai.utils import set_determinism
 
 from bundle.cli.jobs import Job, Plan, find_jobs
-from bundle.cli.lock import locked
+from bundle.cli.lock import at_work, hold, locked
 from bundle.cli.log import logging_to
 from bundle.cli.model import Model, load_model
 from bundle.cli.options import Options, RunError
@@ -49,7 +49,8 @@ def run(options: Options) -> int:
     with logging_to(options.log_json and share.own_file(options.log_json), "" if share.alone else f"[{share.mark}] "):
         plan = find_jobs(options)
         model = load_model(options)
-        own = share.of(plan.jobs)
+        decides = options.settings(), options.to, options.overwrite, model.digest, tool_version()
+        share, own = share.of_run(plan.jobs, *decides)
         device = next(model.network.parameters()).device
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
         start = f"volumes: {count}, by {options.scale} with {options.network} on {device}"
@@ -60,8 +61,8 @@ def run(options: Options) -> int:
             return work.foretell()
         if plan.folder is None:
             return work.do()
-        with locked(plan.folder / LOCK, share):
-            return work.do() if share.alone else work.do_share(plan)
+        with locked(plan.folder / LOCK, share) as held:
+            return work.do() if share.alone else work.do_share(plan, held)
 
 
 class _Run:
@@ -102,24 +103,29 @@ class _Run:
             return _stopped(error)
         return self._summary()
 
-    def do_share(self, whole: Plan) -> int:
-        """The last process of those that share the plan `whole` writes the table and sums up."""
+    def do_share(self, whole: Plan, held: ExitStack) -> int:
+        """The last process of those that share the plan `whole` sums up; `held` are the locks of this one.
+
+        The table is written as soon as there is a part of each, also while one of them is at work once more: it may
+        be stopped.
+        """
         assert whole.folder is not None
         lock = whole.folder / LOCK
         parts = Parts(lock, self.share)
         try:
-            with FileLock(lock):
-                parts.forget()
             for _ in self._volumes():
                 pass
-            with FileLock(lock):
+            with hold(lock):
+                held.close()
                 parts.add(self.rows)
-                if missing := parts.missing():
-                    counts = ", ".join(f"{count} {status}" for status, count in self._counts().items())
-                    _say("part", f"{counts}; not done: {len(missing)} of {self.share.count} processes")
+                missing, others = parts.missing(), len(at_work(lock))
+                counts = ", ".join(f"{count} {status}" for status, count in self._counts().items())
+                if not missing:
+                    self.rows = parts.merge([job.name for job in whole.jobs])
+                    self._write_table()
+                if missing or others:
+                    _say("part", f"{counts}; not done: {max(missing, others)} of {self.share.count} processes")
                     return 0
-                self.rows = parts.merge([job.name for job in whole.jobs])
-                self._write_table()
                 parts.remove()
         except OSError as error:
             return _stopped(error)

@@ -6,25 +6,19 @@ Torchrun, or a script around any other launcher, tells a process its number and 
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bundle.cli.jobs import Job
 from bundle.cli.options import RunError
 from bundle.cli.results import Row
 from bundle.cli.sidecar import write_json
-
-_RUN = (
-    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT"),
-    *("SLURM_ARRAY_JOB_ID", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"),
-)
-_RUN_OF_ARRAY = ("SLURM_ARRAY_JOB_ID",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Share:
 
     Attributes:
         rank, count: its number, from 0, and the number of processes.
-        run: what the launcher calls the run, the same in all its processes; empty if it gives it no name.
+        run: digest of what the run is to do, the same in all its processes; empty before they divide the work.
     """
 
     rank: int = 0
@@ -53,8 +47,7 @@ class Share:
         if not 0 <= rank < count:
             shown = ", ".join(f"{name}={value!r}" for name, value in given.items())
             raise RunError(f"{shown}: RANK must be a number from 0 to WORLD_SIZE - 1; unset both for one process")
-        names = _RUN_OF_ARRAY if "SLURM_ARRAY_JOB_ID" in os.environ else _RUN
-        return Share(rank, count, ":".join(os.environ.get(name, "") for name in names).strip(":"))
+        return Share(rank, count)
 
     @property
     def alone(self) -> bool:
@@ -69,16 +62,27 @@ class Share:
         """`log.jsonl` as `log.0-of-2.jsonl`; of a process that is alone the path itself."""
         return path if self.alone else path.with_name(f"{path.stem}.{self.mark}{path.suffix}")
 
-    def of(self, jobs: Sequence[Job]) -> list[Job]:
-        """The jobs of this process: the same division in every process, balanced by the bytes of the inputs.
+    def own_lock(self, lock: Path) -> Path:
+        """The lock file of this process, beside that of the folder."""
+        return lock.with_suffix(f".{self.run}.{self.mark}.lock")
+
+    def of_run(self, jobs: Sequence[Job], *decides: object) -> tuple[Share, list[Job]]:
+        """This share with the name of its run, and its jobs: the same division in every process, balanced by bytes.
 
         Their bytes and not their voxels: no header has to be read, and the empty part of an image, which costs little,
-        is small when compressed.
+        is small when compressed. What a launcher calls the run does not count: its processes may be jobs of their own.
+
+        Args:
+            jobs: of all processes.
+            decides: what else decides about the results; their `repr` goes into the name.
         """
         if self.alone:
-            return list(jobs)
-        taken = divide([_size(job) for job in jobs], self.count)
-        return [job for job, rank in zip(jobs, taken, strict=True) if rank == self.rank]
+            return self, list(jobs)
+        sizes = [_size(job) for job in jobs]
+        pieces = [(job.name, size) for job, size in zip(jobs, sizes, strict=True)]
+        name = hashlib.sha256(repr((self.count, pieces, decides)).encode()).hexdigest()[:16]
+        taken = divide(sizes, self.count)
+        return replace(self, run=name), [job for job, rank in zip(jobs, taken, strict=True) if rank == self.rank]
 
 
 def divide(sizes: Sequence[int], count: int) -> list[int]:
@@ -103,8 +107,9 @@ def _size(job: Job) -> int:
 class Parts:
     """What each process did, in a hidden file of the output folder for each, until the last one makes the table.
 
-    Every process has a file of its own, which appears whole or not at all, so that a network file system will do. All
-    methods are called while the lock of the folder is held.
+    Every process has a file of its own, which appears whole or not at all, so that a network file system will do. It
+    bears the name of the run: what another run left there is not taken for its own. All methods are called while the
+    lock of the folder is held.
 
     Args:
         lock: of the folder; the files are named after it.
@@ -115,39 +120,25 @@ class Parts:
         self._lock, self._share = lock, share
 
     def _path(self, rank: int) -> Path:
-        return self._lock.with_suffix(f".{rank}-of-{self._share.count}.json")
-
-    def forget(self) -> None:
-        """Remove what this process left there in an earlier run."""
-        self._path(self._share.rank).unlink(missing_ok=True)
+        return replace(self._share, rank=rank).own_lock(self._lock).with_suffix(".json")
 
     def add(self, rows: Sequence[Row]) -> None:
         """Write down what this process did. Raises OSError if the disk refuses."""
-        content = {"run": self._share.run, "rows": [asdict(row) for row in rows]}
-        write_json(self._path(self._share.rank), content)
+        write_json(self._path(self._share.rank), {"rows": [asdict(row) for row in rows]})
 
-    def missing(self) -> list[int]:
-        """The processes that are not done."""
-        return [rank for rank, rows in enumerate(self._rows()) if rows is None]
+    def missing(self) -> int:
+        """How many processes have not written down what they did."""
+        # A listing: network file systems remember for a while that a single file was not there.
+        there = set(os.listdir(self._lock.parent))
+        return sum(self._path(rank).name not in there for rank in range(self._share.count))
 
     def merge(self, names: Sequence[str]) -> list[Row]:
         """A row for every name, in their order, once no process is missing."""
-        done = {row.volume: row for rows in self._rows() for row in rows or ()}
-        lost = "no process took it: the input changed when the run began; run the same command again"
-        return [done.get(name) or Row(name, "failed", error=f"{name}: {lost}") for name in names]
+        contents = [json.loads(self._path(rank).read_bytes()) for rank in range(self._share.count)]
+        done = {row["volume"]: Row(**row) for content in contents for row in content["rows"]}
+        return [done[name] for name in names]
 
     def remove(self) -> None:
         """Remove the files of all processes, of earlier runs too: the table is there."""
         for path in self._lock.parent.glob(self._lock.with_suffix(".*-of-*.json").name):
             path.unlink(missing_ok=True)
-
-    def _rows(self) -> list[list[Row] | None]:
-        """Of every process, None if it has written nothing in this run."""
-        # A listing: network file systems remember for a while that a single file was not there.
-        there = set(os.listdir(self._lock.parent))
-        found: list[list[Row] | None] = []
-        for rank in range(self._share.count):
-            path = self._path(rank)
-            content: dict[str, Any] = json.loads(path.read_bytes()) if path.name in there else {}
-            found.append([Row(**row) for row in content["rows"]] if content.get("run") == self._share.run else None)
-        return found

@@ -13,6 +13,7 @@ set -euo pipefail
 # shellcheck source=/dev/null
 source .venv/bin/activate
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it from sbatch
 
 # Slurm numbers the tasks; the command reads the names that torchrun gives. A task that fails must not end the others.
 # shellcheck disable=SC2016  # the inner shell expands, once in each task

@@ -17,6 +17,7 @@ source .venv/bin/activate
 first_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 processes="${SLURM_GPUS_ON_NODE:-1}"
 export OMP_NUM_THREADS="$(((${SLURM_CPUS_PER_TASK:-1} + processes - 1) / processes))"
+export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}" # srun does not take it from sbatch
 
 # One launcher for each node; it starts a process for each GPU.
 srun torchrun \

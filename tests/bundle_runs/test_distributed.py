@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import pytest
 import torch
+from monai.bundle import ConfigExpression
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.sampling import PatchSampler, own_share
@@ -64,6 +67,23 @@ def check_same_training(one: Path, other: Path) -> None:
 
 def test_two_processes_train_as_one_with_the_doubled_batch(train: Callable[..., Path]) -> None:
     check_same_training(train(1, "one", epochs=2), train(2, "two", epochs=2))
+
+
+@pytest.mark.parametrize(
+    ("rank", "count", "off"),
+    [(None, None, False), ("1", None, False), ("1", "", False), ("1", "1", False), ("0", "2", False), ("1", "2", True)],
+)
+def test_curves_are_written_by_the_first_process_and_by_one_that_is_alone(rank, count, off, monkeypatch) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    config = json.loads((Path(__file__).parents[2] / "configs" / "train.json").read_bytes())
+    handlers = [*config["train"]["handlers"], *config["validate"]["handlers"]]
+    switches = [item["_disabled_"] for item in handlers if item["_target_"] == "TensorBoardStatsHandler"]
+    assert len(switches) == 2
+    for switch in switches:
+        assert ConfigExpression(switch, globals={"os": os}).evaluate() is off
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -14,20 +15,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_command import command, results
+from cli_command import command
 from conftest import blob_volume
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.cli.model import own_device
+from bundle.cli.model import MODELS, own_device
 from bundle.cli.run import LOCK
 from bundle.cli.share import divide
+from bundle.networks import weights_path
 
 BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)
 NAMES = tuple("abcde")
 IGNORED = {"seconds", "result"}  # the time, and the folder
-LAUNCHER = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID")
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_CPUS_PER_TASK")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -55,6 +57,12 @@ def rows(out: Path) -> list[dict[str, str]]:
     """The table of a run without what differs between equal runs."""
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k not in IGNORED} for row in csv.DictReader(file)]
+
+
+def run_of(out: Path) -> str:
+    """The name of the run of which there is one part."""
+    [part] = out.glob(".iconet-sr.*.json")
+    return part.name.split(".")[2]
 
 
 def hidden(out: Path) -> set[str]:
@@ -120,31 +128,43 @@ def test_what_a_process_that_died_left_undone_is_done_by_any_number_of_processes
     assert hidden(folder / "out") == set()
 
 
-def test_parts_of_an_earlier_run_are_not_taken_for_those_of_this_one(folder: Path) -> None:
-    (folder / "in" / "a.nii").write_bytes(b"")
-    with as_process(0, 2, TORCHELASTIC_RUN_ID="first"):
-        assert command(folder / "in", folder / "out").exit_code == 0
-    with as_process(1, 2, TORCHELASTIC_RUN_ID="second"):
-        done = command(folder / "in", folder / "out")
-        assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
-    with as_process(0, 2, TORCHELASTIC_RUN_ID="second"):
-        assert command(folder / "in", folder / "out").exit_code == 1
-    assert {row["volume"]: row["status"] for row in rows(folder / "out")}["a.nii"] == "failed"
+def test_processes_that_the_launcher_started_as_jobs_of_their_own_make_one_table(folder: Path) -> None:
+    for rank in range(2):
+        names = dict.fromkeys(("TORCHELASTIC_RUN_ID", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID"), str(rank))
+        with as_process(rank, 2, **names):
+            assert command(folder / "in", folder / "out").exit_code == 0
+    assert len(rows(folder / "out")) == len(NAMES)
     assert hidden(folder / "out") == set()
 
 
-def test_a_volume_that_no_process_took_is_a_failure_in_the_table(folder: Path, write_nifti) -> None:
+@pytest.mark.parametrize("changed", ["settings", "weights", "overwrite", "a new volume", "another size"])
+def test_parts_of_a_run_with_another_plan_are_not_taken_for_those_of_this_one(changed, folder, write_nifti) -> None:
     with as_process(0, 2):
         assert command(folder / "in", folder / "out").exit_code == 0
-    write_nifti(folder / "in" / "f.nii", BLOB)  # the largest: the other process has another division
+    options = {"settings": ["--data-consistency", "0.5"], "overwrite": ["--overwrite"]}.get(changed, [])
+    if changed == "weights":
+        state = torch.load(weights_path(MODELS, "iconet_small", 2), weights_only=True)
+        torch.save({name: value * 1.01 for name, value in state.items()}, folder / "other.pt")
+        options = ["--weights", folder / "other.pt"]
+    elif changed in ("a new volume", "another size"):
+        write_nifti(folder / "in" / ("f.nii" if changed == "a new volume" else "a.nii"), BLOB)
     with as_process(1, 2):
-        done = command(folder / "in", folder / "out")
-    table = results(folder / "out")
-    assert set(table) == {f"{name}.nii" for name in (*NAMES, "f")}
-    failed = {row["volume"]: row["error"] for row in table.values() if row["status"] == "failed"}
-    assert done.exit_code == 1 and set(failed) == {"c.nii", "f.nii"}
-    assert all("run the same command again" in error for error in failed.values())
-    assert command(folder / "in", folder / "out").exit_code == 0
+        done = command(folder / "in", folder / "out", *options)
+    assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
+    assert not (folder / "out" / "results.csv").exists()
+    with as_process(0, 2):
+        assert command(folder / "in", folder / "out", *options).exit_code == 0
+    assert len(rows(folder / "out")) == len(NAMES) + (changed == "a new volume")
+    assert hidden(folder / "out") == set()
+
+
+def test_the_same_run_again_makes_its_table_again(folder: Path) -> None:
+    for status in ("done", "skipped"):
+        for rank in range(2):
+            with as_process(rank, 2):
+                assert command(folder / "in", folder / "out").exit_code == 0
+        assert [row["status"] for row in rows(folder / "out")] == [status] * len(NAMES)
+        assert hidden(folder / "out") == set()
 
 
 def test_more_processes_than_volumes(folder: Path) -> None:
@@ -179,14 +199,14 @@ def test_each_has_a_log_of_its_own_and_a_report_is_for_one(folder: Path) -> None
 
 @pytest.mark.parametrize(
     ("at_work", "comes"),
-    [((1, 3), (0, 1)), ((1, 3), (1, 3)), ((1, 3), (0, 2)), ((0, 1), (1, 3))],
-    ids=["alone", "the same", "of another number", "many after one"],
+    [((1, 3), (0, 1)), ((1, 3), (0, 2)), ((1, 3), (0, 3)), ((0, 1), (1, 3))],
+    ids=["alone", "of another number", "of another plan", "many after one"],
 )
 def test_other_runs_are_kept_out(at_work, comes, folder: Path, monkeypatch) -> None:
     monkeypatch.setattr("bundle.cli.lock.WAIT", 0.1)
     (folder / "out").mkdir()
     rank, count = at_work
-    with FileLock(folder / "out" / (LOCK if count == 1 else f".iconet-sr.{rank}-of-{count}.lock")):
+    with FileLock(folder / "out" / (LOCK if count == 1 else f".iconet-sr.{'0' * 16}.{rank}-of-{count}.lock")):
         with as_process(*comes):
             done = command(folder / "in", folder / "out")
         assert done.exit_code == 2 and "another run writes there" in done.stderr
@@ -194,16 +214,67 @@ def test_other_runs_are_kept_out(at_work, comes, folder: Path, monkeypatch) -> N
         assert command(folder / "in", folder / "out").exit_code == 0
 
 
-def test_what_another_process_is_writing_is_left_alone(folder: Path) -> None:
-    unfinished = folder / "out" / f".{'0' * 16}.part"
-    unfinished.parent.mkdir()
-    unfinished.touch()
-    with FileLock(folder / "out" / ".iconet-sr.1-of-2.lock"), as_process(0, 2):
-        command(folder / "in", folder / "out")
-    assert unfinished.exists()
+def test_of_the_same_run_started_twice_each_number_is_let_in_once(folder: Path) -> None:
+    out = folder / "out"
     with as_process(0, 2):
-        command(folder / "in", folder / "out")
-    assert not unfinished.exists()
+        assert command(folder / "in", out).exit_code == 0
+        with FileLock(out / f".iconet-sr.{run_of(out)}.0-of-2.lock"):
+            assert command(folder / "in", out).exit_code == 2
+            with as_process(1, 2):
+                done = command(folder / "in", out)
+            assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
+            assert len(rows(out)) == len(NAMES)
+        assert command(folder / "in", out).exit_code == 0
+    assert [row["status"] for row in rows(out)].count("skipped") == 3  # those of number 0
+    assert hidden(out) == set()
+
+
+def test_the_same_run_started_twice_and_killed_costs_the_first_one_no_table(folder: Path, monkeypatch) -> None:
+    with as_process(0, 2):
+        assert command(folder / "in", folder / "out").exit_code == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("bundle.cli.run._Run._volumes", lambda self: sys.exit(9))
+            assert command(folder / "in", folder / "out").exit_code == 9
+    with as_process(1, 2):
+        assert command(folder / "in", folder / "out").exit_code == 0
+    assert [row["status"] for row in rows(folder / "out")] == ["done"] * len(NAMES)
+
+
+def test_what_another_process_is_writing_is_left_alone(folder: Path) -> None:
+    out = folder / "out"
+    with as_process(0, 2):
+        command(folder / "in", out)
+        unfinished = out / f".{'0' * 16}.part"
+        unfinished.touch()
+        with FileLock(out / f".iconet-sr.{run_of(out)}.1-of-2.lock"):
+            assert command(folder / "in", out).exit_code == 0
+        assert unfinished.exists()
+        assert command(folder / "in", out).exit_code == 0
+        assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_warned_of_once_and_used(number: int, folder: Path, monkeypatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for count in (1, 2):
+        out = folder / f"out{count}"
+        unfinished = out / f".{'0' * 16}.part"
+        out.mkdir()
+        unfinished.touch()
+        said = ""
+        for rank in range(count):
+            with as_process(rank, count):
+                done = command(folder / "in", out)
+            assert done.exit_code == 0, done.stderr
+            said += done.stderr
+        assert said.count("a file system without locks") == 1
+        assert len(rows(out)) == len(NAMES)
+        assert hidden(out) == {unfinished.name}  # nobody knows whose it is
 
 
 # ------------------------------------------------------------------------------------------------------ at one time
@@ -231,7 +302,7 @@ def test_one_of_three_processes_is_killed_and_the_others_finish(folder: Path, wr
             for rank in range(3)
         ]
         deadline = time.monotonic() + 300
-        while not (out / ".iconet-sr.1-of-3.lock").exists() and time.monotonic() < deadline:
+        while not list(out.glob(".iconet-sr.*.1-of-3.lock")) and time.monotonic() < deadline:
             time.sleep(0.005)
         processes[1].kill()
         said = [process.communicate(timeout=300)[1] for process in processes]
@@ -250,7 +321,7 @@ def test_one_of_three_processes_is_killed_and_the_others_finish(folder: Path, wr
 def test_torchrun_reports_a_bad_volume_and_stops_no_other(folder: Path, bundle_root: Path) -> None:
     (folder / "in" / "bad.nii").write_bytes(b"")
     launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "bundle"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k not in LAUNCHER} | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*launched, str(folder / "in"), str(folder / "out")],
         cwd=bundle_root,
@@ -267,6 +338,7 @@ def test_torchrun_reports_a_bad_volume_and_stops_no_other(folder: Path, bundle_r
 # ------------------------------------------------------------------------------------------------------------ Slurm
 
 SRUN = """#!/usr/bin/env bash
+[ "$SRUN_CPUS_PER_TASK" = 3 ] || exit 3
 shift  # its one option
 for task in 0 1; do
     SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 "$@" &
@@ -285,6 +357,20 @@ def test_the_job_scripts_are_sound_for_the_shell(bundle_root: Path) -> None:
         assert subprocess.run(["bash", "-n", script]).returncode == 0
 
 
+@pytest.mark.parametrize("script", ["slurm_train.sh", "slurm_inference.sh"])
+def test_the_job_scripts_hand_the_cores_of_a_task_to_srun(script: str, tmp_path: Path, bundle_root: Path) -> None:
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    for name, line in {"srun": 'echo "cores: $SRUN_CPUS_PER_TASK"', "scontrol": "echo node1"}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    given = {"SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7"}
+    environment = {**os.environ, **given, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    line = ["bash", str(bundle_root / "docs" / "examples" / script)]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "cores: 3\n", done.stderr
+
+
 @pytest.mark.slow
 def test_the_job_script_for_folders_does_them_with_a_stand_in_for_slurm(folder: Path, bundle_root: Path) -> None:
     (folder / "in" / "bad.nii").write_bytes(b"")
@@ -295,6 +381,7 @@ def test_the_job_script_for_folders_does_them_with_a_stand_in_for_slurm(folder: 
     srun.write_text(SRUN)
     srun.chmod(0o755)
     environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PYTHONPATH": str(bundle_root)}
+    environment["SLURM_CPUS_PER_TASK"] = "3"
     line = ["bash", str(bundle_root / "docs" / "examples" / "slurm_inference.sh"), "in", "out", "--scale", "2"]
     done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and "5 done, 0 skipped, 1 failed" in done.stderr, done.stderr
