@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from bundle.exports import (
     TOLERANCE,
+    OnnxForm,
     compare,
     describe,
     onnx_runner,
@@ -27,13 +32,20 @@ from bundle.exports import (
     write_onnx,
     write_torchscript,
 )
-from bundle.exports.operators import fourier_upsample_products, patch_search_rows, selective_scan_segments
+from bundle.exports.operators import (
+    fourier_upsample_products,
+    onnx_operators,
+    patch_search_rows,
+    selective_scan_segments,
+)
 from bundle.inferers import VolumeInferer
 from bundle.networks import ICONet, iconet
+from bundle.networks.fusion import SRRecFusion
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops.patch_search import patch_search_reference
 from bundle.ops.scan_reference import selective_scan_2d_reference
 from bundle.pipeline import super_resolve
+from bundle.transforms.intensity import intensity_window
 from bundle.weights import load_weights
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
@@ -81,6 +93,39 @@ def tiny(scale: int, stride: int) -> ICONet:
     torch.manual_seed(0)
     sizes = {"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4, "match_stride": stride}
     return iconet("small", scale, **sizes).eval()
+
+
+def forms_in_use() -> list[object]:
+    scan, search, network = (
+        sys.modules[f"bundle.{m}"] for m in ("ops.selective_scan", "ops.patch_match", "networks.iconet")
+    )
+    return [scan._scripted, search._scripted, network.fourier_image_upsample, SRRecFusion._attend]
+
+
+def test_two_threads_that_trace_leave_the_usual_kernels_in_place() -> None:
+    usual, inside, leave = forms_in_use(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with onnx_operators():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with onnx_operators():
+        thread.start()
+        assert not inside.wait(1)  # it has to wait; the first to come would else be the first to leave
+    assert inside.wait(60)
+    leave.set()
+    thread.join()
+    assert forms_in_use() == usual
+
+
+def test_the_form_for_onnx_is_the_network_itself_unless_it_is_traced() -> None:
+    network, image = tiny(2, 2), torch.rand(2, 1, 7, 8)
+    with torch.no_grad(), patch("bundle.networks.iconet.fourier_image_upsample", wraps=fourier_image_upsample) as usual:
+        result = OnnxForm(network)(image)
+        assert usual.called
+        assert torch.equal(result, network(image))
 
 
 def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
@@ -136,6 +181,77 @@ def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consis
     result = nib.load(tmp_path / "out.nii.gz")
     assert np.abs(result.get_fdata() - expected).max() < TOLERANCE * np.abs(expected).max()
     assert np.allclose(result.affine, source.affine @ np.diag([0.5, 0.5, 1, 1]), atol=1e-6)
+
+
+def test_the_example_of_the_page_and_the_description_scale_as_the_bundle_does() -> None:
+    page = (ROOT / "docs" / "exports.md").read_text()
+    (steps,) = re.findall(r"^def ranked.*?(?=^volume = )", page, flags=re.S | re.M)
+    low, high = (float(p) for p in re.findall(r"([\d.]+)th percentile", describe("tiny", 2, None)["intensity"]))
+    for count in [*range(1, 20), *range(500, 12000, 500)]:
+        for volume in (np.arange(count), np.arange(1, count + 1), np.arange(count) - count // 2):
+            volume = volume.astype(np.float32)
+            found = {"np": np, "volume": volume}
+            exec(steps, found)
+            offset, width = intensity_window(torch.from_numpy(volume))
+            assert (found["offset"], found["width"]) == (offset, width)
+            if volume.min() < 0:
+                above = volume[volume > offset] - offset
+                assert abs(offset - np.percentile(volume, low, method="inverted_cdf")) <= 1  # one rank
+                assert not above.size or abs(width - np.percentile(above, high, method="inverted_cdf")) <= 1
+
+
+def export_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with a tiny network in the place of the shipped one, and small slices."""
+    module, network = export_script(), tiny(2, 2)
+    monkeypatch.setattr(module, "build", lambda name, scale: (network, "abc"))
+    monkeypatch.setattr(module, "sample_slices", lambda scale, crop: [torch.rand(1, 1, 8, 6)] * 2)
+    monkeypatch.setattr(module, "OTHER_SHAPES", [(2, 1, 7, 5)])
+    return module
+
+
+def test_the_script_keeps_the_files_that_are_the_network(script: ModuleType, tmp_path: Path) -> None:
+    rows = list(script.exports("tiny", 2, tmp_path / "new"))
+    assert [row["form"] for row in rows] == ["PyTorch, torch back end", "TorchScript", "ONNX"]
+    assert all(row["difference"] < TOLERANCE for row in rows)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
+    assert sizes == {"tiny_x2.ts": rows[1]["bytes"], "tiny_x2.onnx": rows[2]["bytes"]}
+
+
+@pytest.mark.parametrize("fault", ["values", "shape"])
+def test_the_script_keeps_no_file_that_is_not_the_network(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    network, _ = script.build("tiny", 2)
+    wrong = (lambda image: network(image) * 1.1) if fault == "values" else (lambda image: network(image)[..., 1:])
+    for form in ("torchscript", "onnx"):
+        monkeypatch.setattr(script, f"write_{form}", lambda network, path, description: path.write_bytes(b"wrong"))
+        monkeypatch.setattr(script, f"{form}_runner", lambda path: wrong)
+    if fault == "values":
+        _, *rows = script.exports("tiny", 2, tmp_path)
+        assert len(rows) == 2 and all(row["difference"] > TOLERANCE for row in rows)
+    else:
+        with pytest.raises(ValueError, match="not finite for a batch"):
+            list(script.exports("tiny", 2, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--scales", "8"], ["--slices", "0"], ["--networks", "srcnn"]])
+def test_the_script_names_a_wrong_argument(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        export_script().main()
+    assert f"error: argument {arguments[0]}: invalid" in capsys.readouterr().err
 
 
 def load(network: ICONet) -> str:

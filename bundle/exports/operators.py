@@ -8,8 +8,9 @@ has. The results are those of :mod:`bundle.ops` up to rounding; networks run the
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import torch
@@ -19,11 +20,14 @@ from torch.nn.functional import pad, softplus
 from bundle.networks.fusion import SRRecFusion
 from bundle.ops.patch_search import _inverse_patch_norm
 
+_patching = threading.RLock()  # of two threads inside, the one that leaves first would put back the other's forms
+
 
 @contextmanager
 def onnx_operators() -> Iterator[None]:
-    """Let networks call the forms of this module while they are traced inside a ``with`` block, in every thread."""
+    """Let networks, in every thread, call the forms of this module inside a ``with`` block; one thread at a time."""
     with (
+        _patching,
         patch("bundle.ops.selective_scan._scripted", lambda: selective_scan_segments),
         patch("bundle.ops.patch_match._scripted", lambda: patch_search_rows),
         patch("bundle.networks.iconet.fourier_image_upsample", fourier_upsample_products),
@@ -46,7 +50,7 @@ class OnnxForm(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
-        with onnx_operators():
+        with onnx_operators() if torch.jit.is_tracing() else nullcontext():
             result: Tensor = self.network(image)
         return result
 

@@ -37,7 +37,8 @@ def describe(name: str, scale: int, sha256: str | None) -> dict[str, str]:
         "degradation": "k-space truncation, magnitude",
         "grid_rule": "low-resolution voxel j lies on high-resolution voxel scale * j: "
         "affine @ diag(1/scale, 1/scale, 1, 1), same origin",
-        "intensity": "volume divided by the 99.9th percentile of its voxels above zero; result multiplied by it",
+        "intensity": "(x - offset) / width; offset 0, or the 0.1th percentile if any voxel is negative; "
+        "width the 99.9th percentile of (x - offset) where x > offset; result * width + offset",
         "data_consistency": "not in the file",
     }
 
