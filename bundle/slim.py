@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -20,8 +21,10 @@ from bundle.handlers import save_atomically
 from bundle.networks import build_network, weights_path
 from bundle.weights import load_weights
 
-MARK = "exported_weights_sha256"
-"""Key of the metadata by which an exported folder is known, with the checksum of the weights that went into it."""
+RECORD = "configs/exported.json"
+"""By this file an exported folder is known: the options of its export, and the checksum of every other file."""
+TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
+"""MONAI Label takes a bundle with one of these words in its name for another kind of model."""
 WEIGHTS = "$@bundle_root + '/models/model.pt'"
 INPUT = "$@bundle_root + '/input'"
 
@@ -35,25 +38,28 @@ class ExportError(ValueError):
 def export_bundle(
     root: PathLike, out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
 ) -> Path:
-    """Write the bundle folder `out`, whole or not at all; a folder that an export made before is replaced.
+    """Write the bundle folder `out`, whole or not at all; what the same export made before is replaced.
 
     Args:
         root: the repository.
-        out: the folder to write. Its name must not hold words that MONAI Label takes for a task ("detection").
+        out: the folder to write, named by letters, digits, ``_ . -`` and without :data:`TASK_WORDS`.
         scale: factor of the network.
         network_name: a key of :data:`bundle.networks.NETWORKS`.
         weights: plain state dict or safetensors; the shipped ones by default.
 
     Raises:
-        ExportError: `out` is something else than an exported folder, or its weights were trained since.
+        ExportError: the name does not do, or `out` is something else than an exported folder, or one of other
+            options, or was trained or edited since.
         WeightsError: the weights are missing or not those of this network.
         ValueError: unknown network or scale.
     """
-    root, out = Path(root), Path(out)
+    root, out = Path(root), Path(out).resolve()
+    _check_name(out.name)
+    options = {"network_name": network_name, "scale": scale, "weights": "shipped" if weights is None else "given"}
     source = Path(weights or weights_path(root / "models", network_name, scale))
     network = build_network(network_name, scale)
     load_weights(network, source)  # nothing is written for weights that do not fit
-    _check_target(out)
+    _check_target(out, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{secrets.token_hex(8)}.part")
     try:
@@ -62,26 +68,44 @@ def export_bundle(
         save_atomically(network.state_dict(), partial / "models/model.pt")
         _write_configs(root, partial, scale, network_name)
         _write_page(partial, scale, network_name)
+        _write_json(partial / RECORD, {"options": options, "sha256": _digests(partial)})
         _take_place(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
-def _check_target(out: Path) -> None:
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ExportError(f"{name!r}: name the folder by letters, digits, _ . - alone; MONAI Label fails on others")
+    if found := [word for word in TASK_WORDS if word in name.lower()]:
+        raise ExportError(f"{name}: choose a name without {found[0]!r}, by which MONAI Label takes it for another task")
+
+
+def _check_target(out: Path, options: Config) -> None:
+    """Nothing that someone made goes: an export replaces what the same export wrote, and that alone."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        exported = json.loads((out / "configs/metadata.json").read_text(encoding="utf-8"))[MARK]
+        record = _read_json(out / RECORD)
+        before, written = record["options"], dict(record["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{out}: exists and is not an exported bundle; choose another folder") from error
-    found = out / "models/model.pt"
-    if found.is_file() and _digest(found) != exported:
-        raise ExportError(f"{out}: its weights were trained since it was exported; move it away first")
+    if before != options:
+        raise ExportError(f"{out}: was exported with another network, scale or weights; move it away first")
+    found = _digests(out)
+    changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
+    if "models/model.pt" in changed:
+        raise ExportError(f"{out}: its weights were trained or changed since it was exported; move it away first")
+    if changed:
+        raise ExportError(f"{out}: {changed[0]} was changed since it was exported; move the folder away first")
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digests(folder: Path) -> dict[str, str]:
+    """Path -> checksum of every file but the record and Python's byte code."""
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    kept = {name: path for name, path in files.items() if name != RECORD and not name.endswith(".pyc")}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in kept.items()}
 
 
 def _copy_files(root: Path, out: Path) -> None:
@@ -112,7 +136,7 @@ def _write_configs(root: Path, out: Path, scale: int, network_name: str) -> None
             out / f"configs/{name}.json", change(_read_json(root / f"configs/{name}.json"), scale, network_name)
         )
     metadata = slim_metadata(_read_json(root / "configs/metadata.json"), scale, network_name)
-    _write_json(out / "configs/metadata.json", {**metadata, MARK: _digest(out / "models/model.pt")})
+    _write_json(out / "configs/metadata.json", metadata)
 
 
 def slim_inference(config: Mapping[str, Any], scale: int, network_name: str) -> Config:

@@ -2,7 +2,8 @@
 
     python scripts/export_bundle.py exported/iconet_x2 --scale 2
 
-The folder holds the configs with the scale fixed, the package, one file of weights, metadata and licences.
+The folder holds the configs with the scale fixed, the package, one file of weights, metadata and licences. A folder
+that the same export made before is replaced, unless something in it was changed since.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from pathlib import Path
 import click
 
 from bundle.networks import NETWORKS
-from bundle.slim import ExportError, export_bundle
-from bundle.weights import WeightsError
+from bundle.slim import export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(out: Path, scale: str, network_name: str, weights: Path | None) -> None:
     try:
         export_bundle(ROOT, out, int(scale), network_name, weights)
-    except (ExportError, WeightsError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"{out}: {network_name}, by {scale}")
 

@@ -36,11 +36,18 @@ class Server:
         except requests.RequestException as error:
             raise click.ClickException(f"{self.url}{path}: {error}") from error
         if answer.status_code >= 500:
-            told = "" if answer.text == "Internal Server Error" else answer.text[:200]
+            told = "" if answer.text == "Internal Server Error" else one_line(answer.text)
             raise click.ClickException(f"the server failed: {told or self._last_error() or answer.text}")
         if not answer.ok:
-            raise click.ClickException(f"the server refused {path}: {answer.status_code} {answer.text[:200]}")
+            raise click.ClickException(f"the server refused {path}: {answer.status_code} {one_line(answer.text)}")
         return answer
+
+    def table(self, path: str, key: str, params: dict[str, str] | None = None) -> dict[str, dict[str, Any]]:
+        answer = self.ask("GET", path, params=params)
+        try:
+            return {name: dict(entry) for name, entry in answer.json()[key].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise click.ClickException(f"{self.url} answers, but it is no MONAI Label server") from error
 
     def _last_error(self) -> str:
         """MONAI Label answers a failure with its number alone; the reason is the last exception in its log."""
@@ -52,11 +59,19 @@ class Server:
         return str(found[-1]) if found else ""
 
     def models(self) -> dict[str, str]:
-        info = self.ask("GET", "/info/").json()
-        return {name: model.get("description", "") for name, model in info["models"].items()}
+        return {name: model.get("description", "") for name, model in self.table("/info/", "models").items()}
 
-    def images(self) -> list[str]:
-        return sorted(self.ask("GET", "/datastore/", params={"output": "all"}).json()["objects"])
+    def images(self) -> dict[str, dict[str, Any]]:
+        """By name; what "labels" holds of one are its labels by tag."""
+        return dict(sorted(self.table("/datastore/", "objects", {"output": "all"}).items()))
+
+    def image(self, name: str) -> requests.Response:
+        return self.ask("GET", "/datastore/image", params={"image": name})
+
+    def infer(self, model: str, image: str, params: dict[str, str]) -> bytes:
+        """Of an image on the server."""
+        query = {"image": image, "output": "image"}
+        return self.ask("POST", f"/infer/{model}", params=query, data={"params": json.dumps(params)}).content
 
     def check_model(self, name: str) -> None:
         if name not in (known := self.models()):
@@ -64,26 +79,32 @@ class Server:
 
     def check_image(self, name: str) -> None:
         if name not in (known := self.images()):
-            listed = ", ".join(known[:10]) or "none"
+            listed = ", ".join(list(known)[:10]) or "none"
             raise click.ClickException(f"no such file, and no image {name!r} on the server; it has {listed}")
 
-    def wait(self, path: str, task: str, known: int) -> None:
+    def wait_for_training(self, known: int) -> None:
         """Until the background task ends that came after the `known` ones."""
         while True:
-            tasks = self.tasks(path)[known:]
+            tasks = self.trainings()[known:]
             if tasks and tasks[-1]["status"] not in ("SUBMITTED", "RUNNING"):
                 break
             time.sleep(1)
         if tasks[-1]["status"] != "DONE":
             lines = [line for line in tasks[-1].get("details", []) if line.strip()]
-            raise click.ClickException(f"{task} ended as {tasks[-1]['status']}: {lines[-1] if lines else 'no output'}")
+            raise click.ClickException(
+                f"training ended as {tasks[-1]['status']}: {lines[-1] if lines else 'no output'}"
+            )
 
-    def tasks(self, path: str) -> list[dict[str, Any]]:
+    def trainings(self) -> list[dict[str, Any]]:
         try:
-            answer = requests.get(self.url + path, params={"all": "true"}, timeout=60)
+            answer = requests.get(f"{self.url}/train/", params={"all": "true"}, timeout=60)
+            return [] if answer.status_code == 404 else list(answer.json())  # 404: there was none yet
         except requests.RequestException as error:
             raise click.ClickException(f"the server at {self.url} is gone: {error}") from error
-        return [] if answer.status_code == 404 else list(answer.json())  # 404: there was none yet
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def ending(path: Path, allowed: tuple[str, ...] = NIFTI) -> str:
@@ -131,41 +152,46 @@ def list_(server: Server) -> None:
 def infer(server: Server, model: str, image: str, out: Path, device: str | None) -> None:
     """Super-resolve IMAGE, a file here (it is uploaded) or the id of an image on the server, into the file OUT."""
     params = {"result_extension": ending(out, (*NIFTI, ".nrrd")), **({"device": device} if device else {})}
-    form: dict[str, Any] = {"params": json.dumps(params)}
     server.check_model(model)
     source = Path(image)
     if source.is_file():
         if out.exists() and os.path.samefile(source, out):
             raise click.ClickException(f"{out}: is the input; give another name")
         name = f"image{ending(source)}"  # the server takes all dots of a name for its ending
+        form = {"params": json.dumps(params)}
         with open(source, "rb") as file:
             answer = server.ask("POST", f"/infer/{model}?output=image", data=form, files={"file": (name, file)})
+        result = answer.content
     else:
         server.check_image(image)
-        answer = server.ask("POST", f"/infer/{model}", params={"image": image, "output": "image"}, data=form)
-    save(answer.content, out)
+        result = server.infer(model, image, params)
+    save(result, out)
     click.echo(str(out))
 
 
 @main.command()
 @click.argument("model")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-@click.option("--device", default="cuda", show_default=True, help="The CPU is used where there is no such device.")
+@click.option("--device", help="cpu, cuda, cuda:1. [default: the server's choice]")
 @click.pass_obj
-def batch(server: Server, model: str, folder: Path, device: str) -> None:
-    """Super-resolve every image on the server and save the results in FOLDER."""
+def batch(server: Server, model: str, folder: Path, device: str | None) -> None:
+    """Super-resolve every image on the server and save the results in FOLDER.
+
+    An image that fails gets one line, and the others go on; the exit status is 1 then.
+    """
     server.check_model(model)
-    # multi_gpu is true by default, which divides by the number of GPUs, be it zero
-    params = {"device": device, "multi_gpu": False, "save_label": True, "label_tag": "original", "max_workers": 1}
-    known = len(server.tasks("/batch/infer"))
-    images = server.images()
-    server.ask("POST", f"/batch/infer/{model}", params={"images": "all"}, json=params)
-    server.wait("/batch/infer", "batch inference", known)
+    params = {"result_extension": ".nii.gz", **({"device": device} if device else {})}
+    images, done = server.images(), 0
+    # one by one: MONAI Label's own batch inference gives nothing where one image fails
     for name in images:
-        result = server.ask("GET", "/datastore/label", params={"label": name, "tag": "original"})
-        named = re.search(r'filename="?([^";]+)', result.headers.get("content-disposition", ""))
-        save(result.content, folder / f"{name}_{model}{ending(Path(named[1])) if named else NIFTI[0]}")
-    click.echo(f"{len(images)} images: {folder}")
+        try:
+            save(server.infer(model, name, params), folder / f"{name}_{model}.nii.gz")
+            done += 1
+        except click.ClickException as error:
+            click.echo(f"Error: {name}: {error.message}", err=True)
+    click.echo(f"{done} of {len(images)} images: {folder}")
+    if done < len(images):
+        raise SystemExit(1)
 
 
 @main.command()
@@ -180,26 +206,50 @@ def train(server: Server, model: str, images: tuple[str, ...], epochs: int, devi
     The next inference uses the result. Images that were given before are trained on too.
     """
     server.check_model(model)
-    for image in images:
-        mark_for_training(server, image)
-    known = len(server.tasks("/train/"))
-    params = {"max_epochs": epochs, "device": device}
-    server.ask("POST", f"/train/{model}", json=params)
-    server.wait("/train/", "training", known)
+    names = check_sharp(server, images)
+    for image, name in zip(images, names, strict=True):
+        mark_for_training(server, image, name)
+    known = len(server.trainings())
+    server.ask("POST", f"/train/{model}", json={"max_epochs": epochs, "device": device})
+    server.wait_for_training(known)
     click.echo(f"{model}: trained for {epochs} epochs on {', '.join(images)}")
 
 
-def mark_for_training(server: Server, image: str) -> None:
+def check_sharp(server: Server, images: tuple[str, ...]) -> list[str]:
+    """The names of files and ids on the server, where storing them replaces nothing: MONAI Label would not ask."""
+    names = [Path(i).name[: -len(ending(Path(i)))] if Path(i).is_file() else i for i in images]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise click.ClickException(f"two of the images have the name {twice[0]!r}; give it once, or rename a file")
+    stored = server.images()
+    for image, name in zip(images, names, strict=True):
+        if not Path(image).is_file():
+            server.check_image(image)
+        elif name in stored and server.image(name).content != read(image):
+            raise click.ClickException(f"another {name!r} is on the server already; give its id, or rename {image}")
+        if "final" in stored.get(name, {}).get("labels", {}):
+            label = server.ask("GET", "/datastore/label", params={"label": name, "tag": "final"})
+            if label.content != server.image(name).content:
+                raise click.ClickException(
+                    f"{name!r} has a label on the server that would be lost; rename a copy of it"
+                )
+    return names
+
+
+def read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror}") from error
+
+
+def mark_for_training(server: Server, image: str, name: str) -> None:
     """Store an image as its own label: MONAI Label trains on labelled images only, and sharp ones need no other."""
-    source = Path(image)
-    if source.is_file():
-        name = source.name[: -len(ending(source))]
-        content, filename = source.read_bytes(), f"image{ending(source)}"
-        server.ask("PUT", "/datastore/image", params={"image": name}, files={"file": (filename, content)})
+    if Path(image).is_file():
+        content, filename = read(image), f"image{ending(Path(image))}"
+        if name not in server.images():
+            server.ask("PUT", "/datastore/image", params={"image": name}, files={"file": (filename, content)})
     else:
-        server.check_image(image)
-        name = image
-        answer = server.ask("GET", "/datastore/image", params={"image": image})
+        answer = server.image(name)
         named = re.search(r'filename="?([^";]+)', answer.headers.get("content-disposition", ""))
         content, filename = answer.content, named[1] if named else f"{image}.nii.gz"
     server.ask("PUT", "/datastore/label", params={"image": name}, files={"label": (filename, content)})

@@ -2,8 +2,8 @@
 
     make label-server
 
-The bundles are exported to WORK/app/model where they are missing, so that what was fine-tuned there stays; any other
-bundle folder there is served too. MONAI Label keeps its notes and labels in the studies folder.
+The bundles are exported to WORK/app/model at every start; one that was fine-tuned or edited there stays as it is. Any
+other bundle folder there is served too. MONAI Label keeps its notes and labels in the studies folder.
 """
 
 from __future__ import annotations
@@ -12,25 +12,30 @@ import importlib.util
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
 import click
 
-from bundle.slim import export_bundle
+from bundle.slim import ExportError, export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_APP = Path(sys.prefix) / "monailabel/sample-apps/monaibundle"
 
 
 def prepare(work: Path) -> list[str]:
-    """Fill the work folder with what is missing in it; returns the names of the models."""
+    """Bring the work folder up to date, but for what was changed in it; returns the names of the models."""
     if not (work / "app/main.py").is_file():
         shutil.copytree(SAMPLE_APP, work / "app", dirs_exist_ok=True)
     for scale in (2, 4):
         folder = work / f"app/model/iconet_x{scale}"
-        if not folder.exists():
+        try:
             export_bundle(ROOT, folder, scale)
+        except ExportError as error:
+            if not folder.exists():
+                raise
+            click.echo(f"kept, and served as it is: {error}")
     found = (work / "app/model").glob("[!.]*/configs/inference.json")
     return sorted(config.parent.parent.name for config in found)
 
@@ -54,17 +59,29 @@ def log_config(work: Path) -> Path:
     return work / "logging.json"
 
 
+def check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise click.ClickException(f"{host}, port {port}: {error.strerror}; is a server running there?") from error
+
+
 @click.command(help=__doc__)
 @click.option("--studies", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of volumes.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), default=ROOT / ".label", help="Work folder.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Anyone who reaches it may use and change all.")
-@click.option("--port", default=8123, show_default=True)
+@click.option("--port", default=8123, show_default=True, type=click.IntRange(1, 65535))
 def main(studies: Path | None, work: Path, host: str, port: int) -> None:
     if not SAMPLE_APP.is_dir():
         raise click.ClickException("MONAI Label is not installed here; run `make label-env`, then `make label-server`")
+    check_port(host, port)
     work = work.resolve()
-    models = prepare(work)
-    studies = (studies or sample_studies(work)).resolve()
+    try:
+        models = prepare(work)
+        studies = (studies or sample_studies(work)).resolve()
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(work / "app")]
     command += ["--studies", str(studies), "--host", host, "--port", str(port), "--conf", "models", ",".join(models)]
     # any source but the default one keeps MONAI Label from asking the network for its list of models

@@ -199,6 +199,30 @@ def test_batch_inference_gives_every_image_of_the_studies(server, expected, tmp_
     assert_same(result, expected[2]["second"])
 
 
+def test_one_bad_study_does_not_stop_the_batch(server, volumes, tmp_path):
+    with open(volumes / "series.nii.gz", "rb") as file:
+        url, upload = f"{server.url}/datastore/image", {"file": ("image.nii.gz", file)}
+        assert requests.put(url, params={"image": "a_series"}, files=upload).ok
+    try:
+        done = server.client("batch", "iconet_x2", tmp_path / "batch")
+    finally:
+        assert requests.delete(url, params={"id": "a_series"}).ok
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: a_series: the server failed: ")
+    assert "2 volumes in one file" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert {p.name for p in (tmp_path / "batch").iterdir()} == {"first_iconet_x2.nii.gz", "second_iconet_x2.nii.gz"}
+
+
+def test_training_does_not_replace_a_study_of_the_same_name(server, volumes, tmp_path):
+    study = (volumes / "studies/first.nii.gz").read_bytes()
+    shutil.copyfile(volumes / "sharp.nii.gz", tmp_path / "first.nii.gz")
+    done = server.client("train", "iconet_x2", tmp_path / "first.nii.gz")
+    assert done.returncode == 1
+    assert "another 'first' is on the server already" in done.stderr
+    assert (volumes / "studies/first.nii.gz").read_bytes() == study
+
+
 def test_training_changes_what_the_next_inference_gives(server, volumes, tmp_path):
     """Last in this file: the x2 model is another one after it."""
     config = server.model(2) / "configs/train.json"

@@ -109,7 +109,8 @@ def test_the_folder_runs_by_itself_and_gives_what_the_command_line_gives(exporte
 
 def test_an_export_can_be_repeated_in_its_place(fresh, bundle_root):
     before = {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()}
-    (fresh / "docs/note.txt").write_text("of the folder that is replaced")
+    (fresh / "bundle/__pycache__").mkdir()
+    (fresh / "bundle/__pycache__/slim.pyc").write_text("of the folder that is replaced")
     export_bundle(bundle_root, fresh, 2)
     assert {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()} == before
     assert [p.name for p in fresh.parent.iterdir()] == ["iconet_x2"]
@@ -127,8 +128,40 @@ def test_another_folder_is_not_overwritten(bundle_root, tmp_path):
 
 def test_trained_weights_are_not_overwritten(fresh, bundle_root):
     torch.save(build_network(scale=2).state_dict(), fresh / "models/model.pt")
-    with pytest.raises(ExportError, match="trained since"):
+    with pytest.raises(ExportError, match="trained or changed since"):
         export_bundle(bundle_root, fresh, 2)
+
+
+@pytest.mark.parametrize("name", ["configs/train.json", "configs/metadata.json", "docs/note.txt"])
+def test_an_edited_or_added_file_is_not_lost(name, fresh, bundle_root):
+    (fresh / name).write_text("{}")
+    with pytest.raises(ExportError, match=f"{name} was changed since"):
+        export_bundle(bundle_root, fresh, 2)
+    assert (fresh / name).read_text() == "{}"
+
+
+@pytest.mark.parametrize("options", [{"scale": 4}, {"scale": 2, "weights": "models/model.pt"}])
+def test_an_export_of_other_options_is_not_replaced(options, fresh, bundle_root):
+    options = {**options, **({"weights": bundle_root / options["weights"]} if "weights" in options else {})}
+    with pytest.raises(ExportError, match="another network, scale or weights"):
+        export_bundle(bundle_root, fresh, **options)
+
+
+@pytest.mark.parametrize("name", ["spleen_Segmentation", "deepgrow2", "two words", "größe", ".hidden"])
+def test_a_name_with_which_monai_label_fails_is_refused(name, bundle_root, tmp_path):
+    with pytest.raises(ExportError, match="name the folder by letters|choose a name without"):
+        export_bundle(bundle_root, tmp_path / name, 2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_leads_to_the_folder_that_is_replaced(fresh, bundle_root, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(fresh)
+    export_bundle(bundle_root, tmp_path / "link", 2)
+    assert (tmp_path / "link").readlink() == fresh
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert export_bundle(bundle_root, ".", 2) == tmp_path / "here"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "iconet_x2", "link"]
 
 
 def test_weights_of_another_scale_leave_nothing_behind(bundle_root, tmp_path):
@@ -142,6 +175,9 @@ def test_the_program_says_in_one_line_what_is_wrong(bundle_root, tmp_path):
     done = CliRunner().invoke(main, [str(tmp_path / "out"), "--scale", "4", "--weights", str(tmp_path / "none.pt")])
     assert done.exit_code == 1
     assert done.output.startswith(f"Error: {tmp_path / 'none.pt'}: no such weights")
+    assert len(done.output.splitlines()) == 1
+    done = CliRunner().invoke(main, [str(tmp_path / "out"), "--scale", "8"])
+    assert done.exit_code == 1
     assert len(done.output.splitlines()) == 1
 
 
