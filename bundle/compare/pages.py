@@ -65,8 +65,9 @@ _ALIKE = {
     UPDATES: """## Networks trained alike: equal updates
 
 Every network from its own random start, on the same patches in the same order, with the same small number of updates;
-none of these weights is shipped. The learning rate is the better of two in a short trial; peers have the Fourier image
-skip of ICONet. Made by `scripts/train_alike.py` and `scripts/compare.py`.
+none of these weights is shipped. Such a budget tells how fast a network learns, not how good it becomes (the shipped
+weights had many times as many updates on larger patches). The learning rate is the better of two in a short trial;
+peers have the Fourier image skip of ICONet. Made by `scripts/train_alike.py` and `scripts/compare.py`.
 
 """,
     COMPUTE: """## Networks trained alike: equal compute
