@@ -29,12 +29,17 @@ def launcher(processes: int) -> tuple[str, ...]:
 
 
 @pytest.fixture
-def train(training_folder: Path, tmp_path: Path, run_bundle: Callable) -> Callable[..., Path]:
-    """Train with a batch of 4 in all, and return the folder of the run."""
+def train(training_folder: Path, tmp_path: Path, run_bundle: Callable, bundle_root: Path) -> Callable[..., Path]:
+    """Train with a batch of 4 in all, and return the folder of the run.
+
+    From trained weights: an untrained network begins at its image skip, where gradients are so small that Adam makes
+    whole steps of their rounding.
+    """
 
     def run(processes: int, name: str, **options: object) -> Path:
         config = ["train.json", "multi_gpu_train.json"][: 1 if processes == 1 else 2]
         options |= {**SMALL, "dataset_dir": training_folder, "output_dir": tmp_path / name}
+        options["weights"] = bundle_root / "models/model.pt"
         done = run_bundle("training", config, launcher=launcher(processes), batch_size=4 // processes, **options)
         assert done.returncode == 0, done.stdout + done.stderr
         return tmp_path / name
