@@ -6,7 +6,6 @@ The repository is a bundle with many networks and both scales. MONAI Label build
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.data.paths import PathLike
+from bundle.data.paths import PathLike, sha256_of
 from bundle.handlers import save_atomically
 from bundle.networks import build_network, weights_path
 from bundle.weights import load_weights
@@ -105,7 +104,7 @@ def _digests(folder: Path) -> dict[str, str]:
     """Path -> checksum of every file but the record and Python's byte code."""
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     kept = {name: path for name, path in files.items() if name != RECORD and not name.endswith(".pyc")}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in kept.items()}
+    return {name: sha256_of(path) for name, path in kept.items()}
 
 
 def _copy_files(root: Path, out: Path) -> None:

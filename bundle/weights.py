@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundle.data.paths import PathLike
+from bundle.data.paths import PathLike, sha256_of
 
 CHECKSUMS = "sha256sums.txt"
 
@@ -37,7 +36,7 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
     path = Path(weights)
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights; train them, or choose a scale and a network that have some")
-    digest = _digest(path)
+    digest = sha256_of(path)
     listed = _listed_digest(path)
     if listed not in (None, digest):
         raise WeightsError(f"{path}: not the file that {CHECKSUMS} beside it lists (SHA-256 {digest}); get it again")
@@ -50,11 +49,6 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
         raise WeightsError(f"{path}: not the weights of this network (another scale or size?): {misfit}")
     network.load_state_dict(state)
     return digest
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed_digest(path: Path) -> str | None:

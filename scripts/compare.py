@@ -11,7 +11,6 @@ columns subject, modality and contrast are used; without one every file is a sub
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from bundle.compare.pages import COSTS, comparison_file, write_pages
 from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
 from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
+from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.workflow import evaluation_data, prepare_network
 
@@ -62,7 +62,7 @@ def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: 
         "seconds": seconds,
         "device": device,
         "threads": torch.get_num_threads(),
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": sha256_of(weights),
     }
 
 

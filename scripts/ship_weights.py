@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import platform
 import shutil
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.data import training_datalist
+from bundle.data.paths import sha256_of
 from bundle.trust import training_range
 
 ASSUMES = {
@@ -83,7 +83,7 @@ def main() -> None:
     events.Reload()
     record = {
         "weights": args.weights.name,
-        "sha256": hashlib.sha256(args.weights.read_bytes()).hexdigest(),
+        "sha256": sha256_of(args.weights),
         "parameters": sum(t.numel() for t in torch.load(args.weights, weights_only=True).values()),
         "assumes": ASSUMES,
         "command": args.command,
@@ -105,7 +105,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     (folder / f"{args.weights.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
     files = sorted(p for p in args.weights.parent.iterdir() if p.suffix in (".pt", ".safetensors"))
-    sums = [f"{hashlib.sha256(p.read_bytes()).hexdigest()}  {p.name}" for p in files]
+    sums = [f"{sha256_of(p)}  {p.name}" for p in files]
     (args.weights.parent / "sha256sums.txt").write_text("\n".join(sums) + "\n")
 
 

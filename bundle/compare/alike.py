@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -17,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
 from bundle.compare.records import write_text
+from bundle.data.paths import sha256_of
 from bundle.handlers import save_atomically
 from bundle.networks import weights_path
 
@@ -153,7 +153,7 @@ class Trainings:
                     if keep:
                         path = Path(weights_path(self.folder / limit, name, self.scale))
                         save_atomically(averaged.state_dict(), str(path))
-                        course.kept[limit]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+                        course.kept[limit]["sha256"] = sha256_of(path)
             if len(course.kept) == len(limits):
                 engine.terminate()
 

@@ -1,13 +1,20 @@
-"""Names of volume files: pairs that belong together, and whether two names mean one file."""
+"""Names of volume files: pairs that belong together, and whether two names mean one file; a file's checksum."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of what a file holds, in hexadecimal; the file is not read into memory as a whole."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pair_paths(path: Path) -> tuple[Path, Path]:

@@ -5,7 +5,6 @@ Every number describes a low-resolution image, the network's input: the training
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import defaultdict
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from bundle.data import read_volume
+from bundle.data.paths import sha256_of
 from bundle.physics import divisible_size, truncate
 from bundle.transforms.intensity import intensity_window
 
@@ -147,7 +147,7 @@ def load_training_range(weights: PathLike) -> TrainingRange | None:
         record = json.loads(record_path.read_text(encoding="utf-8"))
         if record.get(KEY) is None:
             return None
-        if record.get("weights") == path.name and record.get("sha256") != _sha256(path):
+        if record.get("weights") == path.name and record.get("sha256") != sha256_of(path):
             return None
         return training_range_from(record[KEY])
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -164,8 +164,3 @@ def training_range_from(plain: Mapping[str, Any]) -> TrainingRange:
     if not modalities:
         raise ValueError("no modality")
     return TrainingRange(int(plain["scale"]), modalities)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bundle.data.paths import sha256_of
 from bundle.zoo.folder import Check, Folder
 
 NEEDED = ("LICENSE", "configs/metadata.json", "configs/inference.json", "models/model.pt", "docs/README.md")
@@ -107,7 +107,7 @@ def checksums(folder: Folder) -> Iterator[str]:
     yield from (f"models/{name} is not in sha256sums.txt" for name in sorted(set(kept) - set(listed)))
     yield from (f"sha256sums.txt lists {name}, which is not there" for name in sorted(set(listed) - set(kept)))
     for name in sorted(set(kept) & set(listed)):
-        if hashlib.sha256(kept[name].read_bytes()).hexdigest() != listed[name]:
+        if sha256_of(kept[name]) != listed[name]:
             yield f"models/{name} is not the file of sha256sums.txt"
 
 
