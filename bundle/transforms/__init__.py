@@ -8,7 +8,7 @@ from bundle.transforms.kspace import (
     KSpaceTruncation,
     KSpaceTruncationd,
 )
-from bundle.transforms.patch import RandEdgeTaper, RandEdgeTaperd
+from bundle.transforms.patch import RandEdgeTaper, RandEdgeTaperd, RandVoxelSize, RandVoxelSized
 from bundle.transforms.save import SaveVolumed
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "NormalizeVolumed",
     "RandEdgeTaper",
     "RandEdgeTaperd",
+    "RandVoxelSize",
+    "RandVoxelSized",
     "RestoreIntensityd",
     "SaveVolumed",
     "SuperResolveAffined",
