@@ -6,7 +6,8 @@ Every option that is not listed below goes to the training of each row (configs/
 any budget. A row is an overlay in configs/experiments on configs/train.json and configs/experiments/paper.yaml, which
 leaves data consistency out as the paper does. Interrupted trainings go on, finished ones are not repeated, rows that
 two tables share are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results and
-makes docs/results.md anew. Evaluated is the val split, so that choices made here leave the test split unseen.
+makes docs/results.md anew; with another --seed than 0, ablation_tableN_seedS, which tells what chance alone does.
+Evaluated is the val split, so that choices made here leave the test split unseen.
 """
 
 from __future__ import annotations
@@ -66,10 +67,14 @@ def main() -> None:
             rows += [r for r in new if not rows or r["method"] == experiment.title]
     except ExperimentError as error:
         sys.exit(str(error))
-    target = args.output_dir / f"ablation_table{args.table}.csv"
+    seed = options.get("seed", "0")
+    target = args.output_dir / (
+        f"ablation_table{args.table}.csv" if seed == "0" else f"ablation_table{args.table}_seed{seed}.csv"
+    )
     write_rows(target, rows)
     title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
-    about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split\n\n{note}"
+    again = "" if seed == "0" else f", seed {seed}"
+    about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split{again}\n\n{note}"
     write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
     own = args.output_dir.resolve() == ROOT / "docs" / "results"
     write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md")

@@ -54,6 +54,15 @@ one machine ({machine}) and of one run.
 
 """
 
+_ABLATIONS = """
+## Ablations
+
+The rows of the paper's tables IV to IX, one YAML file each in configs/experiments, at the budget that stands above each
+table: a small part of the paper's, without data consistency and without augmentation but flips and turns. Differences
+are to the last row, which is the paper's choice; their intervals are over subjects and know nothing of the chance in a
+training, of which the same table with another seed gives an idea.
+
+"""
 
 _PICTURES = """Made by `scripts/figures.py`. Methods: whole slice, the part where zero-filled Fourier interpolation errs
 most, absolute error. Stages: what each stage was to make, what it made, absolute error.
@@ -123,7 +132,7 @@ def page(folder: Path, link: str) -> str:
         parts.append(_COSTS.format(machine="; ".join(machines)) + cost_table(costs))
     ablations = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("ablation_table*.md"))]
     if ablations:
-        parts.append("\n## Ablations\n\n" + "\n".join(ablations) + "\n")
+        parts.append(_ABLATIONS + "\n".join(ablations) + "\n")
     if pictures := sorted((folder.parent / "figures").glob("*_x?.png")):
         links = [f"![{path.stem}]({link}/../figures/{path.name})" for path in pictures]
         parts.append("## Pictures\n\n" + _PICTURES + "\n\n".join(links))
