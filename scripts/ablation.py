@@ -19,7 +19,15 @@ from pathlib import Path
 import torch
 
 from bundle.compare.cost import multiply_adds, parameters
-from bundle.compare.experiments import Experiment, ExperimentError, budget, table_experiments, train, training_options
+from bundle.compare.experiments import (
+    Experiment,
+    ExperimentError,
+    budget,
+    table_experiments,
+    table_name,
+    train,
+    training_options,
+)
 from bundle.compare.pages import write_pages
 from bundle.compare.protocol import ZERO_FILLED, Protocol, known_volumes
 from bundle.compare.records import Row, write_rows, write_text
@@ -67,13 +75,10 @@ def main() -> None:
             rows += [r for r in new if not rows or r["method"] == experiment.title]
     except ExperimentError as error:
         sys.exit(str(error))
-    seed = options.get("seed", "0")
-    target = args.output_dir / (
-        f"ablation_table{args.table}.csv" if seed == "0" else f"ablation_table{args.table}_seed{seed}.csv"
-    )
+    stem, again = table_name(args.table, options.get("seed", "0"))
+    target = args.output_dir / f"{stem}.csv"
     write_rows(target, rows)
     title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
-    again = "" if seed == "0" else f", seed {seed}"
     about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split{again}\n\n{note}"
     write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
     own = args.output_dir.resolve() == ROOT / "docs" / "results"

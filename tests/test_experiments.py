@@ -19,6 +19,7 @@ from bundle.compare.experiments import (
     budget,
     literal,
     table_experiments,
+    table_name,
     train,
 )
 from bundle.compare.records import read_rows
@@ -198,6 +199,11 @@ def test_an_option_that_a_row_sets_itself_is_an_error(trainings, tmp_path, bundl
     with pytest.raises(ExperimentError, match="--alpha: table6_1_alpha_05.yaml sets it"):
         train(table_experiments(6, bundle_root)[0], tmp_path, {"alpha": "0.8"}, bundle_root)
     assert trainings[0] == []
+
+
+def test_a_table_with_another_seed_does_not_replace_the_first():
+    assert table_name(4, "0") == ("ablation_table4", "")
+    assert table_name(4, "1") == ("ablation_table4_seed1", ", seed 1")
 
 
 @pytest.mark.slow

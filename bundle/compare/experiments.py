@@ -92,6 +92,11 @@ def table_experiments(table: int, root: Path) -> list[Experiment]:
     return [Experiment(path, base_configs(root)) for path in paths]
 
 
+def table_name(table: int, seed: str) -> tuple[str, str]:
+    """Name of the files of a table, and what its title says of the seed: both name a seed other than the default 0."""
+    return (f"ablation_table{table}", "") if seed == "0" else (f"ablation_table{table}_seed{seed}", f", seed {seed}")
+
+
 def base_configs(root: Path) -> tuple[Path, ...]:
     """What every row overlays: the training config, without what the project adds to the paper's training."""
     return root / "configs/train.json", root / "configs/experiments/paper.yaml"

@@ -133,7 +133,8 @@ def page(folder: Path, link: str) -> str:
     ablations = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("ablation_table*.md"))]
     if ablations:
         parts.append(_ABLATIONS + "\n".join(ablations) + "\n")
-    if pictures := sorted((folder.parent / "figures").glob("*_x?.png")):
+    figures = folder.parent / "figures"
+    if pictures := sorted([*figures.glob("methods_x?.png"), *figures.glob("stages_x?.png")]):
         links = [f"![{path.stem}]({link}/../figures/{path.name})" for path in pictures]
         parts.append("## Pictures\n\n" + _PICTURES + "\n\n".join(links))
     return "".join(parts).rstrip() + "\n"
