@@ -75,10 +75,11 @@ def main() -> None:
             rows += [r for r in new if not rows or r["method"] == experiment.title]
     except ExperimentError as error:
         sys.exit(str(error))
-    stem, again = table_name(args.table, options.get("seed", "0"))
-    target = args.output_dir / f"{stem}.csv"
+    seed = options.get("seed", "0")
+    target = args.output_dir / f"{table_name(args.table, seed)}.csv"
     write_rows(target, rows)
     title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
+    again = f", seed {seed}" if seed != "0" else ""
     about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split{again}\n\n{note}"
     write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
     own = args.output_dir.resolve() == ROOT / "docs" / "results"

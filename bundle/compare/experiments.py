@@ -92,9 +92,9 @@ def table_experiments(table: int, root: Path) -> list[Experiment]:
     return [Experiment(path, base_configs(root)) for path in paths]
 
 
-def table_name(table: int, seed: str) -> tuple[str, str]:
-    """Name of the files of a table, and what its title says of the seed: both name a seed other than the default 0."""
-    return (f"ablation_table{table}", "") if seed == "0" else (f"ablation_table{table}_seed{seed}", f", seed {seed}")
+def table_name(table: int, seed: str) -> str:
+    """Name of the files of a table, without suffix: it names a seed other than the default 0."""
+    return f"ablation_table{table}" if seed == "0" else f"ablation_table{table}_seed{seed}"
 
 
 def base_configs(root: Path) -> tuple[Path, ...]:

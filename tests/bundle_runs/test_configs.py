@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import monai.bundle
 import pytest
 import torch
-from monai.bundle import ConfigWorkflow, create_workflow
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
 from bundle.networks import ICONet
+from bundle.transforms import KSpaceTruncation
 
 WORKFLOWS = [("train.json", "training"), ("evaluate.json", "evaluation"), ("inference.json", "inference")]
 
@@ -114,3 +116,49 @@ def test_monai_bundle_load_gives_the_network_with_the_shipped_weights(bundle_roo
     weights = torch.load(bundle_root / "models/model.pt", weights_only=True)
     assert type(loaded).__name__ == "ICONet"
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in weights.items())
+
+
+def training_config(bundle_root: Path, overlay: str = "", **options: Any) -> ConfigParser:
+    config = ConfigParser()
+    config.read_config([str(bundle_root / f) for f in ("configs/train.json", overlay) if f])
+    config.update({"bundle_root": str(bundle_root), **options})
+    return config
+
+
+AUGMENTATIONS = {"RandVoxelSized", "RandAdjustContrastd", "RandGaussianSmoothd"}
+
+
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        ({}, {"RandGaussianSmoothd"}),
+        ({"scale": 4}, set()),
+        ({"smooth_prob": 0, "contrast_prob": 0.3}, {"RandAdjustContrastd"}),
+        ({"overlay": "configs/experiments/paper.yaml"}, set()),
+        ({"overlay": "configs/experiments/alike.yaml"}, set()),
+        ({"scale": 4, "smooth_prob": 0.1, "voxel_size_range": 1.2, "contrast_prob": 0.3}, AUGMENTATIONS),
+    ],
+)
+def test_options_switch_the_augmentation(options, used, bundle_root):
+    chain = training_config(bundle_root, **options).get_parsed_content("train#preprocessing")
+    assert {type(t).__name__ for t in chain.transforms} & AUGMENTATIONS == used
+
+
+def test_smoothed_patches_lack_fine_detail_in_truth_and_input_alike(bundle_root, training_folder):
+    file = {"image": str(sorted(training_folder.iterdir())[0])}
+
+    def patches(smooth_prob: float) -> list[dict[str, Any]]:
+        options = {"smooth_prob": smooth_prob, "patch_size": 16, "patches_per_volume": 12}
+        chain = training_config(bundle_root, **options).get_parsed_content("train#preprocessing")
+        return chain.set_random_state(seed=0)(file)
+
+    def roughness(patch: torch.Tensor) -> float:
+        return float(patch.diff(dim=-1).square().mean() / patch.square().mean())
+
+    sharp, smooth = patches(0), patches(1.0)
+    assert {tuple(p["label"].shape) for p in smooth} == {(1, 16, 16)}
+    assert {tuple(p["image"].shape) for p in smooth} == {(1, 8, 8)}
+    rough = [[sum(roughness(p[key]) for p in group) for group in (smooth, sharp)] for key in ("label", "image")]
+    assert rough[0][0] < 0.7 * rough[0][1] and rough[1][0] < 0.9 * rough[1][1]
+    for patch in smooth:
+        torch.testing.assert_close(patch["image"], KSpaceTruncation(2)(patch["label"][..., None])[..., 0])
