@@ -56,6 +56,10 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_share(value: Any) -> bool:
+    return isinstance(value, (bool, int, float)) and 0 <= value <= 1
+
+
 ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
         ("amp", "resume", "return_stages", "train_consistency"), ("True or False", lambda v: isinstance(v, bool))
@@ -75,10 +79,8 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scale": ("2, 4 or 8", lambda v: type(v) is int and v in (2, 4, 8)),
     "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
     "network_name": (", ".join(NETWORKS), lambda v: v in NETWORKS),
-    "data_consistency": (
-        "a weight from 0 (off) to 1",
-        lambda v: isinstance(v, (bool, int, float)) and 0 <= v <= 1,
-    ),
+    "data_consistency": ("a weight from 0 (off) to 1", _is_share),
+    **dict.fromkeys(("smooth_prob", "contrast_prob"), ("a share from 0 to 1", _is_share)),
     "device": ("a device of this machine, such as cpu or cuda", _is_device),
     "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
 }
@@ -109,9 +111,13 @@ def wrong_values(config: dict[str, Any]) -> list[str]:
     """One line for each option whose value cannot be meant; expressions (``$...``, ``@...``) are not looked at."""
     given = {key: value for key, value in config.items() if key in ALLOWED}
     literal = {key: v for key, v in given.items() if not (isinstance(v, str) and v.startswith(("$", "@", "%")))}
-    return [
+    wrong = [
         f"--{key} {value}: must be {ALLOWED[key][0]}" for key, value in literal.items() if not ALLOWED[key][1](value)
     ]
+    batch, patches = (literal.get(key) for key in ("batch_size", "patches_per_volume"))
+    if isinstance(batch, int) and isinstance(patches, int) and patches > 0 and batch % patches:
+        wrong.append(f"--batch_size {batch}: must be a multiple of --patches_per_volume, which is {patches}")
+    return wrong
 
 
 def unused_keys(config: dict[str, Any]) -> list[str]:

@@ -41,12 +41,15 @@ SIDE = 128
 def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: dict[str, str]) -> list[Row]:
     """Figures of a trained row and of zero filling on every volume, with the cost of the row."""
     config = row.config(options)
-    scale, axis, seed = (config.get_parsed_content(key) for key in ("scale", "slice_axis", "seed"))
+    keys = ("scale", "slice_axis", "seed", "line_mask_acceleration")
+    scale, axis, seed, acceleration = (config.get_parsed_content(key) for key in keys)
     network = prepare_network(row.network(options), str(weights), args.device).eval()
     cost = {"parameters": parameters(network), **multiply_adds(network, (1, 1, SIDE, SIDE))}
     datalist = training_data(str(args.dataset_dir), args.split, args.split_file, seed)
     volumes = known_volumes(args.dataset_dir, datalist, args.split_file)
-    rows, _ = Protocol(scale, axis, device=args.device, every=args.every).evaluate(volumes, {row.title: network})
+    kind = "truncation" if acceleration == 1 else "lines"
+    protocol = Protocol(scale, axis, kind, acceleration, args.device, args.every)
+    rows, _ = protocol.evaluate(volumes, {row.title: network})
     costs = {row.title: cost, ZERO_FILLED: dict.fromkeys(cost, "")}
     return [{**r, "scale": scale, **costs[r["method"]]} for r in rows if r["method"] in costs]
 

@@ -11,6 +11,7 @@ columns subject, modality and contrast are used; without one every file is a sub
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from bundle.compare.pages import COSTS, comparison_file, write_pages
 from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
 from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
+from bundle.data import VolumeError
 from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.workflow import evaluation_data, prepare_network
@@ -40,6 +42,8 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
         if name not in NETWORKS or not path:
             sys.exit(f"--network {given}: give NAME=PATH with a name of {', '.join(NETWORKS)}")
         files[name] = Path(path.format(scale=scale))
+    if not files and args.only is None:
+        sys.exit(f"no weights for x{scale} in {args.models_dir}: name them by --network, or give --only alone")
     wanted = args.only if args.only is not None else files
     if missing := [name for name in wanted if name not in files]:
         sys.exit(f"--only {missing[0]}: no weights for x{scale} in {args.models_dir}; name them by --network")
@@ -49,6 +53,22 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
 def skip(name: str, args: argparse.Namespace) -> dict[str, str]:
     """Image skip of a peer, as --image_skip gives it."""
     return {"image_skip": args.image_skip} if args.image_skip and not name.startswith("iconet") else {}
+
+
+def consistency_weight(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
+    return float(text)
+
+
+def check_records(args: argparse.Namespace) -> list[Path]:
+    """The records of --records; weights load into a peer with any image skip, so it must be that of the training."""
+    files = sorted(args.records.glob("training_*.json")) if args.records is not None else []
+    for file in files:
+        trained = json.loads(file.read_text(encoding="utf-8"))["image_skip"]
+        if trained not in (None, args.image_skip):
+            sys.exit(f"{file}: trained with --image_skip {trained}; give the same here")
+    return files
 
 
 def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: str) -> Row:
@@ -84,7 +104,10 @@ def compare(scale: int, args: argparse.Namespace) -> None:
     protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
     datalist = evaluation_data(str(args.data), args.split, args.split_file)
     volumes = known_volumes(args.data, datalist, args.split_file)
-    rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
+    try:
+        rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
+    except VolumeError as error:
+        sys.exit(str(error))
     target = comparison_file(args.output_dir, args.degradation, scale)
     keep = args.only is not None and target.is_file()
     if keep:
@@ -120,7 +143,9 @@ def main() -> None:
     parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
     parser.add_argument("--records", type=Path, help="folder of scripts/train_alike.py: the page tells its budgets")
     parser.add_argument("--every", type=int, default=1, help="take one slice in so many of each volume")
-    parser.add_argument("--data_consistency", type=float, nargs="+", default=[0.0, 1.0], help="weights to compare")
+    parser.add_argument(
+        "--data_consistency", type=consistency_weight, nargs="+", default=[0.0, 1.0], help="weights to compare"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--readme", type=Path, help="file whose block of results is replaced by the summary")
@@ -128,9 +153,10 @@ def main() -> None:
     if args.models_dir is None:
         args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 
+    records = check_records(args)
     for scale in args.scales:
         compare(scale, args)
-    for record in sorted(args.records.glob("training_*.json")) if args.records is not None else ():
+    for record in records:
         write_text(args.output_dir / record.name, record.read_text(encoding="utf-8"))
     own = args.output_dir.resolve() == ROOT / "docs" / "results"
     write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md", args.readme)

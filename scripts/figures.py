@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bundle.compare.figures import draw_methods, draw_stages
 from bundle.compare.protocol import BICUBIC, Protocol
+from bundle.compare.records import label
 from bundle.compare.tables import TITLES
 from bundle.losses import stage_targets
 from bundle.networks import ICONetOutput, build_network, weights_path
@@ -49,7 +50,11 @@ def methods(scale: int, args: argparse.Namespace) -> Path:
     protocol = Protocol(scale, device=args.device)
     truth, low, aspect = one_slice(protocol, args)
     predictions = protocol.predictions(low, networks, [args.data_consistency])
-    images = {name: image[0, ..., 0] for (name, _), image in predictions if name != BICUBIC}
+    images = {
+        label({"method": name, "consistency": weight}): image[0, ..., 0]
+        for (name, weight), image in predictions
+        if name != BICUBIC
+    }
     title = f"{args.volume.name}, slice {args.slice}: by {scale} from {low.shape[1]}x{low.shape[2]}"
     path = args.output_dir / f"methods_x{scale}.png"
     draw_methods(images, truth[0, ..., 0], path, title, aspect)

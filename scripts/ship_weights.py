@@ -1,12 +1,13 @@
 """Copy the weights of a training run to models/ with their checksum and a record of the run.
 
     python scripts/ship_weights.py runs/iconet_small_x2 models/model.pt --scale 2 --dataset_dir DATA \\
-        --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..."
+        --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..." \\
+        --data "75 volumes of 61 subjects" --machine "2 cores, no GPU" --commit 1a2b3c4
 
 Writes the weights (the run's best by validation) as a state dict and as safetensors with what they assume as metadata,
-models/sha256sums.txt, and models/training/<name>.json: the command,
-the curves of loss and validation metrics, versions, times, what the weights assume, and the range of voxel sizes and
-intensities of the training split, which inference compares its inputs with.
+models/sha256sums.txt, and models/training/<name>.json: the command, the curves of loss and validation metrics,
+versions, times, what the weights assume, and the range of voxel sizes and intensities of the training split, which
+inference compares its inputs with. Nothing is written before the whole run was read.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ import torch
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from bundle.compare.cost import parameters
 from bundle.data import training_datalist
 from bundle.data.paths import sha256_of
+from bundle.networks import NETWORKS, build_network
 from bundle.trust import training_range
+from bundle.weights import load_weights
 
 ASSUMES = {
     "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",
@@ -51,9 +55,9 @@ def hours(events: EventAccumulator) -> float:
     return round((max(times) - min(times)) / 3600, 2)
 
 
-def train_volumes(dataset_dir: Path, split_file: Path | None) -> list[dict[str, str]]:
+def train_volumes(dataset_dir: Path, split_file: Path | None, seed: int) -> list[dict[str, str]]:
     """The training split, with the modality where the split file has a column of that name."""
-    items = training_datalist(dataset_dir, "train", split_file)
+    items = training_datalist(dataset_dir, "train", split_file, seed=seed)
     if split_file is None:
         return items
     with open(split_file, newline="", encoding="utf-8-sig") as file:
@@ -69,6 +73,9 @@ def main() -> None:
     parser.add_argument("--scale", type=int, required=True, help="factor of the network")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of the training volumes")
     parser.add_argument("--split_file", type=Path, help="CSV of the split, if the training had one")
+    parser.add_argument("--network_name", choices=NETWORKS, default="iconet_small")
+    parser.add_argument("--seed", type=int, default=0, help="of the training, which draws the split without a CSV")
+    parser.add_argument("--slice_axis", type=int, default=2, help="of the training")
     parser.add_argument("--command", required=True, help="the training command")
     parser.add_argument("--data", required=True, help="what it was trained on, in words")
     parser.add_argument("--machine", required=True, help="class of machine")
@@ -76,15 +83,16 @@ def main() -> None:
     parser.add_argument("--note", default="", help="anything else that matters, such as initial weights")
     args = parser.parse_args()
 
-    shutil.copyfile(args.run / "model.pt", args.weights)
-    state = torch.load(args.run / "last.pt", map_location="cpu", weights_only=True)
-    best = state["best_model"]
+    network = build_network(args.network_name, args.scale)
+    load_weights(network, str(args.run / "model.pt"))
+    best = torch.load(args.run / "last.pt", map_location="cpu", weights_only=True)["best_model"]
     events = EventAccumulator(str(args.run), size_guidance={"scalars": 0})
     events.Reload()
+    volumes = train_volumes(args.dataset_dir, args.split_file, args.seed)
     record = {
         "weights": args.weights.name,
-        "sha256": sha256_of(args.weights),
-        "parameters": sum(t.numel() for t in torch.load(args.weights, weights_only=True).values()),
+        "sha256": sha256_of(args.run / "model.pt"),
+        "parameters": parameters(network),
         "assumes": ASSUMES,
         "command": args.command,
         "data": args.data,
@@ -95,9 +103,11 @@ def main() -> None:
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
         "best_epoch": best["epoch"],
         "best_validation_psnr": round(best["value"], 4),
-        "training_range": training_range(train_volumes(args.dataset_dir, args.split_file), args.scale).as_dict(),
+        "training_range": training_range(volumes, args.scale, args.slice_axis).as_dict(),
         "curves": curves(events),
     }
+
+    shutil.copyfile(args.run / "model.pt", args.weights)
     tensors = {k: v.contiguous() for k, v in torch.load(args.weights, weights_only=True).items()}
     metadata = {"scale": str(args.scale), **ASSUMES, "training_range": json.dumps(record["training_range"])}
     save_file(tensors, args.weights.with_suffix(".safetensors"), metadata)

@@ -28,7 +28,7 @@ from bundle.compare.tables import (
     mean_cell,
     same_consistency,
 )
-from bundle.data import evaluation_datalist
+from bundle.data import VolumeError, evaluation_datalist
 from bundle.inferers import VolumeInferer
 from bundle.metrics import hfen, nmse, psnr, ssim
 from bundle.networks import NETWORKS, ICONetOutput, iconet
@@ -197,7 +197,7 @@ def test_methods_that_are_run_again_replace_their_rows_alone():
         joined(two_methods(), again[:2])
 
 
-def test_the_slices_of_a_method_are_one_column(tmp_path):
+def test_the_slices_of_a_method_are_one_column_and_those_of_weights_before_are_gone(tmp_path):
     def slices(method, weight, *figures):
         pairs = enumerate(figures)
         return [
@@ -205,11 +205,13 @@ def test_the_slices_of_a_method_are_one_column(tmp_path):
         ]
 
     path = tmp_path / "slices.csv"
-    write_slices(path, slices(ZERO_FILLED, "", 30.0, 31.0) + slices("net", 1.0, 32.0, 33.0))
+    write_slices(
+        path, slices(ZERO_FILLED, "", 30.0, 31.0) + slices("net", 1.0, 32.0, 33.0) + slices("net 2", 0.0, 8, 9)
+    )
     write_slices(path, slices("net", 0.0, 34.0, 35.0), keep=True)
     with open(path, newline="") as file:
         lines = list(csv.DictReader(file))
-    assert list(lines[0]) == ["file", "slice", "metric", ZERO_FILLED, "net + DC", "net"]
+    assert list(lines[0]) == ["file", "slice", "metric", ZERO_FILLED, "net 2", "net"]
     assert [line["net"] for line in lines if line["metric"] == "psnr"] == ["34.000", "35.000"]
     assert [line[ZERO_FILLED] for line in lines if line["metric"] == "psnr"] == ["30.000", "31.000"]
 
@@ -360,3 +362,36 @@ def test_the_figures_of_the_sample_can_be_drawn_again(tmp_path, bundle_root):
 
 def test_every_network_has_a_title():
     assert set(TITLES) == set(NETWORKS)
+
+
+def test_a_signed_volume_is_shifted_as_in_training_and_an_empty_one_is_an_error(write_nifti, tmp_path):
+    rng = np.random.default_rng(0)
+    image = (100 * rng.random((24, 24, 3)) + 50).astype(np.float32)
+    image[:6] = 0
+    shifted = image - 1000
+    protocol = Protocol(2)
+    positive = protocol.load(write_nifti(tmp_path / "a.nii.gz", image)).as_tensor()
+    signed = protocol.load(write_nifti(tmp_path / "b.nii.gz", shifted)).as_tensor()
+    torch.testing.assert_close(signed, positive, atol=1e-3, rtol=0)
+    assert float(positive.min()) == 0 and float(positive.max()) > 100
+    with pytest.raises(VolumeError, match="no voxel is above 0"):
+        protocol.load(write_nifti(tmp_path / "c.nii.gz", 0 * image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--models_dir", "nowhere"], "no weights for x2 in nowhere"),
+        (["--data_consistency", "2"], "must be from 0 to 1"),
+        (["--only", "--records", "records"], "trained with --image_skip fourier"),
+    ],
+)
+def test_the_comparison_refuses_what_would_be_another_one(options, message, training_folder, tmp_path, bundle_root):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/training_vdsr_x2.json").write_text('{"image_skip": "fourier"}')
+    command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/compare.py"), str(training_folder)]
+    command += ["--scales", "2", "--output_dir", str(tmp_path / "out"), *options]
+    environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

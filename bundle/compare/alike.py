@@ -81,18 +81,19 @@ class Trainings:
             same training there, nothing is trained.
 
         Raises:
-            ValueError: there is a record of another budget or other options.
+            ValueError: there is a record of another budget, other options or other configs.
         """
         path = self.folder / f"training_{name}_x{self.scale}.json"
         asked = {
             "budget": json.loads(json.dumps(vars(budget))),
             "options": self._shown(),
             "image_skip": self._skip(name),
+            "configs": {Path(file).name: sha256_of(Path(file)) for file in self.files},
         }
         if path.is_file():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if {key: record[key] for key in asked} != asked:
-                raise ValueError(f"{path}: trained with another budget or options; choose another folder")
+            if {key: record.get(key) for key in asked} != asked:
+                raise ValueError(f"{path}: trained with another budget, options or configs; choose another folder")
             return record
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
         rate = min(trials, key=lambda r: trials[r])

@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from bundle.compare.records import write_text
+from bundle.data.paths import sha256_of
 
 LABELS = ("experiment_name", "run_name")
 """Keys of an overlay that name its table and row, as MONAI's experiment tracking does."""
@@ -144,19 +145,23 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
         the best weights by validation.
 
     Raises:
-        ExperimentError: an option that the row itself sets, a folder with a training by other options, or a training
-            that failed.
+        ExperimentError: an option that the row or what all rows share sets, a folder with a training by other options
+            or configs, or a training that failed.
     """
-    if clash := sorted(set(options) & set(experiment.overlay)):
-        raise ExperimentError(f"--{clash[0]}: {experiment.path.name} sets it; leave the option out")
+    for file in (*experiment.base[1:], experiment.path):
+        if clash := sorted(set(options) & set(ConfigParser.load_config_file(file))):
+            raise ExperimentError(f"--{clash[0]}: {file.name} sets it; leave the option out")
     run = folder / experiment.run_name
     record = run / "experiment.json"
     asked = {k: v for k, v in options.items() if k not in MACHINE_OPTIONS}
-    state = {"settings": experiment.settings, "options": asked, "finished": False}
+    configs = {Path(file).name: sha256_of(Path(file)) for file in experiment.files}
+    state = {"settings": experiment.settings, "options": asked, "configs": configs, "finished": False}
     if record.is_file():
         there = json.loads(record.read_text(encoding="utf-8"))
         if {**there, "finished": False} != state:
-            raise ExperimentError(f"{run}: trained with other options ({there['options']}); choose another --runs_dir")
+            raise ExperimentError(
+                f"{run}: trained with other options ({there['options']}) or configs; choose another --runs_dir"
+            )
         if there["finished"]:
             return run / "model.pt"
     elif run.exists():
@@ -179,7 +184,9 @@ def budget(experiments: Sequence[Experiment], options: Mapping[str, str]) -> str
     """One sentence on what every row was given, from the config of the last row."""
     config = experiments[-1].config(options)
     name, epochs, updates, batch, patch, rate, seed = (config.get_parsed_content(key) for key in BUDGET)
+    shown = {*BUDGET, *MACHINE_OPTIONS, "dataset_dir", "split_file"}
+    further = "".join(f", `--{key} {value}`" for key, value in options.items() if key not in shown)
     return (
         f"Budget of every row: `{name}`, {epochs * updates:,} updates of {batch} patches of {patch}x{patch}, Adam, "
-        f"learning rate {rate:g}, seed {seed}; the weights are the best by validation. No data consistency."
+        f"learning rate {rate:g}, seed {seed}{further}; the weights are the best by validation. No data consistency."
     )

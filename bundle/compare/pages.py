@@ -54,6 +54,10 @@ one machine ({machine}) and of one run.
 
 """
 
+_SIZES = """Sizes, counted as [below](#costs), and the seconds of one thread:
+
+"""
+
 _ABLATIONS = """
 ## Ablations
 
@@ -82,6 +86,17 @@ peers have the Fourier image skip of ICONet. Made by `scripts/train_alike.py` an
     COMPUTE: """## Networks trained alike: equal compute
 
 The same trainings, stopped when each network had used the same processor time, data included.
+
+""",
+    "longer_updates": """## Networks trained alike: more updates
+
+By 2 again, the small ICONet and the networks that the paper compares with, on other patches and with three times the
+updates.
+
+""",
+    "longer_compute": """## Networks trained alike: more compute
+
+The trainings with more updates, stopped when each network had used four and a half times the processor time of above.
 
 """,
     LINES: """## Networks trained alike: truncation and missing lines
@@ -143,8 +158,10 @@ def page(folder: Path, link: str) -> str:
 def _alike(folder: Path, link: str) -> str:
     """The section of networks trained alike, from the files of one budget and the records of the trainings."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("training_*.json"))]
-    kept = COMPUTE if folder.name == COMPUTE else UPDATES
+    kept = COMPUTE if folder.name.endswith("compute") else UPDATES
     text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, kept))
+    if kept == UPDATES and (folder / COSTS).is_file():
+        text += _SIZES + cost_table(read_rows(folder / COSTS))
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from bundle.compare.records import Row
 from bundle.data import NiftiVolumeReader
+from bundle.data.errors import fail
 from bundle.inferers import VolumeInferer
 from bundle.metrics import hfen, nmse, psnr, ssim_slices
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics import restore_magnitude
 from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, NormalizeVolume
 from bundle.transforms._axes import check_slice_axis
-from bundle.transforms.intensity import OFFSET, SCALE
+from bundle.transforms.intensity import OFFSET, SCALE, intensity_window
 
 ZERO_FILLED, BICUBIC = "zero-filled Fourier", "aligned bicubic"
 DEGRADATIONS = ("truncation", "lines")
@@ -106,8 +107,19 @@ class Protocol:
         self._inferer = VolumeInferer(slice_axis, data_consistency=0.0)
 
     def load(self, path: Path) -> MetaTensor:
-        """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices."""
+        """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices.
+
+        Of a volume with negative values the offset of :func:`bundle.transforms.intensity.intensity_window` is
+        subtracted, as in training: magnitudes of a degraded image mean nothing otherwise.
+
+        Raises:
+            VolumeError: no voxel is above 0, so that there is nothing to compare.
+        """
         volume = self._load(str(path))
+        if float(volume.min()) < 0:
+            volume = volume - intensity_window(volume)[0]
+        if not float(volume.max()) > 0:
+            fail(path, "no voxel is above 0", "leave it out of the comparison")
         kept = [slice(None, None, self.every if axis == self.slice_axis + 1 else 1) for axis in range(4)]
         return volume[tuple(kept)] if self.every > 1 else volume
 

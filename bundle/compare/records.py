@@ -74,13 +74,15 @@ def write_slices(path: Path, rows: Sequence[Row], keep: bool = False) -> None:
     Args:
         path: the file.
         rows: of slices, as :meth:`bundle.compare.protocol.Protocol.evaluate` gives them.
-        keep: leave the columns of other methods that the file has.
+        keep: leave the columns of the methods that the file has and that were not run again.
     """
     table: dict[tuple[str, str, str], dict[str, str]] = {}
+    again = {row["method"] for row in rows}
     if keep and path.is_file():
         with open(path, newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                table[line.pop("file"), line.pop("slice"), line.pop("metric")] = line
+                key = line.pop("file"), line.pop("slice"), line.pop("metric")
+                table[key] = {name: v for name, v in line.items() if name.partition(" + DC")[0] not in again}
     for row in rows:
         for metric, digits in (("psnr", 3), ("ssim", 4)):
             cells = table.setdefault((row["file"], str(row["slice"]), metric), {})

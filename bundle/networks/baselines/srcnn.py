@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import PeerNetwork, check_interpolation, interpolate
+from bundle.networks.baselines.interface import PeerNetwork, interpolate
 
 
 class SRCNN(PeerNetwork):
@@ -15,9 +15,9 @@ class SRCNN(PeerNetwork):
     57,281 parameters for 9-5-5 and one channel (8,129 for 9-1-5), 3.75 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`. With an image
+            skip the convolutions read that interpolation, else the paper's bicubic one.
         kernel_sizes: the paper's 9-5-5; its first form was 9-1-5.
-        interpolation: pre-upsampling, ``bicubic`` (the paper) or ``fourier``.
     """
 
     def __init__(
@@ -25,12 +25,10 @@ class SRCNN(PeerNetwork):
         scale: int = 2,
         in_channels: int = 1,
         kernel_sizes: tuple[int, int, int] = (9, 5, 5),
-        interpolation: str = "bicubic",
         image_skip: str = "none",
     ) -> None:
         super().__init__(scale, in_channels, image_skip)
-        check_interpolation("interpolation", interpolation)
-        self.interpolation = interpolation
+        self.pre_upsampling = "bicubic" if image_skip == "none" else image_skip
         first, second, third = kernel_sizes
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, 64, first, padding="same"),
@@ -42,4 +40,4 @@ class SRCNN(PeerNetwork):
         self.start_near_skip(self.last)
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        return [], self.last(self.layers(interpolate(image, self.scale, self.interpolation)))
+        return [], self.last(self.layers(interpolate(image, self.scale, self.pre_upsampling)))

@@ -69,7 +69,8 @@ class T2Net(PeerNetwork):
     1,399,426 parameters for one channel by 2; 22.9 G multiply-adds without the eight patch searches.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`. With an image
+            skip the input is added to the reconstruction too.
         num_blocks: residual blocks of each branch.
         features: maps.
     """
@@ -94,10 +95,14 @@ class T2Net(PeerNetwork):
         self.last = nn.Conv2d(features, in_channels, 3, padding=1)
         self.rec_last = nn.Conv2d(features, in_channels, 1)
         self.start_near_skip(self.last)
+        self.start_near_skip(self.rec_last)
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         sr = first_sr = self.sr_head(image)
         rec = first_rec = self.rec_head(image)
         for step in self.steps:
             sr, rec = step(sr, rec)
-        return [self.rec_last(rec + first_rec)], self.last(self.upsample(sr + first_sr))
+        reconstruction = self.rec_last(rec + first_rec)
+        if self.image_skip != "none":
+            reconstruction = reconstruction + image
+        return [reconstruction], self.last(self.upsample(sr + first_sr))
