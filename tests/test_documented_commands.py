@@ -142,14 +142,13 @@ COMMANDS: dict[str, Run | NotRun] = {
     "--only iconet_paper t2net --output_dir eval/tables": NotRun(
         "needs the two trainings before it; covered with other weights by the command of the page on training"
     ),
-    "python scripts/train_alike.py DATA --split_file DATA/manifest.csv --updates 400 --seconds 200 --batch_size 4": (
-        NotRun(
-            "sixteen trainings of minutes; covered by "
-            "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
-        )
+    "python scripts/train_alike.py DATA --split_file DATA/manifest.csv --scales 2 --batch_size 4 --patch_size 48 "
+    "--networks iconet_small vdsr fmisr t2net divanet srcnn --updates 1200 --seconds 900": NotRun(
+        "six trainings of a quarter of an hour; covered by "
+        "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
     ),
-    "python scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir runs/alike/equal_updates "
-    "--image_skip fourier --records runs/alike --output_dir eval/equal_updates": NotRun(
+    "python scripts/compare.py DATA --split_file DATA/manifest.csv --scales 2 --models_dir runs/alike/equal_updates "
+    "--image_skip fourier --every 8 --records runs/alike --output_dir eval/equal_updates": NotRun(
         "needs the trainings before it; covered by "
         "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
     ),
@@ -161,7 +160,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     ),
     "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv --every 8 --epochs 1 "
     "--updates_per_epoch 1000 --val_interval 1 --batch_size 4 --patch_size 64 --warmup_updates 50 "
-    "--ema_momentum 0.01": NotRun(
+    "--ema_momentum 0.01 --runs_dir runs/ablation_1000": NotRun(
         "trainings of minutes; covered by tests/test_experiments.py::test_one_command_makes_a_table"
     ),
     # measuring
