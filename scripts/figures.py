@@ -20,6 +20,7 @@ from bundle.compare.figures import draw_methods, draw_stages
 from bundle.compare.protocol import BICUBIC, Protocol
 from bundle.compare.records import label
 from bundle.compare.tables import TITLES
+from bundle.data import VolumeError
 from bundle.losses import stage_targets
 from bundle.networks import ICONetOutput, build_network, weights_path
 from bundle.transforms import NormalizeVolume
@@ -66,11 +67,11 @@ def stages(scale: int, args: argparse.Namespace) -> Path:
     protocol = Protocol(scale, device=args.device)
     truth, low, aspect = one_slice(protocol, args)
     scaled = NormalizeVolume()(low)
-    label = truth[None, ..., 0] / scaled.meta[SCALE]
+    target = truth[None, ..., 0] / scaled.meta[SCALE]
     with torch.no_grad():
         output = load(args.stages, scale, args)(scaled.as_tensor()[None, ..., 0].to(args.device), return_stages=True)
     output = ICONetOutput(*([image.cpu() for image in images] for images in output))
-    targets = ICONetOutput(*(stage_targets(label, images) for images in output))
+    targets = ICONetOutput(*(stage_targets(target, images) for images in output))
     title = f"{args.volume.name}, slice {args.slice}: stages of {TITLES[args.stages]} by {scale}"
     path = args.output_dir / f"stages_x{scale}.png"
     draw_stages(scaled.as_tensor()[0, ..., 0], output, targets, path, title, aspect)
@@ -92,9 +93,12 @@ def main() -> None:
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
-    for scale in args.scales:
-        print(methods(scale, args))
-        print(stages(scale, args))
+    try:
+        for scale in args.scales:
+            print(methods(scale, args))
+            print(stages(scale, args))
+    except VolumeError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

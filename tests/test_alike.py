@@ -89,6 +89,13 @@ def test_a_training_is_reproduced_and_not_repeated(trainings, seen):
         trainings("a").train("fmisr", Budget(5, 0.0, (1e-3,), 4))
 
 
+def test_a_batch_that_would_become_another_is_an_error(trainings, bundle_root):
+    uneven = trainings("a")
+    uneven.options["batch_size"] = 3
+    with pytest.raises(ValueError, match="--batch_size 3: must be a multiple of --patches_per_volume"):
+        uneven.train("fmisr", BUDGET)
+
+
 def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
     parser = trainings("a")._config("t2net", 1e-3)
     assert parser.get_parsed_content("loss").alpha == 0.8

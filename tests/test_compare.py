@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import subprocess
@@ -383,12 +384,16 @@ def test_a_signed_volume_is_shifted_as_in_training_and_an_empty_one_is_an_error(
     [
         (["--models_dir", "nowhere"], "no weights for x2 in nowhere"),
         (["--data_consistency", "2"], "must be from 0 to 1"),
-        (["--only", "--records", "records"], "trained with --image_skip fourier"),
+        (["--only", "--records", "fourier"], "trained with --image_skip fourier"),
+        (["--only", "--records", "paper", "--image_skip", "fourier"], "trained with no --image_skip"),
     ],
 )
 def test_the_comparison_refuses_what_would_be_another_one(options, message, training_folder, tmp_path, bundle_root):
-    (tmp_path / "records").mkdir()
-    (tmp_path / "records/training_vdsr_x2.json").write_text('{"image_skip": "fourier"}')
+    for folder, skip in (("fourier", "fourier"), ("paper", None)):
+        (tmp_path / folder).mkdir()
+        for name in ("iconet_small", "vdsr"):
+            record = {"network": name, "image_skip": None if name == "iconet_small" else skip}
+            (tmp_path / folder / f"training_{name}_x2.json").write_text(json.dumps(record))
     command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/compare.py"), str(training_folder)]
     command += ["--scales", "2", "--output_dir", str(tmp_path / "out"), *options]
     environment = {**os.environ, "PYTHONPATH": str(bundle_root)}

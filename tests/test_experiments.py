@@ -84,7 +84,7 @@ def test_an_overlay_passes_the_guard_and_builds_its_network(name, bundle_root):
     assert config.get_parsed_content("validate#inferer").data_consistency == 0.0
 
 
-def test_equal_rows_of_two_tables_are_trained_once(bundle_root):
+def test_tables_share_rows(bundle_root):
     def runs(table):
         return {row.run_name for row in table_experiments(table, bundle_root)}
 
@@ -181,6 +181,26 @@ def test_a_finished_row_is_not_trained_again_and_an_interrupted_one_goes_on(trai
     assert commands[1][-2:] == ["--resume", "True"] and "--epochs" in commands[1]
     names = ["train.json", "paper.yaml", "table5_1_parallel.yaml"]
     assert [Path(file).name for file in literal(commands[1][commands[1].index("--config_file") + 1])] == names
+
+
+def test_a_row_that_two_tables_share_is_trained_once(trainings, tmp_path, bundle_root):
+    rows = [table_experiments(table, bundle_root)[-1] for table in (4, 5, 6)]
+    assert len({train(row, tmp_path, {"epochs": "2"}, bundle_root) for row in rows}) == 1
+    assert len(trainings[0]) == 1
+
+
+def test_a_run_by_other_configs_is_left_alone(trainings, tmp_path, bundle_root):
+    row = table_experiments(5, bundle_root)[0]
+    train(row, tmp_path / "runs", {}, bundle_root)
+    other = tmp_path / "train.json"
+    other.write_text((bundle_root / "configs/train.json").read_text().replace('"prob": 0.5', '"prob": 0.25'))
+    with pytest.raises(ExperimentError, match="or configs"):
+        train(Experiment(row.path, (other, *row.base[1:])), tmp_path / "runs", {}, bundle_root)
+
+
+def test_options_that_every_row_sets_are_an_error(trainings, tmp_path, bundle_root):
+    with pytest.raises(ExperimentError, match="--train_consistency: paper.yaml sets it"):
+        train(table_experiments(5, bundle_root)[0], tmp_path, {"train_consistency": "True"}, bundle_root)
 
 
 def test_a_run_with_other_options_is_left_alone(trainings, tmp_path, bundle_root):

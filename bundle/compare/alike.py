@@ -19,6 +19,7 @@ from bundle.compare.records import write_text
 from bundle.data.paths import sha256_of
 from bundle.handlers import save_atomically
 from bundle.networks import weights_path
+from bundle.workflow import wrong_values
 
 OWN_OPTIONS: dict[str, dict[str, Any]] = {"t2net": {"alpha": 0.8}}
 """What the paper of a network says of its training, where the configs let one choose it."""
@@ -81,7 +82,7 @@ class Trainings:
             same training there, nothing is trained.
 
         Raises:
-            ValueError: there is a record of another budget, other options or other configs.
+            ValueError: an option with a wrong value, or a record of another budget, other options or other configs.
         """
         path = self.folder / f"training_{name}_x{self.scale}.json"
         asked = {
@@ -95,6 +96,9 @@ class Trainings:
             if {key: record.get(key) for key in asked} != asked:
                 raise ValueError(f"{path}: trained with another budget, options or configs; choose another folder")
             return record
+        config: Any = self._config(name, budget.learning_rates[0]).config
+        if wrong := wrong_values(config):
+            raise ValueError("; ".join(wrong))
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
         rate = min(trials, key=lambda r: trials[r])
         course = self._run(name, rate, {UPDATES: budget.updates, COMPUTE: budget.seconds})

@@ -154,7 +154,7 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
     run = folder / experiment.run_name
     record = run / "experiment.json"
     asked = {k: v for k, v in options.items() if k not in MACHINE_OPTIONS}
-    configs = {Path(file).name: sha256_of(Path(file)) for file in experiment.files}
+    configs = {file.name: sha256_of(file) for file in experiment.base}
     state = {"settings": experiment.settings, "options": asked, "configs": configs, "finished": False}
     if record.is_file():
         there = json.loads(record.read_text(encoding="utf-8"))

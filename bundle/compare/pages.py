@@ -54,7 +54,7 @@ one machine ({machine}) and of one run.
 
 """
 
-_SIZES = """Sizes, counted as [below](#costs), and the seconds of one thread:
+_SIZES = """Sizes and work, counted as [below](#costs):
 
 """
 
@@ -79,15 +79,15 @@ _ALIKE = {
 
 The small ICONet and the networks that the paper compares with, by 2, on the same patches in the same order, with the
 same small number of updates; none of these weights is shipped. Such a budget tells how fast a network learns, not how
-good it becomes (the shipped weights had many times as many updates on larger patches). Every network starts at the
-Fourier image skip, which the peers have from ICONet; the learning rate is the better of two in a short trial; the
+good it becomes (the shipped weights had many times as many updates on larger patches). Every network starts close to
+the Fourier image skip, which the peers have from ICONet; the learning rate is the better of two in a short trial; the
 weights are a moving average over about the last 50 updates. Made by `scripts/train_alike.py` and `scripts/compare.py`.
 
 """,
     COMPUTE: """## Networks trained alike: equal compute
 
-The same trainings, stopped when each network had used the same processor time, data included, on one core of a machine
-whose other core was busy.
+The same trainings, stopped when each network had used the same processor time, data included. What else a machine does
+in that time slows some networks more than others: take it for rough.
 
 """,
     "early_updates": """## Earlier trainings alike: equal updates
@@ -95,8 +95,8 @@ whose other core was busy.
 More networks, also by 4, with fewer updates. **Unfair to the peers**: here they began 0.5 to 6 dB below zero filling,
 SwinIR, MambaIR and T2Net farthest, while ICONet began at it, so that a part of their updates went into unlearning
 noise; T2Net's reconstruction had no skip, SRCNN read bicubic images. The tables above are of trainings without these
-faults. ICONet of the paper's size was trained later than the others: on patches of the same distribution, a part of
-them faded otherwise at the border.
+faults. ICONet of the paper's size was trained later than the others: its patches are drawn from the same volumes, but
+are not all the same.
 
 """,
     "early_compute": """## Earlier trainings alike: equal compute
@@ -167,7 +167,7 @@ def _alike(folder: Path, link: str) -> str:
     kept = COMPUTE if folder.name.endswith("compute") else UPDATES
     text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, kept))
     if kept == UPDATES and (folder / COSTS).is_file():
-        text += _SIZES + cost_table(read_rows(folder / COSTS))
+        text += _SIZES + cost_table(read_rows(folder / COSTS), seconds=False)
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"

@@ -140,20 +140,20 @@ def same_consistency(name: str) -> Callable[[str], str]:
     return reference
 
 
-def cost_table(rows: Iterable[Row]) -> str:
-    """Parameters, multiply-adds and seconds of each network."""
-    header = ["network", "scale", "parameters", "products and convolutions, G", "scan, G", "patch search, G", "seconds"]
+def cost_table(rows: Iterable[Row], seconds: bool = True) -> str:
+    """Parameters, multiply-adds and, if asked for, seconds of each network."""
+    header = ["network", "scale", "parameters", "products and convolutions, G", "scan, G", "patch search, G"]
     cells = [
         (
             row["method"],
             f"x{row['scale']}",
             f"{row['parameters']:,}",
             *(f"{row[kind] / 1e9:.2f}" for kind in ("products_and_convolutions", "scan", "patch_search")),
-            f"{row['seconds']:.2f}",
+            *([f"{row['seconds']:.2f}"] if seconds else []),
         )
         for row in sorted(rows, key=lambda row: (row["scale"], _place(row)))
     ]
-    return markdown(header, cells)
+    return markdown([*header, "seconds"] if seconds else header, cells)
 
 
 def summary_table(results: Results) -> str:

@@ -38,7 +38,7 @@ class PeerNetwork(nn.Module):
             raise ValueError(f"scale must be one of {SCALES}, got {scale}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be positive, got {in_channels}")
-        check_interpolation("image_skip", image_skip, ("none", *INTERPOLATIONS))
+        check_interpolation(image_skip, ("none", *INTERPOLATIONS))
         self.scale = scale
         self.in_channels = in_channels
         self.image_skip = image_skip
@@ -68,7 +68,7 @@ class PeerNetwork(nn.Module):
         raise NotImplementedError
 
     def start_near_skip(self, last: nn.Conv2d) -> None:
-        """With an image skip, begin at it, as ICONet does: a last layer of 0.003 of the usual weights, no bias.
+        """With an image skip, begin close to it, as ICONet does: a last layer of 0.003 of the usual weights, no bias.
 
         With the usual ones the first hundreds of updates would unlearn noise: errors of interpolation are small.
         """
@@ -78,7 +78,7 @@ class PeerNetwork(nn.Module):
                 last.weight.mul_(0.003)
 
 
-def check_interpolation(argument: str, value: str, choices: tuple[str, ...] = INTERPOLATIONS) -> None:
-    """ValueError that names the argument and its choices."""
-    if value not in choices:
-        raise ValueError(f"{argument} must be one of {choices}, got {value!r}")
+def check_interpolation(image_skip: str, choices: tuple[str, ...] = INTERPOLATIONS) -> None:
+    """ValueError that names the choices."""
+    if image_skip not in choices:
+        raise ValueError(f"image_skip must be one of {choices}, got {image_skip!r}")

@@ -31,7 +31,7 @@ class VDSR(PeerNetwork):
         features: int = 64,
         image_skip: str = "bicubic",
     ) -> None:
-        check_interpolation("image_skip", image_skip)
+        check_interpolation(image_skip)
         super().__init__(scale, in_channels, image_skip)
         if num_layers < 2:
             raise ValueError(f"num_layers must be at least 2, got {num_layers}")
