@@ -16,11 +16,13 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from bundle.compare.alike import BUDGET_HEADER, COMPUTE, UPDATES, Budget, Trainings, budget_rows
 from bundle.compare.experiments import ExperimentError, literal, training_options
 from bundle.compare.tables import markdown
 from bundle.networks import NETWORKS
+from bundle.workflow import wrong_values
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,6 +55,9 @@ def main() -> None:
     for scale in args.scales:
         trainings = Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT)
         for name in args.networks:
+            config: Any = trainings.config(name, args.learning_rates[0]).config
+            if wrong := wrong_values(config):
+                sys.exit("\n".join(wrong))
             try:
                 records.append(trainings.train(name, budget))
             except ValueError as error:

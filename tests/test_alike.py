@@ -89,18 +89,20 @@ def test_a_training_is_reproduced_and_not_repeated(trainings, seen):
         trainings("a").train("fmisr", Budget(5, 0.0, (1e-3,), 4))
 
 
-def test_a_batch_that_would_become_another_is_an_error(trainings, bundle_root):
-    uneven = trainings("a")
-    uneven.options["batch_size"] = 3
-    with pytest.raises(ValueError, match="--batch_size 3: must be a multiple of --patches_per_volume"):
-        uneven.train("fmisr", BUDGET)
+def test_a_batch_that_would_become_another_is_an_error(training_folder, tmp_path, bundle_root):
+    command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/train_alike.py"), str(training_folder)]
+    command += ["--networks", "fmisr", "--scales", "2", "--batch_size", "3", "--runs_dir", str(tmp_path / "runs")]
+    environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and not (tmp_path / "runs").exists()
+    assert "--batch_size 3: must be a multiple of --patches_per_volume" in done.stderr
 
 
 def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
-    parser = trainings("a")._config("t2net", 1e-3)
+    parser = trainings("a").config("t2net", 1e-3)
     assert parser.get_parsed_content("loss").alpha == 0.8
     assert parser.get_parsed_content("network_def").image_skip == "fourier"
-    assert trainings("a")._config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
+    assert trainings("a").config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
 
 
 def test_the_page_tells_both_budgets(trainings, tmp_path):

@@ -19,7 +19,6 @@ from bundle.compare.records import write_text
 from bundle.data.paths import sha256_of
 from bundle.handlers import save_atomically
 from bundle.networks import weights_path
-from bundle.workflow import wrong_values
 
 OWN_OPTIONS: dict[str, dict[str, Any]] = {"t2net": {"alpha": 0.8}}
 """What the paper of a network says of its training, where the configs let one choose it."""
@@ -82,7 +81,7 @@ class Trainings:
             same training there, nothing is trained.
 
         Raises:
-            ValueError: an option with a wrong value, or a record of another budget, other options or other configs.
+            ValueError: there is a record of another budget, other options or other configs.
         """
         path = self.folder / f"training_{name}_x{self.scale}.json"
         asked = {
@@ -96,9 +95,6 @@ class Trainings:
             if {key: record.get(key) for key in asked} != asked:
                 raise ValueError(f"{path}: trained with another budget, options or configs; choose another folder")
             return record
-        config: Any = self._config(name, budget.learning_rates[0]).config
-        if wrong := wrong_values(config):
-            raise ValueError("; ".join(wrong))
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
         rate = min(trials, key=lambda r: trials[r])
         course = self._run(name, rate, {UPDATES: budget.updates, COMPUTE: budget.seconds})
@@ -123,7 +119,7 @@ class Trainings:
         loss = mean(losses[len(losses) // 2 :])
         return round(loss, 7) if math.isfinite(loss) else math.inf
 
-    def _config(self, name: str, rate: float) -> ConfigParser:
+    def config(self, name: str, rate: float) -> ConfigParser:
         """The training config of a network; the dataset is made once, and read from memory afterwards."""
         config = ConfigParser()
         config.read_config(self.files)
@@ -141,7 +137,7 @@ class Trainings:
 
     def _run(self, name: str, rate: float, limits: Mapping[str, float], keep: bool = True) -> _Course:
         """Train until every limit is reached: a number of updates, or for ``equal_compute`` processor seconds."""
-        config = self._config(name, rate)
+        config = self.config(name, rate)
         set_determinism(seed=config.get_parsed_content("seed"))
         trainer, averaged = config.get_parsed_content("train#trainer"), config.get_parsed_content("ema").ema_model
         course, start = _Course(), time.process_time()
