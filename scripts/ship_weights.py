@@ -84,14 +84,14 @@ def main() -> None:
     args = parser.parse_args()
 
     network = build_network(args.network_name, args.scale)
-    load_weights(network, str(args.run / "model.pt"))
+    digest = load_weights(network, str(args.run / "model.pt"))
     best = torch.load(args.run / "last.pt", map_location="cpu", weights_only=True)["best_model"]
     events = EventAccumulator(str(args.run), size_guidance={"scalars": 0})
     events.Reload()
     volumes = train_volumes(args.dataset_dir, args.split_file, args.seed)
     record = {
         "weights": args.weights.name,
-        "sha256": sha256_of(args.run / "model.pt"),
+        "sha256": digest,
         "parameters": parameters(network),
         "assumes": ASSUMES,
         "command": args.command,
@@ -108,7 +108,7 @@ def main() -> None:
     }
 
     shutil.copyfile(args.run / "model.pt", args.weights)
-    tensors = {k: v.contiguous() for k, v in torch.load(args.weights, weights_only=True).items()}
+    tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
     metadata = {"scale": str(args.scale), **ASSUMES, "training_range": json.dumps(record["training_range"])}
     save_file(tensors, args.weights.with_suffix(".safetensors"), metadata)
     folder = args.weights.parent / "training"

@@ -16,7 +16,8 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+
+from monai.bundle import ConfigParser
 
 from bundle.compare.alike import BUDGET_HEADER, COMPUTE, UPDATES, Budget, Trainings, budget_rows
 from bundle.compare.experiments import ExperimentError, literal, training_options
@@ -54,10 +55,9 @@ def main() -> None:
     records = []
     for scale in args.scales:
         trainings = Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT)
+        if wrong := wrong_values({**ConfigParser.load_config_files(trainings.files), **trainings.options}):
+            sys.exit("\n".join(wrong))
         for name in args.networks:
-            config: Any = trainings.config(name, args.learning_rates[0]).config
-            if wrong := wrong_values(config):
-                sys.exit("\n".join(wrong))
             try:
                 records.append(trainings.train(name, budget))
             except ValueError as error:

@@ -99,10 +99,10 @@ def test_a_batch_that_would_become_another_is_an_error(training_folder, tmp_path
 
 
 def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
-    parser = trainings("a").config("t2net", 1e-3)
+    parser = trainings("a")._config("t2net", 1e-3)
     assert parser.get_parsed_content("loss").alpha == 0.8
     assert parser.get_parsed_content("network_def").image_skip == "fourier"
-    assert trainings("a").config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
+    assert trainings("a")._config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
 
 
 def test_the_page_tells_both_budgets(trainings, tmp_path):

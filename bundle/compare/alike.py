@@ -119,7 +119,7 @@ class Trainings:
         loss = mean(losses[len(losses) // 2 :])
         return round(loss, 7) if math.isfinite(loss) else math.inf
 
-    def config(self, name: str, rate: float) -> ConfigParser:
+    def _config(self, name: str, rate: float) -> ConfigParser:
         """The training config of a network; the dataset is made once, and read from memory afterwards."""
         config = ConfigParser()
         config.read_config(self.files)
@@ -137,7 +137,7 @@ class Trainings:
 
     def _run(self, name: str, rate: float, limits: Mapping[str, float], keep: bool = True) -> _Course:
         """Train until every limit is reached: a number of updates, or for ``equal_compute`` processor seconds."""
-        config = self.config(name, rate)
+        config = self._config(name, rate)
         set_determinism(seed=config.get_parsed_content("seed"))
         trainer, averaged = config.get_parsed_content("train#trainer"), config.get_parsed_content("ema").ema_model
         course, start = _Course(), time.process_time()

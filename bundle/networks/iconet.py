@@ -38,6 +38,17 @@ class Branch(nn.Module):
         return self.body(self.head(image).permute(0, 2, 3, 1).contiguous())
 
 
+def start_small(last: nn.Conv2d) -> None:
+    """Let a network begin close to its image skip: 0.003 of the usual weights in its last layer, and no bias.
+
+    Features are of order 10 after the blocks, so the first residuals are thousandths, as errors of interpolation are;
+    with the usual weights the first hundreds of updates would unlearn noise.
+    """
+    nn.init.zeros_(last.get_parameter("bias"))
+    with torch.no_grad():
+        last.weight.mul_(0.003)
+
+
 class ResidualHead(nn.Module):
     """Features to an image residual, at the same size (``scale`` 1) or twice the size by a pixel shuffle.
 
@@ -52,10 +63,7 @@ class ResidualHead(nn.Module):
             layers = [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
         direct = scale == 2 and upsampler == "pixelshuffledirect"
         last = nn.Conv2d(features, out_channels * (4 if direct else 1), 3, padding=1)
-        with torch.no_grad():
-            last.weight.mul_(0.003)  # features are of order 10 after the blocks: the first residuals are thousandths
-            if last.bias is not None:
-                last.bias.zero_()
+        start_small(last)
         layers.append(last)
         if direct:
             layers.append(nn.PixelShuffle(2))

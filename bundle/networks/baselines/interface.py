@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from bundle.networks.iconet import ICONetOutput
+from bundle.networks.iconet import ICONetOutput, start_small
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 
 SCALES = (2, 4, 8)
@@ -68,14 +67,9 @@ class PeerNetwork(nn.Module):
         raise NotImplementedError
 
     def start_near_skip(self, last: nn.Conv2d) -> None:
-        """With an image skip, begin close to it, as ICONet does: a last layer of 0.003 of the usual weights, no bias.
-
-        With the usual ones the first hundreds of updates would unlearn noise: errors of interpolation are small.
-        """
+        """With an image skip, begin close to it, by what ICONet does (:func:`bundle.networks.iconet.start_small`)."""
         if self.image_skip != "none":
-            nn.init.zeros_(last.get_parameter("bias"))
-            with torch.no_grad():
-                last.weight.mul_(0.003)
+            start_small(last)
 
 
 def check_interpolation(image_skip: str, choices: tuple[str, ...] = INTERPOLATIONS) -> None:
