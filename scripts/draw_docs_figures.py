@@ -200,7 +200,7 @@ def stage(axes: Axes, left: float, number: int) -> None:
     box(axes, left + 3.55, 2.0, "residual", BLUE, 0.9)
     box(axes, left + 1.5, 0.3, "SR branch\nhead, N x RSCFL", RED)
     box(axes, left + 3.55, 0.95, "SR-Rec\nfusion", GREEN, 0.95)
-    box(axes, left + 4.95, 0.3, "pixel shuffle", RED, 1.15)
+    box(axes, left + 4.95, 0.3, "upsampler", RED, 1.15)
     for x, y in ((left + 4.4, 2.0), (left + 3.55, 0.3), (left + 6.0, 0.3)):
         axes.text(x, y, "+", ha="center", va="center", fontsize=11, bbox={"boxstyle": "circle,pad=0.1", "fc": "white"})
     arrow(axes, (left - 0.3, 2.0), (left + 0.65, 2.0))
@@ -215,6 +215,7 @@ def stage(axes: Axes, left: float, number: int) -> None:
     arrow(axes, (left + 5.53, 0.3), (left + 5.85, 0.3), color=RED)
     axes.text(left + 5.1, 2.12, f"Rec {number}", fontsize=9, color=BLUE)
     arrow(axes, (left + 4.55, 2.0), (left + 6.0, 2.0), (left + 6.0, 0.45), dashed=True)
+    arrow(axes, (left + 6.0, 0.85), (left + 4.95, 0.85), (left + 4.95, 0.63), dashed=True)
     axes.text(left + 6.06, 1.2, "Fourier\nx 2", fontsize=8)
     down = (left - 0.1, 1.35)
     arrow(axes, (left + 5.0, 2.0), (left + 5.0, 1.5), (down[0], 1.5), (down[0], 0.3), (left + 0.65, 0.3))

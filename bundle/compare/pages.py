@@ -64,7 +64,8 @@ _ABLATIONS = """
 The rows of the paper's tables IV to IX, one YAML file each in configs/experiments, at the budget that stands above each
 table: a small part of the paper's, without data consistency and without augmentation but flips and turns. Differences
 are to the last row, which is the paper's choice; their intervals are over subjects and know nothing of the chance in a
-training, of which the same table with another seed gives an idea.
+training, of which the same table with another seed gives an idea. The small network is the one of before, which
+shuffled the pixels of the coarse grid (commit 6ea0d1f).
 
 """
 
@@ -96,7 +97,7 @@ More networks, also by 4, with fewer updates. **Unfair to the peers**: here they
 SwinIR, MambaIR and T2Net farthest, while ICONet began at it, so that a part of their updates went into unlearning
 noise; T2Net's reconstruction had no skip, SRCNN read bicubic images. The tables above are of trainings without these
 faults. ICONet of the paper's size was trained later than the others: its patches are drawn from the same volumes, but
-are not all the same.
+are not all the same. ICONet small is the one of before, which shuffled the pixels of the coarse grid (commit 6ea0d1f).
 
 """,
     "early_compute": """## Earlier trainings alike: equal compute
@@ -108,8 +109,9 @@ The same earlier trainings, unfair as above, at equal processor time. ICONet of 
     LINES: """## Networks trained alike: truncation and missing lines
 
 Besides the outer k-space, phase-encoding lines are missing, at random but for the central ones: the degradation of the
-papers on joint reconstruction and super-resolution. Trained as the earlier ones, unfair to T2Net as there, with that
-degradation and equal updates. Data consistency is off: it would put the artefacts back.
+papers on joint reconstruction and super-resolution. Trained as the earlier ones, unfair to T2Net and with the small
+ICONet of before, as there, with that degradation and equal updates. Data consistency is off: it would put the artefacts
+back.
 
 """,
 }

@@ -13,7 +13,7 @@ from bundle.networks.rscfl import RSCFL
 from bundle.networks.upsample import fourier_image_upsample
 
 ORDERS = ("serial", "parallel")
-UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect")
+UPSAMPLERS = ("pixelshuffle", "fourier")
 
 
 class ICONetOutput(NamedTuple):
@@ -41,37 +41,74 @@ class Branch(nn.Module):
 def start_small(last: nn.Conv2d) -> None:
     """Let a network begin close to its image skip: 0.003 of the usual weights in its last layer, and no bias.
 
-    Features are of order 10 after the blocks, so the first residuals are thousandths, as errors of interpolation are;
-    with the usual weights the first hundreds of updates would unlearn noise.
+    The first residuals are thousandths or less, as errors of interpolation are; with the usual weights the first
+    hundreds of updates would unlearn noise.
     """
     nn.init.zeros_(last.get_parameter("bias"))
     with torch.no_grad():
         last.weight.mul_(0.003)
 
 
-class ResidualHead(nn.Module):
-    """Features to an image residual, at the same size (``scale`` 1) or twice the size by a pixel shuffle.
+class ImageHead(nn.Module):
+    """Features to a residual that is added to the image skip: one 3x3 convolution, which starts small.
 
-    ``pixelshuffle`` shuffles at full width before the last convolution, ``pixelshuffledirect`` shuffles the image
-    itself. Weights start small, so that an untrained network is close to its image skip.
+    A tenth of its output is the residual: features are of order 10, and Adam's first steps, which move all weights of
+    the convolution alike, would make an image of noise of them.
+
+    Args:
+        features, channels: of the input and of the image.
+        scale: 2 shuffles the pixels of four times as many features before it (the paper's upsampler); 1 does not.
     """
 
-    def __init__(self, features: int, out_channels: int, scale: int, upsampler: str) -> None:
+    def __init__(self, features: int, channels: int, scale: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        if scale == 2 and upsampler == "pixelshuffle":
+        if scale == 2:
             layers = [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
-        direct = scale == 2 and upsampler == "pixelshuffledirect"
-        last = nn.Conv2d(features, out_channels * (4 if direct else 1), 3, padding=1)
+        last = nn.Conv2d(features, channels, 3, padding=1)
         start_small(last)
-        layers.append(last)
-        if direct:
-            layers.append(nn.PixelShuffle(2))
-        self.layers = nn.Sequential(*layers)
+        self.layers = nn.Sequential(*layers, last)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, h, w, features) -> (B, out_channels, scale * h, scale * w)."""
-        return self.layers(features.permute(0, 3, 1, 2))
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """(B, h, w, features) and the skip (B, channels, scale * h, scale * w) -> an image like the skip."""
+        return skip + 0.1 * self.layers(features.permute(0, 3, 1, 2))
+
+
+class FullResolutionHead(nn.Module):
+    """Features and the interpolated image to a residual, by convolutions on the fine grid. Not in the paper.
+
+    What truncation took lies beyond the band of the coarse grid. Rectifiers on the interpolated image make such
+    frequencies where its edges are; on the coarse grid the same takes many times as many updates to learn.
+
+    Args:
+        features, channels: of the branch and of the image.
+        width: feature maps on the fine grid.
+        num_layers: 3x3 convolutions, at least 2.
+    """
+
+    def __init__(self, features: int, channels: int, width: int, num_layers: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(features)
+        self.shuffle = nn.Linear(features, 4 * width, bias=False)
+        with torch.no_grad():  # the image leads at first
+            self.shuffle.weight.mul_(0.1)
+        self.first = self._convolution(channels, width)
+        body = [[self._convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
+        self.body = nn.Sequential(*(layer for pair in body for layer in pair))
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        start_small(self.last)
+
+    @staticmethod
+    def _convolution(before: int, after: int) -> nn.Conv2d:
+        layer = nn.Conv2d(before, after, 3, padding=1)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.get_parameter("bias"))
+        return layer
+
+    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
+        """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> an image like the latter."""
+        found = torch.pixel_shuffle(self.shuffle(self.norm(features)).permute(0, 3, 1, 2), 2)
+        return skip + self.last(self.body((self.first(skip) + found).relu_()))
 
 
 class ICONetStage(nn.Module):
@@ -87,6 +124,8 @@ class ICONetStage(nn.Module):
         match_features: int | None,
         match_stride: int,
         upsampler: str,
+        head_features: int,
+        head_layers: int,
         reconstruction: bool,
         fusion: bool,
         order: str,
@@ -94,10 +133,14 @@ class ICONetStage(nn.Module):
         super().__init__()
         self.serial = order == "serial"
         self.rec_branch = Branch(channels, features, num_blocks, d_state, expand) if reconstruction else None
-        self.rec_head = ResidualHead(features, channels, 1, upsampler) if reconstruction else None
+        self.rec_head = ImageHead(features, channels, 1) if reconstruction else None
         self.sr_branch = Branch(channels, features, num_blocks, d_state, expand)
         self.fusion = SRRecFusion(features, match_features, match_stride) if reconstruction and fusion else None
-        self.sr_head = ResidualHead(features, channels, 2, upsampler)
+        self.sr_head = (
+            ImageHead(features, channels, 2)
+            if upsampler == "pixelshuffle"
+            else FullResolutionHead(features, channels, head_features, head_layers)
+        )
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
         """(B, C, h, w) -> Rec (B, C, h, w) or None, and SR (B, C, 2h, 2w)."""
@@ -105,12 +148,12 @@ class ICONetStage(nn.Module):
         source = image
         if self.rec_branch is not None and self.rec_head is not None:
             f_rec = self.rec_branch(image)
-            rec = image + self.rec_head(f_rec)
+            rec = self.rec_head(f_rec, image)
             source = rec if self.serial else image
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
             f_sr = f_sr + self.fusion(f_sr, f_rec)
-        return rec, fourier_image_upsample(source, 2) + self.sr_head(f_sr)
+        return rec, self.sr_head(f_sr, fourier_image_upsample(source, 2))
 
 
 class ICONet(nn.Module):
@@ -130,7 +173,8 @@ class ICONet(nn.Module):
         num_blocks: RSCFL modules per branch (the paper's N).
         d_state, expand: of the selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
         match_features, match_stride: of the fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
-        upsampler: ``pixelshuffle`` or ``pixelshuffledirect`` (lighter).
+        upsampler: ``pixelshuffle`` (the paper's, :class:`ImageHead`) or ``fourier`` (:class:`FullResolutionHead`).
+        head_features, head_layers: width and convolutions of the latter.
         reconstruction: ``False`` removes the reconstruction branch and with it the fusion (Table IV).
         fusion: ``False`` removes the fusion (Table IV).
         order: ``serial`` (the paper) or ``parallel``: both branches read the input of the stage (Table V).
@@ -151,6 +195,8 @@ class ICONet(nn.Module):
         match_features: int | None = None,
         match_stride: int = 1,
         upsampler: str = "pixelshuffle",
+        head_features: int = 48,
+        head_layers: int = 12,
         reconstruction: bool = True,
         fusion: bool = True,
         order: str = "serial",
@@ -165,6 +211,10 @@ class ICONet(nn.Module):
             raise ValueError(f"upsampler must be one of {UPSAMPLERS}, got {upsampler!r}")
         if num_blocks < 1 or features < 1:
             raise ValueError(f"num_blocks and features must be positive, got {num_blocks} and {features}")
+        if head_features < 1 or head_layers < 2:
+            raise ValueError(
+                f"head_features must be positive, head_layers at least 2, got {head_features} and {head_layers}"
+            )
         self.scale = scale
         self.in_channels = in_channels
         num_stages = int(math.log2(scale))
@@ -179,6 +229,8 @@ class ICONet(nn.Module):
                 match_features,
                 match_stride,
                 upsampler,
+                head_features,
+                head_layers,
                 reconstruction,
                 fusion,
                 order,
@@ -224,7 +276,7 @@ NETWORK_SIZES: dict[str, dict[str, Any]] = {
         "expand": 1.5,
         "match_features": 8,
         "match_stride": 2,
-        "upsampler": "pixelshuffledirect",
+        "upsampler": "fourier",
     },
 }
 """Constructor arguments of the named sizes: the paper's, and one for machines without a GPU."""

@@ -11,12 +11,15 @@ from torch import Tensor, nn
 
 from bundle.losses import MultiStageL1Loss
 from bundle.networks import NETWORK_SIZES, ICONet, ICONetOutput, iconet
-from bundle.networks.iconet import ResidualHead
+from bundle.networks.iconet import FullResolutionHead, ImageHead
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import native, use_backend
 from bundle.physics import measure_grid_shift, smooth_truncate, truncate
 
-TINY: dict[str, Any] = {"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4}
+TINY: dict[str, Any] = {
+    **{"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4},
+    **{"head_features": 8, "head_layers": 4},
+}
 
 
 def tiny(scale: int = 2, seed: int = 0, **kwargs: Any) -> ICONet:
@@ -39,9 +42,9 @@ def objects(count: int, size: int) -> Tensor:
     return torch.stack(discs)[:, None]
 
 
-def silence(head: ResidualHead, offset: float = 0.0) -> None:
+def silence(head: ImageHead | FullResolutionHead, offset: float = 0.0) -> None:
     """Make a residual constant: the last convolution has no weight."""
-    last = [layer for layer in head.layers if isinstance(layer, nn.Conv2d)][-1]
+    last = head.last if isinstance(head, FullResolutionHead) else head.layers[-1]
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, offset)
 
@@ -96,6 +99,8 @@ def test_other_shapes_are_an_error(shape: tuple[int, ...]) -> None:
         ({"upsampler": "bicubic"}, "upsampler must be"),
         ({"num_blocks": 0}, "must be positive"),
         ({"features": 0}, "must be positive"),
+        ({"head_features": 0}, "head_features must be positive"),
+        ({"head_layers": 1}, "head_layers at least 2"),
     ],
 )
 def test_an_argument_outside_its_range_is_an_error(arguments: dict[str, Any], message: str) -> None:
@@ -132,7 +137,7 @@ def test_without_residuals_the_network_does_not_move_the_image(scale: int) -> No
     assert measure_grid_shift(network, scale, size=(25, 28)) == pytest.approx((0, 0), abs=1e-6)
 
 
-@pytest.mark.parametrize("upsampler", ["pixelshuffle", "pixelshuffledirect"])
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "fourier"])
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_an_untrained_network_is_near_fourier_upsampling(size: str, upsampler: str) -> None:
     """Nearer than Fourier upsampling is to the truth, or training begins by unlearning noise."""
@@ -146,7 +151,7 @@ def test_an_untrained_network_is_near_fourier_upsampling(size: str, upsampler: s
 def test_the_super_resolution_branch_reads_the_reconstruction_when_serial(order: str) -> None:
     network, x = tiny(order=order), image(1, 1, 6, 6)
     (stage,) = network.stages
-    silence(stage.rec_head, offset=1.0)
+    silence(stage.rec_head, offset=10.0)
     silence(stage.sr_head)
     rec_input, sr_input = inputs_of(stage.rec_branch), inputs_of(stage.sr_branch)
     out = network(x, return_stages=True)
@@ -155,6 +160,29 @@ def test_the_super_resolution_branch_reads_the_reconstruction_when_serial(order:
     assert torch.equal(sr_input[0], source)
     assert torch.allclose(out.reconstructions[0], x + 1.0)
     assert torch.allclose(out.super_resolved[0], fourier_image_upsample(source, 2), atol=1e-6)
+
+
+def test_the_full_resolution_head_reads_the_interpolated_reconstruction_and_the_features() -> None:
+    network, x = tiny(), image(1, 1, 6, 5)
+    (stage,) = network.stages
+    heads: list[Tensor] = []
+    stage.sr_head.register_forward_pre_hook(lambda _, args: heads.extend(args))
+    out = network(x, return_stages=True)
+    assert torch.allclose(heads[1], fourier_image_upsample(out.reconstructions[0], 2))
+    features = heads[0].detach().requires_grad_()
+    torch.nn.init.ones_(stage.sr_head.last.weight)
+    (gradient,) = torch.autograd.grad(stage.sr_head(features, heads[1].detach())[0, 0, 4, 4], features)
+    assert bool((gradient[0, 2, 2] != 0).any()), "features of a coarse sample reach the fine sample on it"
+
+
+def test_the_full_resolution_head_sees_as_far_as_its_convolutions() -> None:
+    torch.manual_seed(0)
+    head, features = FullResolutionHead(4, 1, width=6, num_layers=5).double(), torch.zeros(1, 20, 20, 4).double()
+    flat = torch.ones(1, 1, 40, 40).double()
+    point = flat.clone()
+    point[0, 0, 20, 20] += 1
+    moved = ((head(features, point) - head(features, flat))[0, 0] != 0).nonzero()
+    assert moved.min(dim=0).values.tolist() == [15, 15] and moved.max(dim=0).values.tolist() == [25, 25]
 
 
 def test_each_stage_reads_the_super_resolved_image_of_the_stage_before() -> None:
@@ -209,8 +237,8 @@ def test_shared_stages_have_the_parameters_of_one_stage_and_run_it_again() -> No
 @pytest.mark.parametrize(
     ("size", "scale", "parameters"),
     [
-        ("small", 2, 81_381),
-        ("small", 4, 162_762),
+        ("small", 2, 295_186),
+        ("small", 4, 590_372),
         ("paper", 2, 1_922_006),
         ("paper", 4, 3_844_012),
     ],
