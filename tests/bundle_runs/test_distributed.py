@@ -22,8 +22,8 @@ SMOOTH_ADAM = {"optimizer#eps": 1e-3}
 """Adam's first step is lr * g / (|g| + eps): with the usual eps of 1e-8 it makes whole steps of rounding."""
 LOSS_RTOL = 1e-5
 """Of a loss: other sums in another order, in float32, amplified by a few updates of Adam."""
-WEIGHT_ATOL = 1e-5
-"""Of a weight; one update of Adam moves it by up to 1e-3."""
+WEIGHT_ATOL = 5e-5
+"""Of a weight, after eight updates of Adam; one moves it by up to 1e-3."""
 
 
 def launcher(processes: int) -> tuple[str, ...]:
