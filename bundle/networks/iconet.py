@@ -49,6 +49,14 @@ def start_small(last: nn.Conv2d) -> None:
         last.weight.mul_(0.003)
 
 
+def he_convolution(before: int, after: int) -> nn.Conv2d:
+    """3x3 convolution to be followed by a rectifier: He's initial weights and no bias."""
+    layer = nn.Conv2d(before, after, 3, padding=1)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.get_parameter("bias"))
+    return layer
+
+
 class ImageHead(nn.Module):
     """Features to a residual that is added to the image skip: one 3x3 convolution, which starts small.
 
@@ -92,18 +100,11 @@ class FullResolutionHead(nn.Module):
         self.shuffle = nn.Linear(features, 4 * width, bias=False)
         with torch.no_grad():  # the image leads at first
             self.shuffle.weight.mul_(0.1)
-        self.first = self._convolution(channels, width)
-        body = [[self._convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
+        self.first = he_convolution(channels, width)
+        body = [[he_convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
         self.body = nn.Sequential(*(layer for pair in body for layer in pair))
         self.last = nn.Conv2d(width, channels, 3, padding=1)
         start_small(self.last)
-
-    @staticmethod
-    def _convolution(before: int, after: int) -> nn.Conv2d:
-        layer = nn.Conv2d(before, after, 3, padding=1)
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.get_parameter("bias"))
-        return layer
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> an image like the latter."""

@@ -7,6 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from bundle.networks.baselines.interface import PeerNetwork, check_interpolation, interpolate
+from bundle.networks.iconet import he_convolution
 
 
 class VDSR(PeerNetwork):
@@ -38,10 +39,7 @@ class VDSR(PeerNetwork):
         widths = [in_channels, *[features] * (num_layers - 1)]
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            conv = nn.Conv2d(before, after, 3, padding=1)
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.get_parameter("bias"))
-            layers += [conv, nn.ReLU()]
+            layers += [he_convolution(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
         self.last = nn.Conv2d(features, in_channels, 3, padding=1)
         self.start_near_skip(self.last)
