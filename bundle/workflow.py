@@ -145,7 +145,7 @@ def _running_config() -> dict[str, Any] | None:
 
 
 def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
-    """Let a bad folder or volume end a bundle run with its one line instead of MONAI's traceback of instantiation."""
+    """Let a bad folder or volume end a bundle run or a script with its one line instead of a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> T:

@@ -20,7 +20,7 @@ from torch import nn
 
 from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
 from bundle.compare.pages import COSTS, comparison_file, write_pages
-from bundle.compare.protocol import DEGRADATIONS, Protocol, known_volumes
+from bundle.compare.protocol import DEGRADATIONS, Protocol, consistency_weight, known_volumes
 from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
 from bundle.data.paths import sha256_of
@@ -52,12 +52,6 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
 def skip(name: str, args: argparse.Namespace) -> dict[str, str]:
     """Image skip of a peer, as --image_skip gives it."""
     return {"image_skip": args.image_skip} if args.image_skip and not name.startswith("iconet") else {}
-
-
-def consistency_weight(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
-    return float(text)
 
 
 def check_records(args: argparse.Namespace) -> list[Path]:

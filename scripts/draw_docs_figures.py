@@ -216,6 +216,7 @@ def stage(axes: Axes, left: float, number: int) -> None:
     axes.text(left + 5.1, 2.12, f"Rec {number}", fontsize=9, color=BLUE)
     arrow(axes, (left + 4.55, 2.0), (left + 6.0, 2.0), (left + 6.0, 0.45), dashed=True)
     arrow(axes, (left + 6.0, 0.85), (left + 4.95, 0.85), (left + 4.95, 0.63), dashed=True)
+    axes.text(left + 5.06, 0.93, "small only", fontsize=7)
     axes.text(left + 6.06, 1.2, "Fourier\nx 2", fontsize=8)
     down = (left - 0.1, 1.35)
     arrow(axes, (left + 5.0, 2.0), (left + 5.0, 1.5), (down[0], 1.5), (down[0], 0.3), (left + 0.65, 0.3))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.compare.figures import draw_methods, draw_stages
-from bundle.compare.protocol import BICUBIC, Protocol
+from bundle.compare.protocol import BICUBIC, Protocol, consistency_weight
 from bundle.compare.records import label
 from bundle.compare.tables import TITLES
 from bundle.losses import stage_targets
@@ -86,7 +86,9 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--networks", nargs="+", choices=TITLES, help="default: all that have weights")
     parser.add_argument("--stages", choices=TITLES, default="iconet_small", help="network whose stages are drawn")
-    parser.add_argument("--data_consistency", type=float, default=1.0, help="weight for the networks' images")
+    parser.add_argument(
+        "--data_consistency", type=consistency_weight, default=1.0, help="weight for the networks' images"
+    )
     parser.add_argument("--models_dir", type=Path, default=ROOT / "models")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")

@@ -52,17 +52,18 @@ def main() -> None:
     budget = Budget(args.updates, args.seconds, tuple(args.learning_rates), args.search_updates)
     image_skip = None if args.image_skip == "paper" else args.image_skip
 
-    records = []
-    for scale in args.scales:
-        trainings = Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT)
+    every = [Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT) for scale in args.scales]
+    for trainings in every:
         if wrong := wrong_values({**ConfigParser.load_config_files(trainings.files), **trainings.options}):
             sys.exit("\n".join(wrong))
+    records = []
+    for trainings in every:
         for name in args.networks:
             try:
                 records.append(trainings.train(name, budget))
             except ValueError as error:
                 sys.exit(str(error))
-            print(f"{name} x{scale}: {records[-1]['learning_rate']:g}, {records[-1]['weights']}", flush=True)
+            print(f"{name} x{trainings.scale}: {records[-1]['learning_rate']:g}, {records[-1]['weights']}", flush=True)
     for kind in (UPDATES, COMPUTE):
         print(f"{kind}\n\n{markdown(BUDGET_HEADER, budget_rows(records, kind))}")
 

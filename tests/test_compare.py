@@ -356,6 +356,7 @@ def test_the_figures_of_the_sample_can_be_drawn_again(tmp_path, bundle_root):
         return subprocess.run(given, env=environment, capture_output=True, text=True, timeout=600)
 
     assert draw("--slice", "99").returncode != 0
+    assert "must be from 0 to 1" in draw("--data_consistency", "2").stderr
     done = draw()
     assert done.returncode == 0, done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"methods_x2.png", "stages_x2.png"}

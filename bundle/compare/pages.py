@@ -79,10 +79,10 @@ _ALIKE = {
     UPDATES: """## Networks trained alike: equal updates
 
 The small ICONet and the networks that the paper compares with, by 2, on the same patches in the same order, with the
-same small number of updates; none of these weights is shipped. Such a budget tells how fast a network learns, not how
-good it becomes (the shipped weights had many times as many updates on larger patches). Every network starts close to
-the Fourier image skip, which the peers have from ICONet; the learning rate is the better of two in a short trial; the
-weights are a moving average over about the last 50 updates. Made by `scripts/train_alike.py` and `scripts/compare.py`.
+same small number of updates; none of these weights is shipped (those by 2 began with the ones at equal compute). Such a
+budget tells how fast a network learns, not how good it becomes. Every network starts close to the Fourier image skip,
+which the peers have from ICONet; the learning rate is the better of two in a short trial; the weights are a moving
+average over about the last 50 updates. Made by `scripts/train_alike.py` and `scripts/compare.py`.
 
 """,
     COMPUTE: """## Networks trained alike: equal compute

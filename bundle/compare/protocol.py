@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,13 @@ DEGRADATIONS = ("truncation", "lines")
 
 Method = tuple[str, float | None]
 """Name of a method, and the weight of its data consistency (``None`` for interpolation, which has no such step)."""
+
+
+def consistency_weight(text: str) -> float:
+    """A weight of the data consistency as the scripts' command lines take it, from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
+    return float(text)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.fusion import SRRecFusion
+from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.rscfl import RSCFL
 from bundle.networks.upsample import fourier_image_upsample
 
 ORDERS = ("serial", "parallel")
-UPSAMPLERS = ("pixelshuffle", "fourier")
+UPSAMPLERS = ("pixelshuffle", "full_resolution")
 
 
 class ICONetOutput(NamedTuple):
@@ -38,85 +39,12 @@ class Branch(nn.Module):
         return self.body(self.head(image).permute(0, 2, 3, 1).contiguous())
 
 
-def start_small(last: nn.Conv2d) -> None:
-    """Let a network begin close to its image skip: 0.003 of the usual weights in its last layer, and no bias.
-
-    The first residuals are thousandths or less, as errors of interpolation are; with the usual weights the first
-    hundreds of updates would unlearn noise.
-    """
-    nn.init.zeros_(last.get_parameter("bias"))
-    with torch.no_grad():
-        last.weight.mul_(0.003)
-
-
-def he_convolution(before: int, after: int) -> nn.Conv2d:
-    """3x3 convolution to be followed by a rectifier: He's initial weights and no bias."""
-    layer = nn.Conv2d(before, after, 3, padding=1)
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    nn.init.zeros_(layer.get_parameter("bias"))
-    return layer
-
-
-class ImageHead(nn.Module):
-    """Features to a residual that is added to the image skip: one 3x3 convolution, which starts small.
-
-    A tenth of its output is the residual: features are of order 10, and Adam's first steps, which move all weights of
-    the convolution alike, would make an image of noise of them.
-
-    Args:
-        features, channels: of the input and of the image.
-        scale: 2 shuffles the pixels of four times as many features before it (the paper's upsampler); 1 does not.
-    """
-
-    def __init__(self, features: int, channels: int, scale: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        if scale == 2:
-            layers = [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
-        last = nn.Conv2d(features, channels, 3, padding=1)
-        start_small(last)
-        self.layers = nn.Sequential(*layers, last)
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(B, h, w, features) and the skip (B, channels, scale * h, scale * w) -> an image like the skip."""
-        return skip + 0.1 * self.layers(features.permute(0, 3, 1, 2))
-
-
-class FullResolutionHead(nn.Module):
-    """Features and the interpolated image to a residual, by convolutions on the fine grid. Not in the paper.
-
-    What truncation took lies beyond the band of the coarse grid. Rectifiers on the interpolated image make such
-    frequencies where its edges are; on the coarse grid the same takes many times as many updates to learn.
-
-    Args:
-        features, channels: of the branch and of the image.
-        width: feature maps on the fine grid.
-        num_layers: 3x3 convolutions, at least 2.
-    """
-
-    def __init__(self, features: int, channels: int, width: int, num_layers: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(features)
-        self.shuffle = nn.Linear(features, 4 * width, bias=False)
-        with torch.no_grad():  # the image leads at first
-            self.shuffle.weight.mul_(0.1)
-        self.first = he_convolution(channels, width)
-        body = [[he_convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
-        self.body = nn.Sequential(*(layer for pair in body for layer in pair))
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
-        start_small(self.last)
-
-    def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> an image like the latter."""
-        found = torch.pixel_shuffle(self.shuffle(self.norm(features)).permute(0, 3, 1, 2), 2)
-        return skip + self.last(self.body((self.first(skip) + found).relu_()))
-
-
 class ICONetStage(nn.Module):
     """One x2 step: reconstruction branch, super-resolution branch, their fusion (Fig. 2)."""
 
     def __init__(
         self,
+        *,
         channels: int,
         features: int,
         num_blocks: int,
@@ -174,7 +102,8 @@ class ICONet(nn.Module):
         num_blocks: RSCFL modules per branch (the paper's N).
         d_state, expand: of the selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
         match_features, match_stride: of the fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
-        upsampler: ``pixelshuffle`` (the paper's, :class:`ImageHead`) or ``fourier`` (:class:`FullResolutionHead`).
+        upsampler: ``pixelshuffle`` (the paper's, :class:`ImageHead`) or ``full_resolution``
+            (:class:`FullResolutionHead`).
         head_features, head_layers: width and convolutions of the latter.
         reconstruction: ``False`` removes the reconstruction branch and with it the fusion (Table IV).
         fusion: ``False`` removes the fusion (Table IV).
@@ -222,19 +151,19 @@ class ICONet(nn.Module):
         self.repeats = num_stages if share_stages else 1
         self.stages = nn.ModuleList(
             ICONetStage(
-                in_channels,
-                features,
-                num_blocks,
-                d_state,
-                expand,
-                match_features,
-                match_stride,
-                upsampler,
-                head_features,
-                head_layers,
-                reconstruction,
-                fusion,
-                order,
+                channels=in_channels,
+                features=features,
+                num_blocks=num_blocks,
+                d_state=d_state,
+                expand=expand,
+                match_features=match_features,
+                match_stride=match_stride,
+                upsampler=upsampler,
+                head_features=head_features,
+                head_layers=head_layers,
+                reconstruction=reconstruction,
+                fusion=fusion,
+                order=order,
             )
             for _ in range(1 if share_stages else num_stages)
         )
@@ -277,7 +206,9 @@ NETWORK_SIZES: dict[str, dict[str, Any]] = {
         "expand": 1.5,
         "match_features": 8,
         "match_stride": 2,
-        "upsampler": "fourier",
+        "upsampler": "full_resolution",
+        "head_features": 48,
+        "head_layers": 12,
     },
 }
 """Constructor arguments of the named sizes: the paper's, and one for machines without a GPU."""

@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from bundle.losses import MultiStageL1Loss
 from bundle.networks import NETWORK_SIZES, ICONet, ICONetOutput, iconet
-from bundle.networks.iconet import FullResolutionHead, ImageHead
+from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import native, use_backend
 from bundle.physics import measure_grid_shift, smooth_truncate, truncate
 
 TINY: dict[str, Any] = {
-    **{"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4},
-    **{"head_features": 8, "head_layers": 4},
+    "features": 8,
+    "num_blocks": 1,
+    "d_state": 2,
+    "match_features": 4,
+    "head_features": 8,
+    "head_layers": 4,
 }
 
 
@@ -44,7 +48,7 @@ def objects(count: int, size: int) -> Tensor:
 
 def silence(head: ImageHead | FullResolutionHead, offset: float = 0.0) -> None:
     """Make a residual constant: the last convolution has no weight."""
-    last = head.last if isinstance(head, FullResolutionHead) else head.layers[-1]
+    last = head.last if isinstance(head, FullResolutionHead) else head.residual[-1]
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, offset)
 
@@ -137,7 +141,7 @@ def test_without_residuals_the_network_does_not_move_the_image(scale: int) -> No
     assert measure_grid_shift(network, scale, size=(25, 28)) == pytest.approx((0, 0), abs=1e-6)
 
 
-@pytest.mark.parametrize("upsampler", ["pixelshuffle", "fourier"])
+@pytest.mark.parametrize("upsampler", ["pixelshuffle", "full_resolution"])
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_an_untrained_network_is_near_fourier_upsampling(size: str, upsampler: str) -> None:
     """Nearer than Fourier upsampling is to the truth, or training begins by unlearning noise."""
@@ -162,17 +166,24 @@ def test_the_super_resolution_branch_reads_the_reconstruction_when_serial(order:
     assert torch.allclose(out.super_resolved[0], fourier_image_upsample(source, 2), atol=1e-6)
 
 
-def test_the_full_resolution_head_reads_the_interpolated_reconstruction_and_the_features() -> None:
+def test_the_full_resolution_head_reads_the_interpolated_reconstruction() -> None:
     network, x = tiny(), image(1, 1, 6, 5)
     (stage,) = network.stages
     heads: list[Tensor] = []
     stage.sr_head.register_forward_pre_hook(lambda _, args: heads.extend(args))
     out = network(x, return_stages=True)
     assert torch.allclose(heads[1], fourier_image_upsample(out.reconstructions[0], 2))
-    features = heads[0].detach().requires_grad_()
-    torch.nn.init.ones_(stage.sr_head.last.weight)
-    (gradient,) = torch.autograd.grad(stage.sr_head(features, heads[1].detach())[0, 0, 4, 4], features)
-    assert bool((gradient[0, 2, 2] != 0).any()), "features of a coarse sample reach the fine sample on it"
+
+
+def test_the_full_resolution_head_puts_features_on_the_four_samples_of_their_place() -> None:
+    """With one convolution after them, a coarse sample reaches its 2x2 fine ones and their neighbours, no other."""
+    torch.manual_seed(0)
+    head, skip = FullResolutionHead(4, 1, width=6, num_layers=2).double(), torch.ones(1, 1, 16, 20).double()
+    features = torch.rand(1, 8, 10, 4).double().requires_grad_()
+    nn.init.constant_(head.first.bias, 100.0)  # no rectifier at zero
+    (gradient,) = torch.autograd.grad(head(features, skip)[0, 0, 8, 12], features)
+    reached = (gradient[0].abs().sum(dim=-1) > 0).nonzero().tolist()
+    assert reached == [[3, 5], [3, 6], [4, 5], [4, 6]], "fine (8, 12) and neighbours (7..9, 11..13)"
 
 
 def test_the_full_resolution_head_sees_as_far_as_its_convolutions() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.iconet import ICONetOutput, start_small
+from bundle.networks.iconet import ICONetOutput
+from bundle.networks.initial import start_small
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 
 SCALES = (2, 4, 8)
@@ -67,7 +68,7 @@ class PeerNetwork(nn.Module):
         raise NotImplementedError
 
     def start_near_skip(self, last: nn.Conv2d) -> None:
-        """With an image skip, begin close to it, by what ICONet does (:func:`bundle.networks.iconet.start_small`)."""
+        """With an image skip, begin close to it, by what ICONet does (:func:`bundle.networks.initial.start_small`)."""
         if self.image_skip != "none":
             start_small(last)
 

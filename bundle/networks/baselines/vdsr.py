@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from bundle.networks.baselines.interface import PeerNetwork, check_interpolation, interpolate
-from bundle.networks.iconet import he_convolution
+from bundle.networks.initial import he_convolution
 
 
 class VDSR(PeerNetwork):
