@@ -20,10 +20,12 @@ from bundle.sampling import PatchSampler, own_share
 SMALL = {"updates_per_epoch": 4, "patch_size": 32, "val_interval": 1, "warmup_updates": 2, "device": "cpu"}
 SMOOTH_ADAM = {"optimizer#eps": 1e-3}
 """Adam's first step is lr * g / (|g| + eps): with the usual eps of 1e-8 it makes whole steps of rounding."""
-LOSS_RTOL = 1e-5
-"""Of a loss: other sums in another order, in float32, amplified by a few updates of Adam."""
+LOSS_RTOL = 2e-4
+"""Of a loss: sums in another order, in float32, amplified by eight updates of Adam. With several shipped weights up to
+3.4e-5 was seen; a learning rate that is wrong by 1 % makes 4e-3."""
 WEIGHT_ATOL = 5e-5
-"""Of a weight, after eight updates of Adam, each of which moves it by up to 1e-3; 1.1e-5 was seen."""
+"""Of a weight, after eight updates of Adam, each of which moves it by up to 1e-3. 1.7e-5 was seen; a learning rate that
+is wrong by 1 % makes 5e-4."""
 
 
 def launcher(processes: int) -> tuple[str, ...]:
