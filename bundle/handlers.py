@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,24 +17,18 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from bundle.data.atomic import replacing
+from bundle.data.paths import PathLike
+
 logger = logging.getLogger("iconet")
 
 SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
-def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` under a temporary name in the same folder, then rename: a kill leaves the old file or the new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_atomically(obj: Any, path: PathLike) -> None:
+    """``torch.save``, whole or not at all: a kill leaves the old file or the new."""
+    with replacing(Path(path)) as file:
+        torch.save(obj, file)
 
 
 class EpochSeeder:

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -100,11 +100,20 @@ def check_overrides() -> None:
     config = _running_config()
     if config is None:  # not inside ConfigWorkflow.run: there is no command line to check
         return
+    if complaints := wrong_options(config):
+        raise SystemExit("\n".join(complaints))
+
+
+def wrong_options(config: dict[str, Any], given: Container[str] | None = None) -> list[str]:
+    """One line for each option that nothing in the config uses (with its nearest neighbour) or has a wrong value.
+
+    Args:
+        config: with the options in it.
+        given: the options, where they are known; other keys that nothing uses are no one's mistake then.
+    """
     unused = unused_keys(config)
     known = [key for key in config if key not in unused]
-    complaints = [_complaint(key, known) for key in unused] + wrong_values(config)
-    if complaints:
-        raise SystemExit("\n".join(complaints))
+    return [_complaint(key, known) for key in unused if given is None or key in given] + wrong_values(config)
 
 
 def wrong_values(config: dict[str, Any]) -> list[str]:

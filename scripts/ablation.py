@@ -66,10 +66,14 @@ def main() -> None:
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     args, rest = parser.parse_known_args()
+    if args.every < 1:
+        parser.error(f"--every must be at least 1, got {args.every}")
     try:
         options = {**training_options(rest), "dataset_dir": str(args.dataset_dir.resolve()), "device": args.device}
         if args.split_file is not None:
             options["split_file"] = str(args.split_file.resolve())
+        elif "seed" in options:
+            sys.exit(f"--seed {options['seed']}: would draw other subjects for validation too; give --split_file")
         experiments = table_experiments(args.table, ROOT)
         rows: list[Row] = []
         for experiment in experiments:

@@ -1,11 +1,12 @@
 """Compare networks with interpolation on volumes of known truth.
 
-    python scripts/compare.py DATA [--split_file DATA/manifest.csv] [--split test] [--degradation lines]
+    python scripts/compare.py DATA [--split_file DATA/manifest.csv [--split test]] [--degradation lines]
 
 Every volume is degraded slice by slice and brought back by each method: interpolation and every network of which
 models/ has weights. Writes the figures of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and of
 costs (cost.csv) to docs/results, and makes compare.md and docs/results.md of all that lies there. Of a split file, the
-columns subject, modality and contrast are used; without one every file is a subject.
+columns subject, modality and contrast are used; without one every volume of DATA is compared, and its subject is the
+BIDS label sub-... of its path, or else the file itself.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,9 +22,19 @@ from torch import nn
 
 from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
 from bundle.compare.pages import COSTS, comparison_file, write_pages
-from bundle.compare.protocol import DEGRADATIONS, Protocol, consistency_weight, known_volumes
+from bundle.compare.protocol import (
+    BICUBIC,
+    DEGRADATIONS,
+    ZERO_FILLED,
+    KnownVolume,
+    Protocol,
+    consistency_weight,
+    image_skip_option,
+    known_volumes,
+)
 from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
 from bundle.compare.tables import TITLES, Results, summary_table
+from bundle.data.folder import SPLITS
 from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.workflow import evaluation_data, one_line_exit, prepare_network
@@ -49,20 +61,28 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name in wanted}
 
 
-def skip(name: str, args: argparse.Namespace) -> dict[str, str]:
-    """Image skip of a peer, as --image_skip gives it."""
-    return {"image_skip": args.image_skip} if args.image_skip and not name.startswith("iconet") else {}
-
-
 def check_records(args: argparse.Namespace) -> list[Path]:
     """The records of --records; weights load into a peer with any image skip, so it must be that of the training."""
-    files = sorted(args.records.glob("training_*.json")) if args.records is not None else []
+    if args.records is None:
+        return []
+    files = sorted(args.records.glob("training_*.json"))
+    if not files:
+        sys.exit(f"{args.records}: no training_*.json in this folder; give the --runs_dir of scripts/train_alike.py")
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
-        if record["image_skip"] != skip(record["network"], args).get("image_skip"):
+        if record["image_skip"] != image_skip_option(record["network"], args.image_skip).get("image_skip"):
             trained = f"--image_skip {record['image_skip']}" if record["image_skip"] else "no --image_skip"
             sys.exit(f"{file}: trained with {trained}; so also here")
     return files
+
+
+def check_weights(weights: Path, record: Path) -> None:
+    """The record must be that of the training which made the weights, at either of its budgets."""
+    if not record.is_file():
+        sys.exit(f"{record}: no such record, which {weights} needs; give the --records of its training")
+    kept = json.loads(record.read_text(encoding="utf-8"))["weights"].values()
+    if sha256_of(weights) not in [budget["sha256"] for budget in kept]:
+        sys.exit(f"{weights}: not the weights of which {record} tells; give the --records of their training")
 
 
 def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: str) -> Row:
@@ -88,40 +108,79 @@ def write_costs(path: Path, rows: list[Row], keep: bool) -> None:
     write_rows(path, [*kept, *rows])
 
 
-@one_line_exit
-def compare(scale: int, args: argparse.Namespace) -> None:
-    """Evaluate one scale and write its files."""
-    files = weight_files(args, scale)
+@dataclass(frozen=True)
+class Comparison:
+    """One scale and all that it needs: nothing can be missing once the first volume is degraded.
+
+    Attributes:
+        scale: of the networks.
+        protocol: of the comparison.
+        networks: by the titles of the tables.
+        weights: their files, in the same order.
+        target: where the rows go.
+        keep: whether rows of other networks stay there.
+    """
+
+    scale: int
+    protocol: Protocol
+    networks: dict[str, nn.Module]
+    weights: list[Path]
+    target: Path
+    keep: bool
+
+
+def prepare(scale: int, volumes: list[KnownVolume], args: argparse.Namespace) -> Comparison:
+    """Networks and protocol of one scale, and whether its rows fit to those that --only keeps."""
+    try:
+        protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
+        files = weight_files(args, scale)
+        built = {name: build_network(name, scale, **image_skip_option(name, args.image_skip)) for name in files}
+    except ValueError as error:
+        sys.exit(f"x{scale}: {error}")
     networks = {
-        TITLES[name]: prepare_network(build_network(name, scale, **skip(name, args)), str(path), args.device).eval()
-        for name, path in files.items()
+        TITLES[name]: prepare_network(network, str(files[name]), args.device).eval() for name, network in built.items()
     }
-    protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
-    datalist = evaluation_data(str(args.data), args.split, args.split_file)
-    volumes = known_volumes(args.data, datalist, args.split_file)
-    rows, by_slice = protocol.evaluate(volumes, networks, args.data_consistency)
+    if args.records is not None:
+        for name, path in files.items():
+            check_weights(path, args.records / f"training_{name}_x{scale}.json")
     target = comparison_file(args.output_dir, args.degradation, scale)
     keep = args.only is not None and target.is_file()
     if keep:
-        try:
-            rows = joined(read_rows(target), rows)
-        except ValueError as error:
-            sys.exit(f"{target}: {error}; give another --output_dir, or compare all without --only")
-    write_rows(target, rows)
-    write_slices(target.with_name(target.stem + "_slices.csv"), by_slice, keep)
-    if networks and args.degradation == "truncation":
-        pairs = zip(networks.items(), files.values(), strict=True)
-        costs = [cost_row(title, scale, network, path, args.device) for (title, network), path in pairs]
-        write_costs(args.output_dir / COSTS, costs, keep)
-    print(f"x{scale}, {protocol.description}\n\n{summary_table(Results(rows))}")
+        methods = [ZERO_FILLED, BICUBIC, *networks]
+        rows_with_old(target, [{**protocol.about(v), "method": method} for v in volumes for method in methods])
+    return Comparison(scale, protocol, networks, list(files.values()), target, keep)
 
 
+def rows_with_old(target: Path, rows: list[Row]) -> list[Row]:
+    """Rows and those of other methods that the file has."""
+    try:
+        return joined(read_rows(target), rows)
+    except ValueError as error:
+        sys.exit(f"{target}: {error}; give another --output_dir, or compare all without --only")
+
+
+def compare(this: Comparison, volumes: list[KnownVolume], args: argparse.Namespace) -> None:
+    """Evaluate one scale and write its files."""
+    rows, by_slice = this.protocol.evaluate(volumes, this.networks, args.data_consistency)
+    rows = rows_with_old(this.target, rows) if this.keep else rows
+    write_rows(this.target, rows)
+    write_slices(this.target.with_name(this.target.stem + "_slices.csv"), by_slice, this.keep)
+    if this.networks and args.degradation == "truncation":
+        pairs = zip(this.networks.items(), this.weights, strict=True)
+        costs = [cost_row(title, this.scale, network, path, args.device) for (title, network), path in pairs]
+        write_costs(args.output_dir / COSTS, costs, this.keep)
+    print(f"x{this.scale}, {this.protocol.description}\n\n{summary_table(Results(rows))}")
+
+
+@one_line_exit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
+    parser.add_argument(
+        "--split", choices=SPLITS, help="of the split file (default: test); without that file every volume is compared"
+    )
+    parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
     parser.add_argument("--slice_axis", type=int, default=2)
     parser.add_argument("--degradation", choices=DEGRADATIONS, default="truncation")
     parser.add_argument("--acceleration", type=float, default=6.0, help="of the line mask: all lines / kept lines")
@@ -133,7 +192,11 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="run these networks, keep the rows of the others")
     parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
-    parser.add_argument("--records", type=Path, help="folder of scripts/train_alike.py: the page tells its budgets")
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="folder of scripts/train_alike.py: its records must fit the weights, and are copied",
+    )
     parser.add_argument("--every", type=int, default=1, help="take one slice in so many of each volume")
     parser.add_argument(
         "--data_consistency", type=consistency_weight, nargs="+", default=[0.0, 1.0], help="weights to compare"
@@ -142,12 +205,16 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
     parser.add_argument("--readme", type=Path, help="file whose block of results is replaced by the summary")
     args = parser.parse_args()
+    if args.split is not None and args.split_file is None:
+        sys.exit(f"--split {args.split}: is of a split file; give one by --split_file, or leave --split out")
     if args.models_dir is None:
         args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 
     records = check_records(args)
-    for scale in args.scales:
-        compare(scale, args)
+    datalist = evaluation_data(str(args.data), args.split or "test", args.split_file)
+    volumes = known_volumes(args.data, datalist, args.split_file)
+    for comparison in [prepare(scale, volumes, args) for scale in args.scales]:
+        compare(comparison, volumes, args)
     for record in records:
         write_text(args.output_dir / record.name, record.read_text(encoding="utf-8"))
     own = args.output_dir.resolve() == ROOT / "docs" / "results"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.compare.figures import draw_methods, draw_stages
-from bundle.compare.protocol import BICUBIC, Protocol, consistency_weight
+from bundle.compare.protocol import BICUBIC, Protocol, consistency_weight, image_skip_option
 from bundle.compare.records import label
 from bundle.compare.tables import TITLES
 from bundle.losses import stage_targets
@@ -27,11 +27,16 @@ from bundle.transforms.intensity import SCALE
 from bundle.workflow import one_line_exit, prepare_network
 
 ROOT = Path(__file__).resolve().parent.parent
+STAGED = [name for name in TITLES if name.startswith("iconet") or name == "t2net"]
+"""Networks that make a reconstruction, whose stages can be drawn."""
 
 
 def load(name: str, scale: int, args: argparse.Namespace) -> nn.Module:
-    path = weights_path(args.models_dir, name, scale)
-    return prepare_network(build_network(name, scale), path, args.device).eval()
+    try:
+        network = build_network(name, scale, **image_skip_option(name, args.image_skip))
+    except ValueError as error:
+        sys.exit(f"{name} x{scale}: {error}")
+    return prepare_network(network, weights_path(args.models_dir, name, scale), args.device).eval()
 
 
 def one_slice(protocol: Protocol, args: argparse.Namespace) -> tuple[Tensor, Tensor, float]:
@@ -83,13 +88,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path, nargs="?", default=sample, help="high-resolution NIfTI volume")
     parser.add_argument("--slice", type=int, default=3, help="along the third axis")
-    parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
     parser.add_argument("--networks", nargs="+", choices=TITLES, help="default: all that have weights")
-    parser.add_argument("--stages", choices=TITLES, default="iconet_small", help="network whose stages are drawn")
+    parser.add_argument("--stages", choices=STAGED, default="iconet_small", help="network whose stages are drawn")
     parser.add_argument(
         "--data_consistency", type=consistency_weight, default=1.0, help="weight for the networks' images"
     )
     parser.add_argument("--models_dir", type=Path, default=ROOT / "models")
+    parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")
     args = parser.parse_args()

@@ -2,7 +2,7 @@
 
     python scripts/ship_weights.py runs/iconet_small_x2 models/model.pt --scale 2 --dataset_dir DATA \\
         --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..." \\
-        --data "75 volumes of 61 subjects" --machine "2 cores, no GPU" --commit 1a2b3c4
+        --data "75 volumes of 60 subjects" --machine "2 cores, no GPU" --commit 1a2b3c4
 
 Writes the weights (the run's best by validation) as a state dict and as safetensors with what they assume as metadata,
 models/sha256sums.txt, and models/training/<name>.json: the command, the curves of loss and validation metrics,
@@ -13,23 +13,26 @@ inference compares its inputs with. Nothing is written before the whole run was 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
+import math
 import platform
-import shutil
+import sys
 from pathlib import Path
 
 import monai
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.compare.cost import parameters
-from bundle.data import training_datalist
+from bundle.compare.records import write_text
+from bundle.data import DatasetError, VolumeError, training_datalist
+from bundle.data.atomic import replacing
+from bundle.data.folder import read_table
 from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network
 from bundle.trust import training_range
-from bundle.weights import load_weights
+from bundle.weights import WeightsError, load_weights
 
 ASSUMES = {
     "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",
@@ -49,10 +52,16 @@ def curves(events: EventAccumulator, points: int = 200) -> dict[str, list[list[f
     return series
 
 
-def hours(events: EventAccumulator) -> float:
-    """Time between the first and the last event."""
-    times = [e.wall_time for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
-    return round((max(times) - min(times)) / 3600, 2)
+def hours(run: Path) -> float:
+    """Time from the first to the last event of every start of a run; each leaves files with a time of its own."""
+    spans: dict[str, tuple[float, float]] = {}
+    for file in run.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+        times = [e.wall_time for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        start = file.name.split(".")[3]
+        first, last = spans.get(start, (math.inf, -math.inf))
+        spans[start] = min([first, *times]), max([last, *times])
+    return round(sum(max(0.0, last - first) for first, last in spans.values()) / 3600, 2)
 
 
 def train_volumes(dataset_dir: Path, split_file: Path | None, seed: int) -> list[dict[str, str]]:
@@ -60,9 +69,7 @@ def train_volumes(dataset_dir: Path, split_file: Path | None, seed: int) -> list
     items = training_datalist(dataset_dir, "train", split_file, seed=seed)
     if split_file is None:
         return items
-    with open(split_file, newline="", encoding="utf-8-sig") as file:
-        rows = [{k.strip(): (v or "").strip() for k, v in row.items() if k} for row in csv.DictReader(file)]
-    rows = [row for row in rows if row["split"] == "train"]
+    rows = [row for _, row in read_table(split_file) if row["split"] == "train"]
     return [{**item, "modality": row.get("modality", "")} for item, row in zip(items, rows, strict=True)]
 
 
@@ -97,7 +104,7 @@ def main() -> None:
         "command": args.command,
         "data": args.data,
         "machine": args.machine,
-        "hours": hours(events),
+        "hours": hours(args.run),
         "commit": args.commit,
         "note": args.note,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
@@ -107,17 +114,20 @@ def main() -> None:
         "curves": curves(events),
     }
 
-    shutil.copyfile(args.run / "model.pt", args.weights)
+    with replacing(args.weights) as file:
+        file.write((args.run / "model.pt").read_bytes())
     tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
     metadata = {"scale": str(args.scale), **ASSUMES, "training_range": json.dumps(record["training_range"])}
-    save_file(tensors, args.weights.with_suffix(".safetensors"), metadata)
-    folder = args.weights.parent / "training"
-    folder.mkdir(exist_ok=True)
-    (folder / f"{args.weights.stem}.json").write_text(json.dumps(record, indent=1) + "\n")
+    with replacing(args.weights.with_suffix(".safetensors")) as file:
+        file.write(save(tensors, metadata))
+    write_text(args.weights.parent / "training" / f"{args.weights.stem}.json", json.dumps(record, indent=1) + "\n")
     files = sorted(p for p in args.weights.parent.iterdir() if p.suffix in (".pt", ".safetensors"))
     sums = [f"{sha256_of(p)}  {p.name}" for p in files]
-    (args.weights.parent / "sha256sums.txt").write_text("\n".join(sums) + "\n")
+    write_text(args.weights.parent / "sha256sums.txt", "\n".join(sums) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (DatasetError, OSError, VolumeError, WeightsError) as error:
+        sys.exit(" ".join(str(error).split()))

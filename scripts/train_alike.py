@@ -5,9 +5,10 @@
 Every network sees the same patches in the same order, at the learning rate of --learning_rates with which a short trial
 has the smallest loss. Peers get the Fourier image skip of ICONet (--image_skip paper leaves each its own): without it
 a short training is lost to interpolation. Weights go to RUNS/equal_updates and RUNS/equal_compute, records beside them;
-`scripts/compare.py DATA --models_dir RUNS/equal_updates --image_skip fourier --output_dir ...` makes the tables. Every
-option that is not listed below goes to the training (configs/train.json). Processor seconds mean something with one
-thread (OMP_NUM_THREADS=1) and nothing else at work. Finished trainings are not repeated.
+`scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir RUNS/equal_updates --image_skip fourier
+--output_dir ...` makes the tables. Every option that is not listed below goes to the training (configs/train.json).
+Seconds, of processor time on a CPU, mean something with one thread (OMP_NUM_THREADS=1) and nothing else at work.
+Finished trainings are not repeated.
 """
 
 from __future__ import annotations
@@ -19,23 +20,42 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
-from bundle.compare.alike import BUDGET_HEADER, COMPUTE, UPDATES, Budget, Trainings, budget_rows
-from bundle.compare.experiments import ExperimentError, literal, training_options
+from bundle.compare.alike import BUDGET_HEADER, COMPUTE, SETTLED, UPDATES, Budget, Trainings, budget_rows
+from bundle.compare.experiments import ExperimentError, check_not_set, literal, training_options
 from bundle.compare.tables import markdown
+from bundle.data.errors import root_cause
 from bundle.networks import NETWORKS
-from bundle.workflow import wrong_values
+from bundle.workflow import one_line_exit, wrong_options
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def check(every: list[Trainings], networks: list[str]) -> None:
+    """Stop before the first training if any of them cannot be made as asked."""
+    for trainings in every:
+        check_not_set(trainings.options, SETTLED, "every network has its own")
+        check_not_set(trainings.options, ConfigParser.load_config_file(trainings.files[1]), "alike.yaml sets it")
+        config = {**ConfigParser.load_config_files(trainings.files), **trainings.options}
+        if wrong := wrong_options(config, given=trainings.options):
+            sys.exit("\n".join(wrong))
+        for name in networks:
+            try:
+                trainings.start(name)
+            except RuntimeError as error:
+                sys.exit(f"{name} x{trainings.scale}: {root_cause(error)}")
+
+
+@one_line_exit
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("data", type=Path, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[n for n in NETWORKS if n != "iconet_paper"])
     parser.add_argument("--updates", type=int, default=600, help="of every network")
-    parser.add_argument("--seconds", type=float, default=300, help="of processor time of every network")
+    parser.add_argument("--seconds", type=float, default=300, help="of every network, processor time on a CPU")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.0003, 0.001])
     parser.add_argument("--search_updates", type=int, default=100, help="of each learning rate")
     parser.add_argument("--image_skip", choices=("paper", "none", "bicubic", "fourier"), default="fourier")
@@ -53,9 +73,10 @@ def main() -> None:
     image_skip = None if args.image_skip == "paper" else args.image_skip
 
     every = [Trainings(scale, args.runs_dir.resolve(), options, image_skip, ROOT) for scale in args.scales]
-    for trainings in every:
-        if wrong := wrong_values({**ConfigParser.load_config_files(trainings.files), **trainings.options}):
-            sys.exit("\n".join(wrong))
+    try:
+        check(every, args.networks)
+    except ExperimentError as error:
+        sys.exit(str(error))
     records = []
     for trainings in every:
         for name in args.networks:

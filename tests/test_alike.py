@@ -85,24 +85,68 @@ def test_a_training_is_reproduced_and_not_repeated(trainings, seen):
     assert first["weights"][UPDATES]["sha256"] == again["weights"][UPDATES]["sha256"]
     del seen[:]
     assert trainings("a").train("fmisr", BUDGET)["loss"] == first["loss"] and not seen
-    with pytest.raises(ValueError, match="another budget"):
+    with pytest.raises(ValueError, match="another budget;"):
         trainings("a").train("fmisr", Budget(5, 0.0, (1e-3,), 4))
 
 
-def test_a_batch_that_would_become_another_is_an_error(training_folder, tmp_path, bundle_root):
+def test_a_training_on_other_volumes_or_from_another_start_is_not_taken_for_this_one(
+    trainings, training_folder, monkeypatch
+):
+    trainings("a").train("fmisr", BUDGET)
+    (training_folder / "sub-00_T1.nii.gz").rename(training_folder / "sub-77_T1.nii.gz")
+    with pytest.raises(ValueError, match="another data;"):
+        trainings("a").train("fmisr", BUDGET)
+    (training_folder / "sub-77_T1.nii.gz").rename(training_folder / "sub-00_T1.nii.gz")
+    monkeypatch.setattr(Trainings, "start", lambda self, name: "other")
+    with pytest.raises(ValueError, match="another start;"):
+        trainings("a").train("fmisr", BUDGET)
+
+
+def test_the_start_is_that_of_the_network_and_its_seed(trainings, training_folder, tmp_path, bundle_root):
+    starts = [trainings("a").start(name) for name in ("fmisr", "srcnn", "fmisr")]
+    assert starts[0] == starts[2] != starts[1]
+    other = Trainings(2, tmp_path, {"dataset_dir": str(training_folder), "seed": 1}, "fourier", bundle_root)
+    assert other.start("fmisr") != starts[0]
+
+
+def test_the_patches_stand_in_the_record_also_where_nothing_was_said_of_them(trainings, bundle_root, tmp_path):
+    few = Trainings(4, tmp_path, {"dataset_dir": "."}, None, bundle_root)
+    assert few._shown() == {"scale": 4, "batch_size": 8, "patch_size": 128}
+
+
+def test_a_network_that_diverges_at_every_rate_is_an_error(trainings, monkeypatch):
+    monkeypatch.setattr(Trainings, "_search", lambda *_: float("inf"))
+    with pytest.raises(ValueError, match="diverges at every learning rate"):
+        trainings("a").train("fmisr", BUDGET)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--batch_size", "3"], "--batch_size 3: must be a multiple of --patches_per_volume"),
+        (["--batchsize", "4"], "unknown option --batchsize: nothing in the configuration uses it; did you mean"),
+        (["--epochs", "2"], "--epochs: alike.yaml sets it; leave the option out"),
+        (["--alpha", "0.5"], "--alpha: every network has its own"),
+        (["--learning_rate", "0.1"], "--learning_rate: every network has its own"),
+        (["--image_skip", "none", "--networks", "fmisr", "vdsr"], "vdsr x2: "),
+    ],
+)
+def test_what_cannot_be_trained_as_asked_is_one_line_before_the_first_training(
+    options, said, training_folder, tmp_path, bundle_root
+):
     command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/train_alike.py"), str(training_folder)]
-    command += ["--networks", "fmisr", "--scales", "2", "--batch_size", "3", "--runs_dir", str(tmp_path / "runs")]
+    command += ["--networks", "fmisr", "--scales", "2", "--runs_dir", str(tmp_path / "runs"), *options]
     environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and not (tmp_path / "runs").exists()
-    assert "--batch_size 3: must be a multiple of --patches_per_volume" in done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
 
 
 def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
-    parser = trainings("a")._config("t2net", 1e-3)
+    parser = trainings("a")._config("t2net")
     assert parser.get_parsed_content("loss").alpha == 0.8
     assert parser.get_parsed_content("network_def").image_skip == "fourier"
-    assert trainings("a")._config("iconet_small", 1e-3).get_parsed_content("loss").alpha == 0.9
+    assert trainings("a")._config("iconet_small").get_parsed_content("loss").alpha == 0.9
 
 
 def test_the_page_tells_both_budgets(trainings, tmp_path):

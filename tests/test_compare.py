@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 import subprocess
@@ -16,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
-from bundle.compare.figures import draw_methods, draw_stages, worst_box
+from bundle.compare.figures import _in_order, draw_methods, draw_stages, worst_box
 from bundle.compare.pages import comparison_file, page, summary, write_pages
-from bundle.compare.protocol import BICUBIC, ZERO_FILLED, Protocol, known_volumes
+from bundle.compare.protocol import BICUBIC, ZERO_FILLED, KnownVolume, Protocol, known_volumes
 from bundle.compare.records import joined, label, read_rows, write_rows, write_slices
 from bundle.compare.tables import (
     TITLES,
@@ -29,7 +28,7 @@ from bundle.compare.tables import (
     mean_cell,
     same_consistency,
 )
-from bundle.data import VolumeError, evaluation_datalist
+from bundle.data import DatasetError, VolumeError, evaluation_datalist
 from bundle.inferers import VolumeInferer
 from bundle.metrics import hfen, nmse, psnr, ssim
 from bundle.networks import NETWORKS, ICONetOutput, iconet
@@ -66,7 +65,44 @@ def test_the_split_file_says_whose_volume_it_is(volumes, training_folder):
     assert [(v.name, v.subject, v.modality, v.contrast) for v in volumes][1] == ("sub-01_T1.nii.gz", "s0", "MR", "T2")
     assert len(volumes) == 4
     alone = known_volumes(training_folder, evaluation_datalist(training_folder, "test"), None)
-    assert [v.subject for v in alone] == [v.name for v in alone] and {v.modality for v in alone} == {"all"}
+    assert [(v.name, v.subject) for v in alone][1] == ("sub-01_T1.nii.gz", "sub-01")
+    assert {v.modality for v in alone} == {"all"} and len(alone) == 5
+
+
+def test_blanks_around_the_columns_of_a_split_file_mean_nothing(training_folder):
+    table = training_folder / "split.csv"
+    table.write_text('file, subject ,"modality" ,split,contrast \nsub-00_T1.nii.gz,s0 , MR,test, "T1, c"\n')
+    (volume,) = known_volumes(training_folder, evaluation_datalist(training_folder, "test", table), table)
+    assert (volume.subject, volume.modality, volume.contrast) == ("s0", "MR", "T1, c")
+
+
+def test_no_two_volumes_have_one_name(training_folder, tmp_path, write_nifti):
+    elsewhere, data = tmp_path / "lists", tmp_path / "data"
+    data.mkdir()
+    places = [elsewhere / "a/T2.nii.gz", elsewhere / "b/T2.nii.gz", tmp_path / "far/T2.nii.gz"]
+    for place in places:
+        write_nifti(place, np.ones((8, 8, 2), np.float32))
+    table = elsewhere / "split.csv"
+
+    def listed(*files):
+        table.write_text("file,subject,split\n" + "".join(f"{file},s,test\n" for file in files))
+        return known_volumes(data, evaluation_datalist(data, "test", table), table)
+
+    assert [v.name for v in listed("a/T2.nii.gz", "b/T2.nii.gz", places[2])] == [
+        "a/T2.nii.gz",
+        "b/T2.nii.gz",
+        places[2].as_posix(),
+    ]
+    with pytest.raises(DatasetError, match="would both be a/T2.nii.gz"):
+        listed("a/T2.nii.gz", places[0])
+
+
+def test_a_linked_volume_is_named_by_its_place(tmp_path, write_nifti):
+    stored = write_nifti(tmp_path / "store/x1.nii.gz", np.ones((8, 8, 2), np.float32))
+    (tmp_path / "data/sub-7").mkdir(parents=True)
+    (tmp_path / "data/sub-7/T1.nii.gz").symlink_to(stored)
+    (volume,) = known_volumes(tmp_path / "data", evaluation_datalist(tmp_path / "data", "test"), None)
+    assert (volume.name, volume.subject) == ("sub-7/T1.nii.gz", "sub-7")
 
 
 def test_a_network_is_given_what_inference_gives_it(volumes, tiny):
@@ -113,6 +149,12 @@ def test_any_axis_may_run_over_the_slices(volumes, tiny, tmp_path, write_nifti):
     across, _ = Protocol(2, slice_axis=0).evaluate([other], {"net": tiny})
     for one, two in zip(straight, across, strict=True):
         assert [two[m] for m in ("psnr", "ssim", "hfen")] == pytest.approx([one[m] for m in ("psnr", "ssim", "hfen")])
+
+
+def test_the_description_names_the_axis_of_the_slices_unless_it_is_the_last():
+    assert Protocol(2, 2, "lines", 4, every=3).description == "truncation and 1 of 4 lines, 1 of 3 slices"
+    assert Protocol(2, 2).description == "truncation"
+    assert Protocol(2, 0, every=3).description == "truncation, slices along axis 0, 1 of 3 slices"
 
 
 def test_dropped_lines_make_it_harder_and_allow_no_data_consistency(volumes, tiny):
@@ -163,8 +205,29 @@ def test_counting_leaves_the_kernels_as_they_were(tiny):
         assert torch.equal(tiny(image), before)
 
 
-def test_a_slice_takes_time(tiny):
-    assert 0 < seconds_per_slice(tiny, side=8, repeats=2) < 60
+class Clockwork(nn.Module):
+    """A network whose calls take the given seconds of a clock of its own."""
+
+    def __init__(self, *seconds):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seconds, self.now, self.shapes = list(seconds), 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def forward(self, image):
+        self.shapes.append(tuple(image.shape))
+        self.now += self.seconds[len(self.shapes) - 1]
+        return image
+
+
+@pytest.mark.parametrize(("budget", "calls", "median"), [(100.0, 4, 3.0), (11.5, 3, 7.0), (1.0, 2, 11.0)])
+def test_seconds_are_the_median_after_a_call_that_does_not_count(budget, calls, median, monkeypatch):
+    network = Clockwork(500.0, 11.0, 3.0, 2.0)
+    monkeypatch.setattr("bundle.compare.cost.time", network)
+    assert seconds_per_slice(network, side=8, budget=budget, repeats=3) == median
+    assert network.shapes == [(1, 1, 8, 8)] * calls
 
 
 # -------------------------------------------------------------------------------------------- files and tables
@@ -198,6 +261,15 @@ def test_methods_that_are_run_again_replace_their_rows_alone():
         joined(two_methods(), again[:2])
 
 
+@pytest.mark.parametrize("column", ["file", "subject", "modality", "contrast", "degradation"])
+def test_rows_that_say_other_things_of_a_volume_are_not_joined(column):
+    again = [row(BICUBIC, "a", 40.0, "a1"), row(BICUBIC, "a", 41.0, "a2"), row(BICUBIC, "b", 42.0)]
+    assert len(joined(two_methods(), again)) == 9
+    again[1][column] = "other"
+    with pytest.raises(ValueError, match="another degradation"):
+        joined(two_methods(), again)
+
+
 def test_the_slices_of_a_method_are_one_column_and_those_of_weights_before_are_gone(tmp_path):
     def slices(method, weight, *figures):
         pairs = enumerate(figures)
@@ -215,6 +287,11 @@ def test_the_slices_of_a_method_are_one_column_and_those_of_weights_before_are_g
     assert list(lines[0]) == ["file", "slice", "metric", ZERO_FILLED, "net 2", "net"]
     assert [line["net"] for line in lines if line["metric"] == "psnr"] == ["34.000", "35.000"]
     assert [line[ZERO_FILLED] for line in lines if line["metric"] == "psnr"] == ["30.000", "31.000"]
+
+    everything = slices(ZERO_FILLED, "", 30.0) + slices("net", 1.0, 32.0) + slices("net 2", 0.0, 8)
+    write_slices(path, everything, keep=True)  # of the second slice nothing is left
+    with open(path, newline="") as file:
+        assert [(line["slice"], line["metric"]) for line in csv.DictReader(file)] == [("0", "psnr"), ("0", "ssim")]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +378,22 @@ def test_the_magnified_part_is_where_the_error_is():
     assert row <= 12 and row + 5 >= 15 and column <= 21 and column + 5 >= 24
 
 
+def test_a_stage_is_labelled_by_its_factor_whatever_the_steps_before_it():
+    image = torch.zeros(1, 1, 12, 16)
+    one_step = ICONetOutput([image[:, :, ::4, ::4]], [image])
+    assert [name for name, _ in _in_order(one_step, image[0, 0, ::4, ::4])] == ["Rec 1", "SR x4"]
+    two_steps = ICONetOutput([image[:, :, ::4, ::4], image[:, :, ::2, ::2]], [image[:, :, ::2, ::2], image])
+    names = [name for name, _ in _in_order(two_steps, image[0, 0, ::4, ::4])]
+    assert names == ["Rec 1", "SR x2", "Rec 2", "SR x4"]
+
+
+@pytest.mark.parametrize("shape", [(64, 8), (8, 64), (3, 5)])
+def test_slices_of_any_shape_can_be_drawn(shape, tmp_path):
+    truth = torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+    draw_methods({"flat": torch.zeros(*shape)}, truth, tmp_path / "m.png", "title")
+    assert Image.open(tmp_path / "m.png").size[0] > 200
+
+
 def test_figures_are_pictures_of_the_images(tmp_path):
     truth = torch.zeros(40, 48)
     truth[10:30, 12:36] = 100.0
@@ -380,24 +473,23 @@ def test_a_signed_volume_is_shifted_as_in_training_and_an_empty_one_is_an_error(
         protocol.load(write_nifti(tmp_path / "c.nii.gz", 0 * image))
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--models_dir", "nowhere"], "no weights for x2 in nowhere"),
-        (["--data_consistency", "2"], "must be from 0 to 1"),
-        (["--only", "--records", "fourier"], "trained with --image_skip fourier"),
-        (["--only", "--records", "paper", "--image_skip", "fourier"], "trained with no --image_skip"),
-    ],
-)
-def test_the_comparison_refuses_what_would_be_another_one(options, message, training_folder, tmp_path, bundle_root):
-    for folder, skip in (("fourier", "fourier"), ("paper", None)):
-        (tmp_path / folder).mkdir()
-        for name in ("iconet_small", "vdsr"):
-            record = {"network": name, "image_skip": None if name == "iconet_small" else skip}
-            (tmp_path / folder / f"training_{name}_x2.json").write_text(json.dumps(record))
-    command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/compare.py"), str(training_folder)]
-    command += ["--scales", "2", "--output_dir", str(tmp_path / "out"), *options]
-    environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
+def test_a_volume_that_cannot_be_compared_is_an_error_that_names_it(write_nifti, tmp_path):
+    image = np.ones((24, 24, 3), np.float32)
+    whole = write_nifti(tmp_path / "whole.nii.gz", image)
+    (tmp_path / "cut.nii.gz").write_bytes(whole.read_bytes()[:60])
+    image[2, 3, 1] = np.nan
+    write_nifti(tmp_path / "nan.nii.gz", image)
+    write_nifti(tmp_path / "thin.nii.gz", image[4:5])
+    write_nifti(tmp_path / "small.nii.gz", image[4:10])
+    faults = {
+        "small": "slices of 6x24 voxels along axis 2, SSIM needs 7x7",
+        "cut": "truncated gzip",
+        "nan": "1 NaN",
+        "thin": "too small for a factor of 2",
+        "none": "no such file",
+    }
+    for name, fault in faults.items():
+        with pytest.raises(VolumeError, match=fault) as error:
+            path = tmp_path / f"{name}.nii.gz"
+            Protocol(2).evaluate([KnownVolume(path, name, "s", "MR", "T1")], {})
+        assert str(error.value).startswith(f"{tmp_path / name}.nii.gz: ") and "\n" not in str(error.value)

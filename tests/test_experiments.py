@@ -162,7 +162,10 @@ def trainings(monkeypatch):
 
     def run(command, cwd):
         commands.append(command)
-        return subprocess.CompletedProcess(command, codes.pop(0) if codes else 0)
+        code = codes.pop(0) if codes else 0
+        if code == 0 and "never" not in command:
+            Path(command[command.index("--output_dir") + 1], "model.pt").touch()
+        return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr("bundle.compare.experiments.subprocess.run", run)
     return commands, codes
@@ -196,6 +199,30 @@ def test_a_run_by_other_configs_is_left_alone(trainings, tmp_path, bundle_root):
     other.write_text((bundle_root / "configs/train.json").read_text().replace('"prob": 0.5', '"prob": 0.25'))
     with pytest.raises(ExperimentError, match="or configs"):
         train(Experiment(row.path, (other, *row.base[1:])), tmp_path / "runs", {}, bundle_root)
+
+
+def test_a_training_that_kept_no_weights_is_not_finished(trainings, tmp_path, bundle_root):
+    for _ in range(2):
+        with pytest.raises(ExperimentError, match="nothing was validated"):
+            train(table_experiments(5, bundle_root)[0], tmp_path, {"val_interval": "never"}, bundle_root)
+    assert len(trainings[0]) == 2
+
+
+def test_another_split_is_another_training(trainings, tmp_path, bundle_root):
+    split, row = tmp_path / "split.csv", table_experiments(5, bundle_root)[0]
+    split.write_text("file,subject,split\na.nii,a,train\n")
+    train(row, tmp_path / "runs", {"split_file": str(split)}, bundle_root)
+    split.write_text("file,subject,split\na.nii,a,val\n")
+    with pytest.raises(ExperimentError, match="or configs"):
+        train(row, tmp_path / "runs", {"split_file": str(split)}, bundle_root)
+
+
+def test_another_seed_needs_a_split_file(training_folder, bundle_root):
+    command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/ablation.py"), "--table", "5", "--seed", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
+    command += ["--dataset_dir", str(training_folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "--seed 1: would draw other subjects" in done.stderr
 
 
 def test_options_that_every_row_sets_are_an_error(trainings, tmp_path, bundle_root):

@@ -65,10 +65,33 @@ def test_weights_are_shipped_with_checksums_and_the_record_of_their_training(shi
         assert json.loads(file.metadata()["training_range"]) == record["training_range"]
 
 
-@pytest.mark.parametrize(("missing", "options"), [("last.pt", {}), ("model.pt", {}), ("", {"scale": "4"})])
-def test_of_a_run_that_is_not_whole_or_of_another_scale_nothing_is_written(missing, options, ship, run):
+@pytest.mark.parametrize(
+    ("missing", "options", "said"),
+    [
+        ("last.pt", {}, "last.pt"),
+        ("model.pt", {}, "model.pt: no such weights"),
+        ("", {"scale": "4"}, "not the weights of this network"),
+    ],
+)
+def test_of_a_run_that_is_not_whole_or_of_another_scale_nothing_is_written(missing, options, said, ship, run):
     if missing:
         (run / missing).unlink()
     done, weights = ship(**options)
-    assert done.returncode != 0
+    assert done.returncode == 1
+    assert said in done.stderr and done.stderr.count("\n") == 1
     assert not list(weights.parent.iterdir())
+
+
+def test_hours_are_those_of_every_start_without_the_pauses_between(run, ship, monkeypatch):
+    for file in run.glob("events*"):
+        file.unlink()
+    for start in (1_000_000, 2_000_000):
+        monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time.time", lambda start=start: start)
+        for suffix in (".0", ".1"):
+            with SummaryWriter(str(run), filename_suffix=suffix) as writer:
+                for minutes in (0, 30, 90):
+                    writer.add_scalar("val_psnr", 30.0, start + minutes, walltime=start + 60.0 * minutes)
+    assert len(list(run.glob("events*"))) == 4
+    done, weights = ship()
+    assert done.returncode == 0, done.stderr
+    assert json.loads((weights.parent / "training/model.json").read_text())["hours"] == 3.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +17,19 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.utils import set_determinism
 
+from bundle.compare.protocol import image_skip_option
 from bundle.compare.records import write_text
+from bundle.data import training_datalist
 from bundle.data.paths import sha256_of
 from bundle.handlers import save_atomically
 from bundle.networks import weights_path
 
 OWN_OPTIONS: dict[str, dict[str, Any]] = {"t2net": {"alpha": 0.8}}
 """What the paper of a network says of its training, where the configs let one choose it."""
+SETTLED = {"network_name", "learning_rate", "output_dir", "resume", "weights", "num_workers"}.union(
+    *OWN_OPTIONS.values()
+)
+"""Options that are not one's choice: each training has its own, or processor time would not count loader processes."""
 UPDATES, COMPUTE = "equal_updates", "equal_compute"
 """Folders of the weights."""
 
@@ -32,7 +40,8 @@ class Budget:
 
     Attributes:
         updates: for the weights in ``equal_updates``.
-        seconds: of processor time, all threads added, data included, for the weights in ``equal_compute``.
+        seconds: for the weights in ``equal_compute``, data included: on a CPU of processor time, all threads added,
+            elsewhere by the clock on the wall.
         learning_rates: that are tried.
         search_updates: of each trial. The rate with the smallest loss over the second half of them is taken: every
             trial sees the same patches, each of them once.
@@ -60,7 +69,7 @@ class Trainings:
         scale: of all networks.
         folder: of the weights, ``folder/equal_updates`` and ``folder/equal_compute`` with the names of
             :func:`bundle.networks.weights_path`, and of the records.
-        options: of configs/train.json, for all networks alike.
+        options: of configs/train.json, for all networks alike; none of :data:`SETTLED`.
         image_skip: of the peers; ``None`` leaves each the one of its paper.
         root: of the bundle.
     """
@@ -73,6 +82,19 @@ class Trainings:
         self.files = [str(root / "configs/train.json"), str(root / "configs/experiments/alike.yaml")]
         self._dataset: Any = None
 
+    def start(self, name: str) -> str:
+        """SHA-256 of the weights that a network begins with.
+
+        Raises:
+            RuntimeError: the network cannot be built with the image skip; MONAI wraps the reason.
+        """
+        config = self._config(name)
+        set_determinism(seed=config.get_parsed_content("seed"))
+        digest = hashlib.sha256()
+        for key, value in config.get_parsed_content("network_def").state_dict().items():
+            digest.update(key.encode() + value.numpy().tobytes())
+        return digest.hexdigest()
+
     def train(self, name: str, budget: Budget) -> dict[str, Any]:
         """Search the learning rate of a network, train it, keep its weights at both budgets.
 
@@ -81,7 +103,7 @@ class Trainings:
             same training there, nothing is trained.
 
         Raises:
-            ValueError: there is a record of another budget, other options or other configs.
+            ValueError: there is a record of another training, or the network diverges at every learning rate.
         """
         path = self.folder / f"training_{name}_x{self.scale}.json"
         asked = {
@@ -89,13 +111,18 @@ class Trainings:
             "options": self._shown(),
             "image_skip": self._skip(name),
             "configs": {Path(file).name: sha256_of(Path(file)) for file in self.files},
+            "data": self._data(),
+            "start": self.start(name),
         }
         if path.is_file():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if {key: record.get(key) for key in asked} != asked:
-                raise ValueError(f"{path}: trained with another budget, options or configs; choose another folder")
+                differ = ", ".join(key for key in asked if record.get(key) != asked[key])
+                raise ValueError(f"{path}: of a training with another {differ}; choose another --runs_dir")
             return record
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
+        if not any(map(math.isfinite, trials.values())):
+            raise ValueError(f"{name} x{self.scale}: diverges at every learning rate of {budget.learning_rates}")
         rate = min(trials, key=lambda r: trials[r])
         course = self._run(name, rate, {UPDATES: budget.updates, COMPUTE: budget.seconds})
         record = {
@@ -108,26 +135,40 @@ class Trainings:
         return record
 
     def _shown(self) -> dict[str, Any]:
-        """The options without folders, which differ between machines."""
-        return {k: v for k, v in self.options.items() if k not in ("bundle_root", "dataset_dir", "split_file")}
+        """The options without folders, which differ between machines, and what a patch is in any case."""
+        config = self._config("")
+        patches = {key: config.get_parsed_content(key) for key in ("batch_size", "patch_size")}
+        given = {k: v for k, v in self.options.items() if k not in ("bundle_root", "dataset_dir", "split_file")}
+        return {**given, **patches}
+
+    def _data(self) -> str:
+        """SHA-256 of the names of the training volumes, which are the same on every machine."""
+        folder, table = Path(self.options["dataset_dir"]), self.options.get("split_file")
+        items = training_datalist(folder, "train", table, seed=self.options.get("seed", 0))
+        names = sorted(Path(os.path.relpath(item["image"], folder)).as_posix() for item in items)
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
     def _skip(self, name: str) -> str | None:
-        return None if name.startswith("iconet") else self.image_skip
+        return image_skip_option(name, self.image_skip).get("image_skip")
 
     def _search(self, name: str, rate: float, updates: int) -> float:
         losses = self._run(name, rate, {"": updates}, keep=False).losses
         loss = mean(losses[len(losses) // 2 :])
         return round(loss, 7) if math.isfinite(loss) else math.inf
 
-    def _config(self, name: str, rate: float) -> ConfigParser:
-        """The training config of a network; the dataset is made once, and read from memory afterwards."""
+    def _config(self, name: str) -> ConfigParser:
+        """The training config of a network."""
         config = ConfigParser()
         config.read_config(self.files)
-        output = str(self.folder / f"run_{name}_x{self.scale}")
-        own = {"network_name": name, "learning_rate": rate, "output_dir": output, **OWN_OPTIONS.get(name, {})}
-        config.update({**self.options, **own})
+        config.update({**self.options, "network_name": name, **OWN_OPTIONS.get(name, {})})
         if (skip := self._skip(name)) is not None:
             config["network_def#image_skip"] = skip
+        return config
+
+    def _config_of_run(self, name: str, rate: float) -> ConfigParser:
+        """The same with a learning rate and the dataset, which is made once and read from memory afterwards."""
+        config = self._config(name)
+        config["learning_rate"] = rate
         if self._dataset is None:
             self._dataset = config.get_parsed_content("train#dataset")
         config.globals["cached_dataset"] = self._dataset
@@ -136,17 +177,18 @@ class Trainings:
         return config
 
     def _run(self, name: str, rate: float, limits: Mapping[str, float], keep: bool = True) -> _Course:
-        """Train until every limit is reached: a number of updates, or for ``equal_compute`` processor seconds."""
-        config = self._config(name, rate)
+        """Train until every limit is reached: a number of updates, or for ``equal_compute`` seconds."""
+        config = self._config_of_run(name, rate)
         set_determinism(seed=config.get_parsed_content("seed"))
         trainer, averaged = config.get_parsed_content("train#trainer"), config.get_parsed_content("ema").ema_model
-        course, start = _Course(), time.process_time()
+        clock = time.process_time if trainer.state.device.type == "cpu" else time.perf_counter
+        course, start = _Course(), clock()
 
         @trainer.on(Events.ITERATION_COMPLETED)
         def note(engine: Engine) -> None:
             output: Any = engine.state.output
             course.losses.append(float(output[0]["loss"]))
-            course.seconds.append(time.process_time() - start)
+            course.seconds.append(clock() - start)
             for limit, value in limits.items():
                 reached = course.seconds[-1] if limit == COMPUTE else len(course.losses)
                 if limit not in course.kept and reached >= value:
@@ -162,7 +204,7 @@ class Trainings:
         return course
 
 
-BUDGET_HEADER = ["network", "scale", "patches", "learning rate", "updates", "processor seconds"]
+BUDGET_HEADER = ["network", "scale", "patches", "learning rate", "updates", "seconds"]
 
 
 def budget_rows(records: Sequence[Mapping[str, Any]], budget: str) -> list[list[str]]:

@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,16 @@ def training_options(rest: Sequence[str]) -> dict[str, str]:
     return options
 
 
+def check_not_set(options: Iterable[str], settled: Iterable[str], why: str) -> None:
+    """Refuse options of the command line that are not its to choose.
+
+    Raises:
+        ExperimentError: names the first of them, and why.
+    """
+    if clash := sorted(set(options) & set(settled)):
+        raise ExperimentError(f"--{clash[0]}: {why}; leave the option out")
+
+
 def literal(text: str) -> Any:
     """A value of the command line: number, list, True, None, or the text itself."""
     try:
@@ -149,12 +159,13 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
             or configs, or a training that failed.
     """
     for file in (*experiment.base[1:], experiment.path):
-        if clash := sorted(set(options) & set(ConfigParser.load_config_file(file))):
-            raise ExperimentError(f"--{clash[0]}: {file.name} sets it; leave the option out")
+        check_not_set(options, ConfigParser.load_config_file(file), f"{file.name} sets it")
     run = folder / experiment.run_name
     record = run / "experiment.json"
     asked = {k: v for k, v in options.items() if k not in MACHINE_OPTIONS}
     configs = {file.name: sha256_of(file) for file in experiment.base}
+    if split_file := options.get("split_file"):
+        configs["split_file"] = sha256_of(Path(split_file))
     state = {"settings": experiment.settings, "options": asked, "configs": configs, "finished": False}
     if record.is_file():
         there = json.loads(record.read_text(encoding="utf-8"))
@@ -169,6 +180,11 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
     write_text(record, json.dumps(state, indent=1) + "\n")
     if subprocess.run(_command(experiment, run, options, root), cwd=root).returncode:
         raise ExperimentError(f"{run}: the training failed; give the same command again to go on")
+    if not (run / "model.pt").is_file():
+        raise ExperimentError(
+            f"{run}: nothing was validated, so no weights were kept; give --val_interval at most "
+            "--epochs, and another --runs_dir"
+        )
     write_text(record, json.dumps({**state, "finished": True}, indent=1) + "\n")
     return run / "model.pt"
 

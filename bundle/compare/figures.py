@@ -76,8 +76,8 @@ def _colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: s
 def draw_methods(images: Mapping[str, Tensor], truth: Tensor, path: Path, title: str, aspect: float = 1.0) -> None:
     """Whole slices, a magnified part of them, and their errors, one column for each method and the truth last.
 
-    The part is the window of a quarter of the slice's width where the first method errs most; its error sets the scale
-    of all error maps.
+    The part is the window of a quarter of the slice's width, but no higher than the slice, in which the first method
+    errs most; its error sets the scale of all error maps.
 
     Args:
         images: method -> slice (rows, columns), in the order of the columns.
@@ -88,7 +88,7 @@ def draw_methods(images: Mapping[str, Tensor], truth: Tensor, path: Path, title:
     """
     top = float(truth.max())
     errors = {name: 100 * (image - truth).abs() / top for name, image in images.items()}
-    side = truth.shape[0] // 4
+    side = max(1, min(truth.shape[0] // 4, truth.shape[1]))
     first = next(iter(errors.values()))
     row, column = worst_box(first, side)
     limit = error_limit([first])
@@ -131,7 +131,7 @@ def draw_stages(
         title: of the figure.
         aspect: height of a voxel over its width, as shown.
     """
-    made, wanted = _in_order(output), _in_order(targets)
+    made, wanted = _in_order(output, low), _in_order(targets, low)
     top = float(wanted[-1][1].max())
     made = [("input", low), *made]
     wanted = [wanted[0], *wanted]  # the input is compared with what the first reconstruction should be
@@ -153,11 +153,14 @@ def draw_stages(
     _save(figure, path)
 
 
-def _in_order(output: ICONetOutput) -> list[tuple[str, Tensor]]:
-    """[("Rec 1", image), ("SR x2", image), ...] of (1, 1, rows, columns) images; a network may lack the Rec."""
+def _in_order(output: ICONetOutput, low: Tensor) -> list[tuple[str, Tensor]]:
+    """[("Rec 1", image), ("SR x2", image), ...] of (1, 1, rows, columns) images; a network may lack the Rec.
+
+    T2Net takes one step to any scale: the factor is that of the sizes, not the number of the stage.
+    """
     images: list[tuple[str, Tensor]] = []
     for number, image in enumerate(output.super_resolved):
         if number < len(output.reconstructions):
             images.append((f"Rec {number + 1}", output.reconstructions[number][0, 0]))
-        images.append((f"SR x{2 ** (number + 1)}", image[0, 0]))
+        images.append((f"SR x{image.shape[2] // low.shape[0]}", image[0, 0]))
     return images

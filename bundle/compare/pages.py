@@ -62,10 +62,8 @@ _ABLATIONS = """
 ## Ablations
 
 The rows of the paper's tables IV to IX, one YAML file each in configs/experiments, at the budget that stands above each
-table: a small part of the paper's, without data consistency and without augmentation but flips and turns. Differences
-are to the last row, which is the paper's choice; their intervals are over subjects and know nothing of the chance in a
-training, of which the same table with another seed gives an idea. The small network is the one of before, which
-shuffled the pixels of the coarse grid (commit 6ea0d1f).
+table. Differences are to the last row, which is the paper's choice; their intervals are over subjects and know nothing
+of the chance in a training, of which the same table with another seed gives an idea.
 
 """
 
@@ -76,46 +74,15 @@ most, absolute error. Stages: what each stage was to make, what it made, absolut
 
 
 _ALIKE = {
-    UPDATES: """## Networks trained alike: equal updates
-
-The small ICONet and the networks that the paper compares with, by 2, on the same patches in the same order, with the
-same small number of updates; none of these weights is shipped (those by 2 began with the ones at equal compute). Such a
-budget tells how fast a network learns, not how good it becomes. Every network starts close to the Fourier image skip,
-which the peers have from ICONet; the learning rate is the better of two in a short trial; the weights are a moving
-average over about the last 50 updates. Made by `scripts/train_alike.py` and `scripts/compare.py`.
-
-""",
-    COMPUTE: """## Networks trained alike: equal compute
-
-The same trainings, stopped when each network had used the same processor time, data included. What else a machine does
-in that time slows some networks more than others: take it for rough.
-
-""",
-    "early_updates": """## Earlier trainings alike: equal updates
-
-More networks, also by 4, with fewer updates. **Unfair to the peers**: here they began 0.5 to 6 dB below zero filling,
-SwinIR, MambaIR and T2Net farthest, while ICONet began at it, so that a part of their updates went into unlearning
-noise; T2Net's reconstruction had no skip, SRCNN read bicubic images. The tables above are of trainings without these
-faults. ICONet of the paper's size was trained later than the others: its patches are drawn from the same volumes, but
-are not all the same. ICONet small is the one of before, which shuffled the pixels of the coarse grid (commit 6ea0d1f).
-
-""",
-    "early_compute": """## Earlier trainings alike: equal compute
-
-The same earlier trainings, unfair as above, at equal processor time. ICONet of the paper's size had 130 updates in it:
-7 % of its averaged weights are those before training.
-
-""",
-    LINES: """## Networks trained alike: truncation and missing lines
-
-Besides the outer k-space, phase-encoding lines are missing, at random but for the central ones: the degradation of the
-papers on joint reconstruction and super-resolution. Trained as the earlier ones, unfair to T2Net and with the small
-ICONet of before, as there, with that degradation and equal updates. Data consistency is off: it would put the artefacts
-back.
-
-""",
+    UPDATES: "Networks trained alike: equal updates",
+    COMPUTE: "Networks trained alike: equal compute",
+    "longer_updates": "Two networks trained alike for longer: equal updates",
+    "longer_compute": "Two networks trained alike for longer: equal compute",
+    "early_updates": "Earlier trainings alike: equal updates",
+    "early_compute": "Earlier trainings alike: equal compute",
+    LINES: "Networks trained alike: truncation and missing lines",
 }
-"""What stands before the tables of a folder of results, by its name."""
+"""Folders of results of networks trained alike, in the order of the page, and their headings."""
 
 
 def comparison_files(folder: Path) -> list[tuple[str, int, Path]]:
@@ -144,7 +111,7 @@ def page(folder: Path, link: str) -> str:
         folder: of the result files.
         link: from the page to that folder.
     """
-    parts = [_INTRODUCTION.format(link=link)]
+    parts = [_INTRODUCTION.format(link=link) + _about(folder / "about.md")]
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         parts.append(f"## x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
@@ -155,7 +122,7 @@ def page(folder: Path, link: str) -> str:
         parts.append(_COSTS.format(machine="; ".join(machines)) + cost_table(costs))
     ablations = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("ablation_table*.md"))]
     if ablations:
-        parts.append(_ABLATIONS + "\n".join(ablations) + "\n")
+        parts.append(_ABLATIONS + _about(folder / "about_ablations.md") + "\n".join(ablations) + "\n")
     figures = folder.parent / "figures"
     if pictures := sorted([*figures.glob("methods_x?.png"), *figures.glob("stages_x?.png")]):
         links = [f"![{path.stem}]({link}/../figures/{path.name})" for path in pictures]
@@ -163,11 +130,17 @@ def page(folder: Path, link: str) -> str:
     return "".join(parts).rstrip() + "\n"
 
 
+def _about(file: Path) -> str:
+    """What is to be said of some results besides what is true of any: a text beside their files, if there is one."""
+    return file.read_text(encoding="utf-8").rstrip() + "\n\n" if file.is_file() else ""
+
+
 def _alike(folder: Path, link: str) -> str:
     """The section of networks trained alike, from the files of one budget and the records of the trainings."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("training_*.json"))]
     kept = COMPUTE if folder.name.endswith("compute") else UPDATES
-    text = _ALIKE[folder.name] + markdown(BUDGET_HEADER, budget_rows(records, kept))
+    text = f"## {_ALIKE[folder.name]}\n\n{_about(folder / 'about.md')}"
+    text += markdown(BUDGET_HEADER, budget_rows(records, kept))
     if kept == UPDATES and (folder / COSTS).is_file():
         text += _SIZES + cost_table(read_rows(folder / COSTS), seconds=False)
     for _, scale, path in comparison_files(folder):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.compare.records import Row
-from bundle.data import NiftiVolumeReader
-from bundle.data.errors import fail
+from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
+from bundle.data.errors import error_line, fail, root_cause
+from bundle.data.folder import bids_subject, locate, read_table
 from bundle.inferers import VolumeInferer
-from bundle.metrics import hfen, nmse, psnr, ssim_slices
+from bundle.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics import restore_magnitude
 from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, NormalizeVolume
@@ -39,6 +41,11 @@ def consistency_weight(text: str) -> float:
     return float(text)
 
 
+def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
+    """The image skip as an argument of the named network: ICONet has its own, a peer without one that of its paper."""
+    return {"image_skip": image_skip} if image_skip and not name.startswith("iconet") else {}
+
+
 @dataclass(frozen=True)
 class KnownVolume:
     """A file of the test data and what the split file says of it."""
@@ -51,27 +58,44 @@ class KnownVolume:
 
 
 def known_volumes(data: Path, datalist: Sequence[Mapping[str, str]], split_file: Path | None) -> list[KnownVolume]:
-    """What the split file says of the volumes of a list; without one each is its own subject, of modality "all".
+    """What the split file says of the volumes of a list; without one the modality is "all".
+
+    Without a split file the subject is the BIDS label "sub-..." of the path, or else each volume is its own.
 
     Args:
-        data: the folder; volumes are named by their place below it.
-        datalist: of :mod:`bundle.data`.
+        data: the folder; volumes are named by their place below it, or else below the folder of the split file.
+        datalist: of :mod:`bundle.data`, of the same folder and split file.
         split_file: CSV with the columns file and subject, and where it has them modality and contrast.
+
+    Raises:
+        DatasetError: a split file that cannot be read, or two volumes of one name.
     """
-    rows: dict[Path, dict[str, str]] = {}
-    if split_file is not None:
-        with open(split_file, newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file, skipinitialspace=True):
-                rows |= {(base / row["file"].strip()).resolve(): row for base in (data, split_file.parent)}
     paths = [Path(item["image"]) for item in datalist]
-    return [_known(path, data, rows.get(path.resolve(), {})) for path in paths]
+    rows: dict[Path | None, dict[str, str]] = {path: {} for path in paths}
+    if split_file is not None:
+        rows = {locate(row["file"], split_file, data): row for _, row in read_table(split_file)}
+    volumes = [_known(path, _name(path, data, split_file), rows[path]) for path in paths]
+    for name, times in Counter(volume.name for volume in volumes).items():
+        if times > 1:
+            both = " and ".join(str(volume.path) for volume in volumes if volume.name == name)
+            wrong = f"{both} would both be {name} in the results"
+            raise DatasetError(error_line(split_file or data, wrong, "leave one of them out"))
+    return volumes
 
 
-def _known(path: Path, data: Path, row: Mapping[str, str]) -> KnownVolume:
-    inside = path.resolve().is_relative_to(data.resolve())
-    name = path.resolve().relative_to(data.resolve()).as_posix() if inside and data.is_dir() else path.name
-    subject = (row.get("subject") or name).strip()
-    return KnownVolume(path, name, subject, (row.get("modality") or "all").strip(), (row.get("contrast") or "").strip())
+def _name(path: Path, data: Path, split_file: Path | None) -> str:
+    """Place below the folder of the data or that of the split file, links not followed; of others the whole path."""
+    full = Path(os.path.abspath(path))
+    folders = [data.parent if data.is_file() else data, *([split_file.parent] if split_file is not None else [])]
+    for folder in map(os.path.abspath, folders):
+        if full.is_relative_to(folder):
+            return full.relative_to(folder).as_posix()
+    return full.as_posix()
+
+
+def _known(path: Path, name: str, row: Mapping[str, str]) -> KnownVolume:
+    subject = row.get("subject") or bids_subject(name) or name
+    return KnownVolume(path, name, subject, row.get("modality") or "all", row.get("contrast", ""))
 
 
 class Protocol:
@@ -105,8 +129,10 @@ class Protocol:
             raise ValueError(f"every must be at least 1, got {every}")
         self.scale, self.slice_axis, self.device, self.every = scale, check_slice_axis(slice_axis), device, every
         self.masked = degradation == "lines"
+        across = f", slices along axis {slice_axis}" if slice_axis != 2 else ""
         sparse = f", 1 of {every} slices" if every > 1 else ""
-        self.description = (f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation") + sparse
+        kind = f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation"
+        self.description = kind + across + sparse
         lines = [CartesianLineMask(acceleration, slice_axis=slice_axis)] if self.masked else []
         self.degrade = Compose([KSpaceTruncation(scale, slice_axis), *lines])
         self._load = Compose(
@@ -121,9 +147,16 @@ class Protocol:
         subtracted, as in training: magnitudes of a degraded image mean nothing otherwise.
 
         Raises:
-            VolumeError: no voxel is above 0, so that there is nothing to compare.
+            VolumeError: it cannot be read, is smaller than the scale, or has no voxel above 0: nothing to compare.
         """
-        volume = self._load(str(path))
+        try:
+            volume = self._load(str(path))
+        except RuntimeError as error:  # MONAI wraps what a transform raises
+            if isinstance(error.__cause__, VolumeError):
+                raise VolumeError(root_cause(error)) from error
+            if isinstance(error.__cause__, ValueError):
+                fail(path, root_cause(error), "leave it out of the comparison", error)
+            raise
         if float(volume.min()) < 0:
             volume = volume - intensity_window(volume)[0]
         if not float(volume.max()) > 0:
@@ -174,6 +207,11 @@ class Protocol:
         }
         return {name: float(value) for name, value in metrics.items()}, noise, similarity
 
+    def about(self, known: KnownVolume) -> Row:
+        """What rows of results must share to be compared: the volume, what is known of it, the degradation."""
+        of_subject = {"subject": known.subject, "modality": known.modality, "contrast": known.contrast}
+        return {"file": known.name, **of_subject, "degradation": self.description}
+
     def evaluate(
         self,
         volumes: Sequence[KnownVolume],
@@ -182,6 +220,9 @@ class Protocol:
     ) -> tuple[list[Row], list[Row]]:
         """Every method on every volume.
 
+        Raises:
+            VolumeError: a volume that :meth:`load` refuses, or one with slices smaller than the window of SSIM.
+
         Returns:
             One row per volume and method, and one per slice and method, in the columns of the result files.
         """
@@ -189,12 +230,15 @@ class Protocol:
         by_slice: list[Row] = []
         for known in tqdm(volumes, desc=f"x{self.scale}", disable=None):
             truth = self.load(known.path).as_tensor()
+            height, width = self._to_slices(truth).shape[2:]
+            if min(height, width) < WINDOW:
+                wrong = f"slices of {height}x{width} voxels along axis {self.slice_axis}, SSIM needs {WINDOW}x{WINDOW}"
+                fail(known.path, wrong, "leave it out of the comparison, or give the axis of its slices")
             low = self.degrade(truth)
             for (method, weight), pred in self.predictions(low, networks, consistency):
                 metrics, noise, similarity = self.measure(pred, truth, low)
                 head = {"file": known.name, "method": method, "consistency": "" if weight is None else weight}
-                about = {"subject": known.subject, "modality": known.modality, "contrast": known.contrast}
-                rows.append({**head, **about, "degradation": self.description, **metrics})
+                rows.append({**head, **self.about(known), **metrics})
                 for number, figures in enumerate(zip(noise.tolist(), similarity.tolist(), strict=True)):
                     by_slice.append({**head, "slice": number * self.every, "psnr": figures[0], "ssim": figures[1]})
         return rows, by_slice

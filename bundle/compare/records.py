@@ -15,6 +15,8 @@ Row = dict[str, Any]
 
 FIGURES = {"consistency", "psnr", "ssim", "nmse", "hfen", "residual", "seconds"}
 COUNTS = {"scale", "slice", "parameters", "products_and_convolutions", "scan", "patch_search", "threads"}
+SHARED = ("file", "subject", "modality", "contrast", "degradation")
+"""Columns whose values must be those of every other method, or a comparison would be one of different things."""
 DIGITS = {"psnr": 4, "ssim": 6, "nmse": 8, "hfen": 6, "residual": 6, "seconds": 3}
 
 
@@ -55,16 +57,20 @@ def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     """New rows, and the old ones of methods that were not run again.
 
     Raises:
-        ValueError: the two are of other volumes or another degradation.
+        ValueError: the two are of other volumes, say other things of them, or are of another degradation.
     """
     again = {row["method"] for row in new}
     kept = [row for row in old if row["method"] not in again]
 
-    def volumes(rows: Iterable[Row]) -> set[tuple[str, str]]:
-        return {(row["file"], row["degradation"]) for row in rows}
+    def volumes(rows: Iterable[Row]) -> set[tuple[str, ...]]:
+        return {tuple(row[column] for column in SHARED) for row in rows}
 
-    if kept and volumes(kept) != volumes(new):
-        raise ValueError("the rows that are there are of other volumes or another degradation than the new ones")
+    if kept and (different := volumes(kept) ^ volumes(new)):
+        example = ", ".join(word for word in min(different) if word)
+        raise ValueError(
+            "the rows that are there are of other volumes, subjects or contrasts or another degradation than the new "
+            f"ones (only in one of them: {example})"
+        )
     return [*kept, *new]
 
 
@@ -74,7 +80,8 @@ def write_slices(path: Path, rows: Sequence[Row], keep: bool = False) -> None:
     Args:
         path: the file.
         rows: of slices, as :meth:`bundle.compare.protocol.Protocol.evaluate` gives them.
-        keep: leave the columns of the methods that the file has and that were not run again.
+        keep: leave the columns of the methods that the file has and that were not run again; slices that then have
+            no figure go.
     """
     table: dict[tuple[str, str, str], dict[str, str]] = {}
     again = {row["method"] for row in rows}
@@ -87,6 +94,7 @@ def write_slices(path: Path, rows: Sequence[Row], keep: bool = False) -> None:
         for metric, digits in (("psnr", 3), ("ssim", 4)):
             cells = table.setdefault((row["file"], str(row["slice"]), metric), {})
             cells[label(row)] = f"{row[metric]:.{digits}f}"
+    table = {key: cells for key, cells in table.items() if any(cells.values())}
     columns = list(dict.fromkeys(name for cells in table.values() for name in cells))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

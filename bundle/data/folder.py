@@ -228,9 +228,9 @@ def _datalist_by_hash(root: Path, split: str, val_fraction: float, seed: int) ->
     base = root.parent if root.is_file() else root
     unlabelled = 0
     for path in find_volumes(root):
-        label = _BIDS_SUBJECT.search(path.relative_to(base).as_posix())
+        label = bids_subject(path.relative_to(base).as_posix())
         unlabelled += label is None
-        subjects[label[1] if label else _split_name(path)[0]].append(path)
+        subjects[label or _split_name(path)[0]].append(path)
     if len(subjects) < 2:
         wrong = f"only the subject {next(iter(subjects))!r} by file name, a split needs two"
         _fail(root, wrong, "give more volumes or a split file (CSV with the columns file, subject, split)")
@@ -247,13 +247,19 @@ def _datalist_by_hash(root: Path, split: str, val_fraction: float, seed: int) ->
     return [{"image": str(path)} for path in sorted(path for name in names for path in subjects[name])]
 
 
+def bids_subject(name: str) -> str | None:
+    """The BIDS label "sub-..." of a path with slashes, if it has one."""
+    label = _BIDS_SUBJECT.search(name)
+    return label[1] if label else None
+
+
 def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, str]]:
-    rows = _read_table(table)
+    rows = read_table(table)
     _check_table(table, rows)
     wanted = [(line, row["file"]) for line, row in rows if row["split"] == split]
     if not wanted:
         _fail(table, f"no row has the split {split!r}", "add rows for it or use another split")
-    paths = [_locate(name, table, root) for _, name in wanted]
+    paths = [locate(name, table, root) for _, name in wanted]
     missing = [f"{name} (line {line})" for (line, name), path in zip(wanted, paths, strict=True) if path is None]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -262,18 +268,22 @@ def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, 
     return [{"image": str(path)} for path in paths]
 
 
-def _read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of each row, with the needed columns stripped of blanks."""
+def read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of each row of a split file: all its columns, names and values stripped of blanks.
+
+    Raises:
+        DatasetError: it cannot be read, or lacks one of the columns file, subject and split.
+    """
     needed = ("file", "subject", "split")
     try:
         with open(table, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, skipinitialspace=True)
             columns = [(name or "").strip() for name in reader.fieldnames or ()]
             if lacking := [name for name in needed if name not in columns]:
                 wrong = f"no column {', '.join(lacking)} (columns found: {', '.join(columns) or 'none'})"
                 _fail(table, wrong, "the split file needs the columns file, subject, split, separated by commas")
             reader.fieldnames = columns
-            return [(reader.line_num, {name: (row[name] or "").strip() for name in needed}) for row in reader]
+            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
     except OSError as error:
         _fail(table, f"the split file cannot be read ({error.strerror or error})", "check the path")
     except (UnicodeDecodeError, csv.Error) as error:
@@ -299,7 +309,8 @@ def _check_table(table: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
         _fail(table, wrong, "give all files of a subject the same split")
 
 
-def _locate(name: str, table: Path, root: Path) -> Path | None:
+def locate(name: str, table: Path, root: Path) -> Path | None:
+    """The file that a row of a split file names: beside the table or else in the folder of the data."""
     return next((path for path in (table.parent / name, root / name) if path.is_file()), None)
 
 

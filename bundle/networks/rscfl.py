@@ -15,7 +15,7 @@ class ChannelRankingBlock(nn.Module):
 
     Args:
         features: channels.
-        reduction: ratio of ``features`` to the width between the two convolutions.
+        reduction: ratio of ``features`` to the width between the two convolutions, which is at least 4.
     """
 
     def __init__(self, features: int, reduction: int = 16) -> None:
