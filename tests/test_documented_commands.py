@@ -154,6 +154,10 @@ COMMANDS: dict[str, Run | NotRun] = {
     ),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --split val --scales 2 "
     "--network iconet_small=runs/mine/model.pt --output_dir eval/mine": Run("eval/mine/results.md", "--device cpu"),
+    "python scripts/compare.py DATA --split_file DATA/manifest.csv --scales 2 "
+    "--network iconet_small=head_alone_x{scale}.pt --only iconet_small --output_dir eval/head_alone": NotRun(
+        "needs the weights that the block before it makes; the command of the page on training is the same with others"
+    ),
     "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv "
     "--network_name iconet_paper --learning_rate 0.0001 --output_dir eval/ablation": NotRun(
         "three trainings; covered by tests/test_experiments.py::test_one_command_makes_a_table"

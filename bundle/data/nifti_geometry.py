@@ -173,20 +173,32 @@ def _raw_sform(raw: Header) -> np.ndarray:
 
 
 def _raw_qform(raw: Header, zooms: np.ndarray) -> np.ndarray | None:
-    quaternion = np.array([raw["quatern_b"], raw["quatern_c"], raw["quatern_d"]], dtype=np.float64)
-    if not np.all(np.isfinite(quaternion)):
+    quaternion = _at_most_unit(_quaternion(raw))
+    if quaternion is None:
         return None
-    try:
-        # The threshold allows for the rounding of a stored unit quaternion.
-        rotation = quat2mat(fillpositive(quaternion, raw.quaternion_threshold))
-    except ValueError:
-        return None
+    rotation = quat2mat(fillpositive(quaternion, raw.quaternion_threshold))
     # The standard: pixdim[0] is the handedness, -1 flips the third axis, anything else counts as 1.
     flip = -1.0 if float(raw["pixdim"][0]) < 0 else 1.0
     affine = np.eye(4)
     affine[:3, :3] = rotation * (zooms * [1.0, 1.0, flip])
     affine[:3, 3] = [float(raw[f"qoffset_{axis}"]) for axis in "xyz"]
     return affine
+
+
+def _quaternion(raw: Header) -> np.ndarray:
+    return np.array([float(raw[name]) for name in _QFORM_FIELDS[:3]])
+
+
+def _at_most_unit(quaternion: np.ndarray) -> np.ndarray | None:
+    """The stored part of a unit quaternion, brought back to length 1 where rounding made it longer.
+
+    That happens near half a turn, also by a rounding to float32 before the values came into a NIfTI-2 header, so the
+    same is allowed for both. None where it is longer than rounding explains, or not finite.
+    """
+    squares = float(quaternion @ quaternion)
+    if not squares <= 1 + 3 * float(np.finfo(np.float32).eps):
+        return None
+    return quaternion / squares**0.5 if squares > 1 else quaternion
 
 
 def _quaternion_precision(raw: Header) -> float:
@@ -196,7 +208,7 @@ def _quaternion_precision(raw: Header) -> float:
     error e of the others becomes sqrt(e): 1e-3 in NIfTI-1, which is no conflict of the two forms.
     """
     eps = float(np.finfo(raw["quatern_b"].dtype).eps)
-    squares = sum(float(raw[name]) ** 2 for name in _QFORM_FIELDS[:3])
+    squares = float(_quaternion(raw) @ _quaternion(raw))
     return 4 * eps / max(1 - squares, eps) ** 0.5
 
 
@@ -210,6 +222,11 @@ def _set_qform(header: Header, affine: np.ndarray, code: int) -> bool:
     """Store `affine` as qform unless it is sheared, which a quaternion cannot express."""
     trial = Nifti2Header()
     trial.set_qform(affine)
+    unit = _at_most_unit(_quaternion(trial))
+    if unit is None:
+        return False
+    for name, value in zip(_QFORM_FIELDS[:3], unit, strict=True):
+        trial[name] = value  # longer than 1 by rounding it would be refused by readers that are strict
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if _corner_distance(trial.get_qform(), affine, _lengths(header)) > FORM_TOLERANCE * sizes.min():
         return False
