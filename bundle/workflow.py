@@ -154,13 +154,13 @@ def _running_config() -> dict[str, Any] | None:
 
 
 def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
-    """Let a bad folder or volume end a bundle run or a script with its one line instead of a traceback."""
+    """Let a bad folder, volume or file of weights end a bundle run or a script with its one line, not a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> T:
         try:
             return function(*args, **kwargs)
-        except (DatasetError, VolumeError) as error:
+        except (DatasetError, VolumeError, WeightsError) as error:
             raise SystemExit(str(error)) from error
 
     return wrapped
@@ -236,6 +236,7 @@ def _run_on(evaluator: SupervisedEvaluator, loader: DataLoader) -> None:
         raise RuntimeError("the evaluator did not run")
 
 
+@one_line_exit
 def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.Module:
     """Load a plain state dict into a network, if one is given, and move it to the device.
 
@@ -248,8 +249,5 @@ def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.
         SystemExit: the file is missing, holds more than tensors, or does not fit; nothing is loaded in part.
     """
     if weights is not None:
-        try:
-            load_weights(network, weights)
-        except WeightsError as error:
-            raise SystemExit(str(error)) from error
+        load_weights(network, weights)
     return network.to(device)

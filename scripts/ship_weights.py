@@ -26,13 +26,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bundle.compare.cost import parameters
 from bundle.compare.records import write_text
-from bundle.data import DatasetError, VolumeError, training_datalist
+from bundle.data import training_datalist
 from bundle.data.atomic import replacing
 from bundle.data.folder import read_table
 from bundle.data.paths import sha256_of
 from bundle.networks import NETWORKS, build_network
 from bundle.trust import training_range
-from bundle.weights import WeightsError, load_weights
+from bundle.weights import load_weights
+from bundle.workflow import one_line_exit
 
 ASSUMES = {
     "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",
@@ -73,6 +74,7 @@ def train_volumes(dataset_dir: Path, split_file: Path | None, seed: int) -> list
     return [{**item, "modality": row.get("modality", "")} for item, row in zip(items, rows, strict=True)]
 
 
+@one_line_exit
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="output folder of the training run")
@@ -129,5 +131,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (DatasetError, OSError, VolumeError, WeightsError) as error:
-        sys.exit(" ".join(str(error).split()))
+    except OSError as error:  # a file of the run is missing, or the disk refuses
+        sys.exit(str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,3 +89,28 @@ def training_folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
             slices.append(image)
         write_nifti(tmp_path / "train" / f"sub-{number:02d}_T1.nii.gz", np.stack(slices, -1).astype(np.int16))
     return tmp_path / "train"
+
+
+@pytest.fixture
+def script(bundle_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Run a script of the repository in this process."""
+
+    def run(name: str, *options: object) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
+        runpy.run_path(str(bundle_root / "scripts" / name), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def refused(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a script that must stop; the one line that it leaves."""
+
+    def run(name: str, *options: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            script(name, *options)
+        said = capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else str(stop.value)  # 2: argparse
+        assert "\n" not in said and len(said) > 20
+        return said
+
+    return run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import sys
 from argparse import Namespace
 
 import numpy as np
@@ -22,31 +21,6 @@ sub-00_T1.nii.gz,s0,MR,T1,test
 sub-01_T1.nii.gz,s1 ,MR,T2,test
 sub-02_T1.nii.gz,s2,MR,T1,val
 """
-
-
-@pytest.fixture
-def script(bundle_root, monkeypatch):
-    """Run a script of the repository in this process."""
-
-    def run(name, *options):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, options)])
-        runpy.run_path(str(bundle_root / "scripts" / name), run_name="__main__")
-
-    return run
-
-
-@pytest.fixture
-def refused(script, capsys):
-    """Run a script that must stop; the one line that it leaves."""
-
-    def run(name, *options):
-        with pytest.raises(SystemExit) as stop:
-            script(name, *options)
-        said = capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else str(stop.value)  # 2: argparse
-        assert "\n" not in said and len(said) > 20
-        return said
-
-    return run
 
 
 @pytest.fixture

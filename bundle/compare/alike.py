@@ -116,8 +116,7 @@ class Trainings:
         }
         if path.is_file():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if {key: record.get(key) for key in asked} != asked:
-                differ = ", ".join(key for key in asked if record.get(key) != asked[key])
+            if differ := ", ".join(key for key in asked if record.get(key) != asked[key]):
                 raise ValueError(f"{path}: of a training with another {differ}; choose another --runs_dir")
             return record
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}

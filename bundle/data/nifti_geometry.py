@@ -208,7 +208,8 @@ def _quaternion_precision(raw: Header) -> float:
     error e of the others becomes sqrt(e): 1e-3 in NIfTI-1, which is no conflict of the two forms.
     """
     eps = float(np.finfo(raw["quatern_b"].dtype).eps)
-    squares = float(_quaternion(raw) @ _quaternion(raw))
+    quaternion = _quaternion(raw)
+    squares = float(quaternion @ quaternion)
     return 4 * eps / max(1 - squares, eps) ** 0.5
 
 
