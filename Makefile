@@ -34,7 +34,7 @@ test-docs: env
 lint: env
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy bundle
+	$(RUN) -m mypy
 
 env: $(STAMP)
 

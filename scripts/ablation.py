@@ -17,9 +17,8 @@ import sys
 from pathlib import Path
 
 import torch
-
-from bundle.compare.cost import multiply_adds, parameters
-from bundle.compare.experiments import (
+from comparison.cost import multiply_adds, parameters
+from comparison.experiments import (
     Experiment,
     ExperimentError,
     budget,
@@ -28,11 +27,13 @@ from bundle.compare.experiments import (
     train,
     training_options,
 )
-from bundle.compare.pages import write_pages
-from bundle.compare.protocol import ZERO_FILLED, Protocol, known_volumes
-from bundle.compare.records import Row, write_rows, write_text
-from bundle.compare.tables import Results, ablation_table
-from bundle.workflow import one_line_exit, prepare_network, training_data
+from comparison.pages import write_pages
+from comparison.protocol import ZERO_FILLED, Protocol, known_volumes
+from comparison.records import Row, write_rows, write_text
+from comparison.tables import Results, ablation_table
+
+from bundle.workflow import prepare_network, training_data
+from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128

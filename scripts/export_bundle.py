@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
+from bundle.cli.export_bundle import export_bundle
 from bundle.networks import NETWORKS
-from bundle.slim import export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 

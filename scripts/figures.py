@@ -14,17 +14,18 @@ import sys
 from pathlib import Path
 
 import torch
+from comparison.figures import draw_methods, draw_stages
+from comparison.protocol import BICUBIC, Protocol, consistency_weight, image_skip_option
+from comparison.records import label
+from comparison.tables import TITLES
 from torch import Tensor, nn
 
-from bundle.compare.figures import draw_methods, draw_stages
-from bundle.compare.protocol import BICUBIC, Protocol, consistency_weight, image_skip_option
-from bundle.compare.records import label
-from bundle.compare.tables import TITLES
-from bundle.losses import stage_targets
 from bundle.networks import ICONetOutput, build_network, weights_path
+from bundle.training.losses import stage_targets
 from bundle.transforms import NormalizeVolume
 from bundle.transforms.intensity import SCALE
-from bundle.workflow import one_line_exit, prepare_network
+from bundle.workflow import prepare_network
+from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGED = [name for name in TITLES if name.startswith("iconet") or name == "t2net"]

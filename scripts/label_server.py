@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from bundle.slim import ExportError, export_bundle
+from bundle.cli.export_bundle import ExportError, export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_APP = Path(sys.prefix) / "monailabel/sample-apps/monaibundle"

@@ -21,19 +21,19 @@ from pathlib import Path
 
 import monai
 import torch
+from comparison.cost import parameters
+from comparison.records import write_text
 from safetensors.torch import save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bundle.compare.cost import parameters
-from bundle.compare.records import write_text
 from bundle.data import training_datalist
 from bundle.data.atomic import replacing
-from bundle.data.folder import read_table
 from bundle.data.paths import sha256_of
+from bundle.data.splits import read_table
+from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network
 from bundle.trust import training_range
-from bundle.weights import load_weights
-from bundle.workflow import one_line_exit
+from bundle.workflow.errors import one_line_exit
 
 ASSUMES = {
     "degradation": "k-space truncation, magnitude; bundle.transforms.KSpaceTruncation",

@@ -18,14 +18,15 @@ import logging
 import sys
 from pathlib import Path
 
+from comparison.alike import BUDGET_HEADER, COMPUTE, SETTLED, UPDATES, Budget, Trainings, budget_rows
+from comparison.experiments import ExperimentError, check_not_set, literal, training_options
+from comparison.tables import markdown
 from monai.bundle import ConfigParser
 
-from bundle.compare.alike import BUDGET_HEADER, COMPUTE, SETTLED, UPDATES, Budget, Trainings, budget_rows
-from bundle.compare.experiments import ExperimentError, check_not_set, literal, training_options
-from bundle.compare.tables import markdown
 from bundle.data.errors import root_cause
 from bundle.networks import NETWORKS
-from bundle.workflow import one_line_exit, wrong_options
+from bundle.workflow.errors import one_line_exit
+from bundle.workflow.options import wrong_options
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -29,8 +29,8 @@ def main() -> None:
         sys.exit(f"{root}: no bundle of this project; it holds no bundle/zoo")
     sys.path.insert(0, str(root))  # the folder's own package is built and judged, whichever is installed
 
-    from bundle.zoo.folder import Folder
-    from bundle.zoo.gate import verdicts
+    from release.zoo.folder import Folder
+    from release.zoo.gate import verdicts
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as work:

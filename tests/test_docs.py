@@ -7,9 +7,9 @@ import hashlib
 from statistics import mean
 
 import pytest
+from comparison.pages import page, summary
+from comparison.records import read_rows
 
-from bundle.compare.pages import page, summary
-from bundle.compare.records import read_rows
 from bundle.networks import weights_path
 
 

@@ -59,7 +59,7 @@ def label_server(test: str) -> NotRun:
 
 
 TWO_PROCESSES = NotRun(
-    "covered by tests/bundle_runs/test_distributed.py::test_two_processes_train_as_one_with_the_doubled_batch"
+    "covered by tests/workflow/test_distributed.py::test_two_processes_train_as_one_with_the_doubled_batch"
 )
 
 COMMANDS: dict[str, Run | NotRun] = {
@@ -68,7 +68,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     "make test": NotRun("runs this very test"),
     "make env": ENVIRONMENT,
     "make export": NotRun(
-        "minutes; covered by tests/test_export_models.py::"
+        "minutes; covered by tests/scripts/test_export_models.py::"
         "test_an_onnx_file_is_the_network_at_any_size_in_standard_operators"
     ),
     "python3 -m venv .venv": ENVIRONMENT,
@@ -105,7 +105,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     "\"['configs/train.json','configs/multi_gpu_train.json']\" --dataset_dir DATA": TWO_PROCESSES,
     "torchrun --standalone --nproc_per_node=2 -m monai.bundle run evaluating --config_file "
     "\"['configs/evaluate.json','configs/multi_gpu_evaluate.json']\" --dataset_dir DATA": NotRun(
-        "covered by tests/bundle_runs/test_distributed.py::test_figures_do_not_depend_on_the_number_of_processes"
+        "covered by tests/workflow/test_distributed.py::test_figures_do_not_depend_on_the_number_of_processes"
     ),
     "python -m monai.bundle ckpt_export --config_file configs/inference.json --ckpt_file models/model.pt --filepath "
     "models/model.ts": Run("models/model.ts"),
@@ -145,12 +145,12 @@ COMMANDS: dict[str, Run | NotRun] = {
     "python scripts/train_alike.py DATA --split_file DATA/manifest.csv --scales 2 --batch_size 4 --patch_size 48 "
     "--networks iconet_small vdsr fmisr t2net divanet srcnn --updates 1200 --seconds 900": NotRun(
         "six trainings of a quarter of an hour; covered by "
-        "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
+        "tests/scripts/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
     ),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --scales 2 --models_dir runs/alike/equal_updates "
     "--image_skip fourier --every 8 --records runs/alike --output_dir eval/equal_updates": NotRun(
         "needs the trainings before it; covered by "
-        "tests/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
+        "tests/scripts/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
     ),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --split val --scales 2 "
     "--network iconet_small=runs/mine/model.pt --output_dir eval/mine": Run("eval/mine/results.md", "--device cpu"),
@@ -160,12 +160,12 @@ COMMANDS: dict[str, Run | NotRun] = {
     ),
     "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv "
     "--network_name iconet_paper --learning_rate 0.0001 --output_dir eval/ablation": NotRun(
-        "three trainings; covered by tests/test_experiments.py::test_one_command_makes_a_table"
+        "three trainings; covered by tests/scripts/test_experiments.py::test_one_command_makes_a_table"
     ),
     "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv --every 8 --epochs 1 "
     "--updates_per_epoch 1000 --val_interval 1 --batch_size 4 --patch_size 64 --warmup_updates 50 "
     "--ema_momentum 0.01 --runs_dir runs/ablation_1000": NotRun(
-        "trainings of minutes; covered by tests/test_experiments.py::test_one_command_makes_a_table"
+        "trainings of minutes; covered by tests/scripts/test_experiments.py::test_one_command_makes_a_table"
     ),
     # measuring
     "python scripts/benchmark.py": NotRun("a quarter of an hour of timing"),
@@ -176,7 +176,7 @@ COMMANDS: dict[str, Run | NotRun] = {
 PYTHON_ELSEWHERE = {
     "docs/monai_label.md": NotRun("runs in 3D Slicer, against a server"),
     "docs/exports.md": NotRun(
-        "needs an exported file; covered by tests/test_export_models.py::"
+        "needs an exported file; covered by tests/scripts/test_export_models.py::"
         "test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency"
     ),
 }
@@ -276,7 +276,6 @@ def workplace(tmp_path: Path, training_folder: Path) -> Path:
 @pytest.fixture
 def dicom_series(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder DICOM of the documents."""
-    monkeypatch.syspath_prepend(ROOT / "tests/data")
     import dicom_factory
 
     dicom_factory.save(dicom_factory.series("MR"), workplace / "DICOM")

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from bundle.data import read_volume, training_datalist
-from bundle.inferers import VolumeInferer
-from bundle.metrics import psnr
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.weights import load_weights
 from bundle.networks import build_network, weights_path
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.physics import consistency_residual
+from bundle.training.metrics import psnr
 from bundle.transforms import KSpaceTruncation, NormalizeVolume
-from bundle.weights import load_weights
 
 DATA = os.environ.get("ICONET_DATA")
 pytestmark = pytest.mark.skipif(not DATA, reason="ICONET_DATA is not set: no real volumes were checked")

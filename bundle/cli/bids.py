@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.cli.sidecar import TOOL, generated_by, write_json
+from bundle.cli.record import TOOL, generated_by, write_json
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
-from bundle.data.folder import volumes_below
+from bundle.data.find import volumes_below
 
 VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bundle.cli.options import RunError
-from bundle.cli.share import Share
+from bundle.cli.partition import Share
 from bundle.data.atomic import remove_partial_files
 
 WAIT = 60.0

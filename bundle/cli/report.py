@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.cli.jobs import Job, Plan
-from bundle.cli.model import Model
 from bundle.cli.options import Options, RunError
-from bundle.cli.results import Row
-from bundle.cli.sidecar import TOOL, tool_version, versions
-from bundle.data.dicom_find import find_series
-from bundle.data.dicom_read import read_series
-from bundle.data.dicom_series import DicomSeries
-from bundle.data.nifti_read import read_first_volume
+from bundle.cli.plan import Job, Plan
+from bundle.cli.record import TOOL, tool_version, versions
+from bundle.cli.table import Row
+from bundle.data.dicom.find import find_series
+from bundle.data.dicom.read import read_series
+from bundle.data.dicom.series import DicomSeries
+from bundle.data.nifti.read import read_first_volume
+from bundle.inference.model import Model
 
 if TYPE_CHECKING:
     from bundle.report import Section

@@ -14,20 +14,20 @@ from typing import Any
 
 from monai.utils import set_determinism
 
-from bundle.cli.jobs import Job, Plan, find_jobs
 from bundle.cli.lock import at_work, hold, locked
 from bundle.cli.log import logging_to
-from bundle.cli.model import Model, load_model
+from bundle.cli.one_volume import Task, process
 from bundle.cli.options import Options, RunError
-from bundle.cli.process import Task, process
+from bundle.cli.partition import Parts, Share
+from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
+from bundle.cli.record import content_digest, read_record, tool_version, why_redo
 from bundle.cli.report import Report
-from bundle.cli.results import Row, write_results
-from bundle.cli.share import Parts, Share
-from bundle.cli.sidecar import content_digest, read_record, tool_version, why_redo
+from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
-from bundle.data.dicom_series import DicomSeries
+from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
+from bundle.inference.model import Model, load_model
 
 TABLE, LOCK = "results.csv", ".iconet-sr.lock"
 
@@ -37,7 +37,7 @@ _log = logging.getLogger("iconet")
 def run(options: Options) -> int:
     """Do what the options ask for and return the exit status: 0 all done, 1 something failed.
 
-    Of several processes (:class:`bundle.cli.share.Share`), the last one to finish speaks for all: a launcher would
+    Of several processes (:class:`bundle.cli.partition.Share`), the last one to finish speaks for all: a launcher would
     stop the others if one of them ended with another status than 0 while they work.
 
     Raises:

@@ -11,14 +11,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from bundle.cli.jobs import Job
 from bundle.cli.log import held_back
-from bundle.cli.source import Source
+from bundle.cli.plan import Job
+from bundle.cli.read import Source
 from bundle.data import writing_volume
-from bundle.data.dicom_read import DicomVolume
-from bundle.data.dicom_write import write_series
+from bundle.data.dicom.read import DicomVolume
+from bundle.data.dicom.write import write_series
 from bundle.data.errors import disk_errors
-from bundle.data.nifti_storage import FLOAT32, Storage
+from bundle.data.nifti.storage import FLOAT32, Storage
 
 _log = logging.getLogger("iconet")
 

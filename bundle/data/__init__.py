@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from .errors import VolumeError
-from .folder import (
-    DatasetError,
-    check_folders,
-    evaluation_datalist,
-    find_volumes,
-    inference_datalist,
-    output_paths,
-    training_datalist,
-    voxel_counts,
-)
-from .nifti_read import NiftiVolumeReader, Volume, VolumeFile, check_volume_file, read_header, read_volume
-from .nifti_write import write_volume, writing_volume
+from bundle.data.errors import DatasetError, VolumeError
+from bundle.data.find import find_volumes, inference_datalist
+from bundle.data.nifti.read import NiftiVolumeReader, Volume, VolumeFile, check_volume_file, read_header, read_volume
+from bundle.data.nifti.write import write_volume, writing_volume
+from bundle.data.outputs import check_folders, output_paths
+from bundle.data.splits import evaluation_datalist, training_datalist, voxel_counts
 
 __all__ = [
     "DatasetError",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from .paths import PathLike
+from bundle.data.paths import PathLike
 
 
 class VolumeError(ValueError):
@@ -45,3 +45,14 @@ def root_cause(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split())
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+class DatasetError(ValueError):
+    """A folder or a table of volumes that cannot be used.
+
+    The message is one line: "<folder or table>: <what is wrong>; <what to do>".
+    """
+
+
+def fail_dataset(where: PathLike, wrong: str, remedy: str) -> NoReturn:
+    raise DatasetError(error_line(where, wrong, remedy))

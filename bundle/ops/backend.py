@@ -53,7 +53,11 @@ def forced_backend() -> str | None:
 
 def unavailable(name: str) -> str | None:
     """Why a back end cannot run on this machine, in one line; ``None`` if it can."""
-    modules = {"native": "bundle.ops.native", "triton": "bundle.ops.scan_triton", "mamba_ssm": "bundle.ops.scan_mamba"}
+    modules = {
+        "native": "bundle.ops.native",
+        "triton": "bundle.ops.scan.triton",
+        "mamba_ssm": "bundle.ops.scan.mamba_ssm",
+    }
     if name not in modules:
         return None
     module = importlib.import_module(modules[name])
@@ -66,8 +70,9 @@ def unavailable(name: str) -> str | None:
 @functools.cache
 def _failed_on_gpu(name: str) -> str | None:
     """Trust a CUDA back end only after it has reproduced the torch form, forward and backward, on a tiny image."""
-    from bundle.ops import scan_mamba, scan_triton
-    from bundle.ops.scan_torch import selective_scan_2d_torch
+    from bundle.ops.scan import mamba_ssm as scan_mamba
+    from bundle.ops.scan import triton as scan_triton
+    from bundle.ops.scan.plain import selective_scan_2d_torch
 
     forms: dict[str, Callable[..., Tensor]] = {
         "triton": scan_triton.selective_scan_2d_triton,

@@ -1,7 +1,7 @@
 """k-space and grid mathematics on plain tensors: no MONAI, no files, nothing above this folder."""
 
 from bundle.physics.consistency import consistency_residual, restore_magnitude, restore_measured
-from bundle.physics.grid import divisible_size, lowres_affine, superres_affine
+from bundle.physics.grid import divisible_size, fine_grid, lowres_affine, superres_affine
 from bundle.physics.kspace import (
     fourier_upsample,
     smooth_truncate,
@@ -10,11 +10,15 @@ from bundle.physics.kspace import (
     zero_fill,
 )
 from bundle.physics.shift import measure_grid_shift
+from bundle.physics.slices import choose_slice_axis, in_plane_axes
 
 __all__ = [
+    "choose_slice_axis",
     "consistency_residual",
     "divisible_size",
+    "fine_grid",
     "fourier_upsample",
+    "in_plane_axes",
     "lowres_affine",
     "measure_grid_shift",
     "restore_magnitude",

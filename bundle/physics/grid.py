@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bundle.physics.slices import in_plane_axes
+
 Affine = np.ndarray | Tensor
 
 
@@ -50,3 +52,13 @@ def divisible_size(size: Sequence[int], scale: int) -> tuple[int, ...]:
     if any(n < scale for n in size):
         raise ValueError(f"a matrix of {tuple(size)} is too small for a factor of {scale}")
     return tuple(n - n % scale for n in size)
+
+
+def fine_grid(
+    shape: Sequence[int], affine: np.ndarray, scale: int, slice_axis: int
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of the result by the grid rule; a time axis is left as it is."""
+    plane = in_plane_axes(min(len(shape), 3), slice_axis)
+    factors = [scale if axis in plane else 1 for axis in range(max(len(shape), 3))]
+    fine = tuple(n * factor for n, factor in zip(shape, factors, strict=False))
+    return fine, np.asarray(superres_affine(np.asarray(affine, np.float64), factors[:3]))

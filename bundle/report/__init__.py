@@ -7,7 +7,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the report needs {error.name}, which is not installed: pip install {error.name}") from error
 
-from .entry import ReportEntry
-from .page import Section, section, write_report
+from bundle.report.entry import ReportEntry
+from bundle.report.page import Section, section, write_report
 
 __all__ = ["ReportEntry", "Section", "section", "write_report"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bundle.data import Volume, read_volume
-from bundle.data.nifti_geometry import Header
+from bundle.data.nifti.geometry import Header
 from bundle.data.paths import PathLike
 
 

@@ -14,10 +14,18 @@ from markupsafe import Markup
 
 from bundle.data.atomic import replacing
 from bundle.data.paths import PathLike
-
-from .entry import ReportEntry
-from .pictures import LONGEST, Picture, grey_picture, histograms, share_beyond, signed_picture, spectrum, spectrum_peak
-from .planes import Plane, axis_codes, planes
+from bundle.report.entry import ReportEntry
+from bundle.report.pictures import (
+    LONGEST,
+    Picture,
+    grey_picture,
+    histograms,
+    share_beyond,
+    signed_picture,
+    spectrum,
+    spectrum_peak,
+)
+from bundle.report.planes import Plane, axis_codes, planes
 
 _DETAIL = 96  # samples on a side of the enlarged part
 _ACROSS = 200  # longest side of the planes across the slices

@@ -11,8 +11,7 @@ from nibabel.orientations import aff2axcodes, io_orientation
 from torch import Tensor
 
 from bundle.physics import fourier_upsample
-
-from .entry import ReportEntry
+from bundle.report.entry import ReportEntry
 
 _NAMES = ("sagittal", "coronal", "axial")
 _TOWARDS = (("L", "R"), ("P", "A"), ("I", "S"))

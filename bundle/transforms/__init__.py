@@ -1,15 +1,12 @@
 """MONAI transforms that MONAI lacks: k-space truncation, geometry, intensity, training patches, saving."""
 
+from bundle.transforms.edge_taper import RandEdgeTaper, RandEdgeTaperd
 from bundle.transforms.geometry import CropToMultiple, CropToMultipled, SuperResolveAffined
 from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed, RestoreIntensityd
-from bundle.transforms.kspace import (
-    CartesianLineMask,
-    CartesianLineMaskd,
-    KSpaceTruncation,
-    KSpaceTruncationd,
-)
-from bundle.transforms.patch import RandEdgeTaper, RandEdgeTaperd, RandVoxelSize, RandVoxelSized
+from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
+from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
+from bundle.transforms.voxel_size import RandVoxelSize, RandVoxelSized
 
 __all__ = [
     "CartesianLineMask",

@@ -13,7 +13,7 @@ from monai.utils import TransformBackends, ensure_tuple_rep
 from torch import Tensor
 
 from bundle.physics import divisible_size, superres_affine
-from bundle.transforms._axes import check_slice_axis, in_plane_axes
+from bundle.physics.slices import check_slice_axis, in_plane_axes
 
 
 class CropToMultiple(Transform):

@@ -1,8 +1,8 @@
 """Should this input be given to these weights at all?"""
 
-from .check import check_volume
-from .interpolation import Interpolation, find_interpolation
-from .training_range import (
+from bundle.trust.check import check_volume
+from bundle.trust.interpolation import Interpolation, find_interpolation
+from bundle.trust.training_range import (
     ImageFacts,
     ModalityRange,
     TrainingRange,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .interpolation import find_interpolation
-from .training_range import ImageFacts, Interval, ModalityRange, TrainingRange, image_facts
+from bundle.trust.interpolation import find_interpolation
+from bundle.trust.training_range import ImageFacts, Interval, ModalityRange, TrainingRange, image_facts
 
 _SIZE_MARGIN = 1.25  # voxel sizes may leave the range by this factor: training volumes are few, sizes discrete
 _FRACTION_MARGIN = 0.1

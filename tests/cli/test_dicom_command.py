@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +16,11 @@ from cli_command import command, record, results
 from conftest import blob_volume
 
 pytest.importorskip("pydicom", reason="needs pydicom: pip install '.[dicom]'")
-sys.path.append(str(Path(__file__).parents[1] / "data"))
-
 import dicom_factory as factory
 from test_killed import killed_at
 
-from bundle.data.dicom_find import find_series
-from bundle.data.dicom_read import read_series
+from bundle.data.dicom.find import find_series
+from bundle.data.dicom.read import read_series
 
 FINE = np.diag([0.5, 0.5, 1, 1])
 

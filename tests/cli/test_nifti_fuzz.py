@@ -19,9 +19,11 @@ from conftest import blob_volume
 from torch import nn
 
 from bundle.data import VolumeError, check_volume_file, writing_volume
-from bundle.inferers import VolumeInferer
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
-from bundle.pipeline import choose_slice_axis, fine_grid, super_resolve
+from bundle.physics.grid import fine_grid
+from bundle.physics.slices import choose_slice_axis
 
 FILES = 2400
 LONGEST = 5.0  # seconds that one file may take

@@ -21,9 +21,9 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundle.cli.model import MODELS, own_device
+from bundle.cli.partition import divide
 from bundle.cli.run import LOCK
-from bundle.cli.share import divide
+from bundle.inference.model import MODELS, own_device
 from bundle.networks import weights_path
 
 BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)

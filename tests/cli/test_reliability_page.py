@@ -8,15 +8,15 @@ import pytest
 
 FILES = {
     "F": "nifti_files.py",
-    "N": "data/test_nifti.py",
-    "P": "data/test_nifti_pieces.py",
+    "N": "data/nifti/test_nifti.py",
+    "P": "data/nifti/test_nifti_pieces.py",
     "D": "data/test_folder.py",
     "C": "cli/test_nifti_catalogue.py",
     "M": "cli/test_command.py",
     "K": "cli/test_killed.py",
     "X": "cli/test_dicom_command.py",
-    "I": "test_pipeline.py",
-    "W": "test_weights.py",
+    "I": "inference/test_volume.py",
+    "W": "inference/test_weights.py",
 }
 
 

@@ -14,9 +14,10 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from bundle.data import check_volume_file, writing_volume
-from bundle.inferers import VolumeInferer
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
-from bundle.pipeline import fine_grid, super_resolve
+from bundle.physics.grid import fine_grid
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 types = st.sampled_from(["u1", "i2", "u2", "i4", "f4", "f8"])

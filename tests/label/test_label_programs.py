@@ -140,7 +140,7 @@ def starter(bundle_root, tmp_path, monkeypatch):
 def test_the_bundles_are_exported_anew_at_every_start(starter, tmp_path, monkeypatch, capsys):
     work = tmp_path / "work"
     assert starter.prepare(work) == ["iconet_x2", "iconet_x4"]
-    monkeypatch.setattr("bundle.slim.PAGE", "the page of the next version")
+    monkeypatch.setattr("bundle.cli.export_bundle.PAGE", "the page of the next version")
     starter.prepare(work)
     assert (work / "app/model/iconet_x2/docs/README.md").read_text() == "the page of the next version"
     assert capsys.readouterr().out == ""

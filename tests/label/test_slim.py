@@ -24,11 +24,11 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Resize, SaveImaged
 
-from bundle.inferers import VolumeInferer
+from bundle.cli.export_bundle import ExportError, export_bundle
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
+from bundle.inference.weights import WeightsError, load_weights
 from bundle.networks import build_network, weights_path
-from bundle.pipeline import super_resolve
-from bundle.slim import ExportError, export_bundle
-from bundle.weights import WeightsError, load_weights
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.losses import MultiStageL1Loss
 from bundle.networks import NETWORKS, ICONetOutput, build_network
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics import measure_grid_shift, truncate
+from bundle.training.losses import MultiStageL1Loss
 
 PEERS = [name for name in NETWORKS if not name.startswith("iconet")]
 TINY: dict[str, dict[str, Any]] = {

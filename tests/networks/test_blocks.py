@@ -11,7 +11,7 @@ from bundle.networks.fusion import SemanticAttentionBlock, SRRecFusion
 from bundle.networks.rscfl import RSCFL, ChannelRankingBlock
 from bundle.networks.ss2d import DT_MAX, DT_MIN, SS2D
 from bundle.networks.vision_mamba import VisionMambaBlock
-from bundle.ops.scan_reference import selective_scan_2d_reference
+from bundle.ops.scan.reference import selective_scan_2d_reference
 
 SHAPE = (2, 5, 4, 8)  # B, H, W, features
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.losses import MultiStageL1Loss
 from bundle.networks import NETWORK_SIZES, ICONet, ICONetOutput, iconet
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import native, use_backend
 from bundle.physics import measure_grid_shift, smooth_truncate, truncate
+from bundle.training.losses import MultiStageL1Loss
 
 TINY: dict[str, Any] = {
     "features": 8,

@@ -61,7 +61,7 @@ class T2Net(PeerNetwork):
     """Two EDSR branches, reconstruction and super-resolution, joined after every block by a task transformer.
 
     Both read the low-resolution image. The reconstruction, on the grid of the input, is the Rec of the result:
-    :class:`bundle.losses.MultiStageL1Loss` with ``alpha`` 0.8 is the paper's two-task loss.
+    :class:`bundle.training.losses.MultiStageL1Loss` with ``alpha`` 0.8 is the paper's two-task loss.
 
     As its public code: 5x5 heads, 8 blocks of 64 maps, the hard attention without projections, feature skips from the
     heads, no image skip. Ours: overlapping patches are averaged, also at the border (there a fixed 1/9 darkens it);

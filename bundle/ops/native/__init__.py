@@ -315,7 +315,7 @@ def _build(anew: bool = False) -> Path:
 
 # --- self-test
 def _check_scan(library: Library) -> None:
-    from bundle.ops.scan_torch import selective_scan_2d_torch
+    from bundle.ops.scan.plain import selective_scan_2d_torch
 
     random = torch.Generator().manual_seed(0)
     channels, n_state, rank = 11, 3, 2

@@ -1,0 +1,249 @@
+"""A self-contained bundle folder for one network and one scale, as applications that serve bundles want it.
+
+The repository is a bundle with many networks and both scales. MONAI Label builds the network of a folder once, takes
+``models/model.pt`` for its weights and reads ``configs/inference.json`` alone, so that one folder is one model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bundle.data.paths import PathLike, sha256_of
+from bundle.inference.weights import load_weights, save_atomically
+from bundle.networks import build_network, weights_path
+
+RECORD = "configs/exported.json"
+"""By this file an exported folder is known: the options of its export, and the checksum of every other file."""
+TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
+"""MONAI Label takes a bundle with one of these words in its name for another kind of model."""
+WEIGHTS = "$@bundle_root + '/models/model.pt'"
+INPUT = "$@bundle_root + '/input'"
+
+Config = dict[str, Any]
+
+
+class ExportError(ValueError):
+    """The folder cannot be written; the message is one line."""
+
+
+def export_bundle(
+    root: PathLike, out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
+) -> Path:
+    """Write the bundle folder `out`, whole or not at all; what the same export made before is replaced.
+
+    Args:
+        root: the repository.
+        out: the folder to write, named by letters, digits, ``_ . -`` and without :data:`TASK_WORDS`.
+        scale: factor of the network.
+        network_name: a key of :data:`bundle.networks.NETWORKS`.
+        weights: plain state dict or safetensors; the shipped ones by default.
+
+    Raises:
+        ExportError: the name does not do, or `out` is something else than an exported folder, or one of other
+            options, or was trained or edited since.
+        WeightsError: the weights are missing or not those of this network.
+        ValueError: unknown network or scale.
+    """
+    root, out = Path(root), Path(out).resolve()
+    _check_name(out.name)
+    options = {"network_name": network_name, "scale": scale, "weights": "shipped" if weights is None else "given"}
+    source = Path(weights or weights_path(root / "models", network_name, scale))
+    network = build_network(network_name, scale)
+    load_weights(network, source)  # nothing is written for weights that do not fit
+    _check_target(out, options)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        _copy_files(root, partial)
+        (partial / "models").mkdir()
+        save_atomically(network.state_dict(), partial / "models/model.pt")
+        _write_configs(root, partial, scale, network_name)
+        _write_page(partial, scale, network_name)
+        _write_json(partial / RECORD, {"options": options, "sha256": _digests(partial)})
+        _take_place(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise ExportError(f"{name!r}: name the folder by letters, digits, _ . - alone; MONAI Label fails on others")
+    if found := [word for word in TASK_WORDS if word in name.lower()]:
+        raise ExportError(f"{name}: choose a name without {found[0]!r}, by which MONAI Label takes it for another task")
+
+
+def _check_target(out: Path, options: Config) -> None:
+    """Nothing that someone made goes: an export replaces what the same export wrote, and that alone."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        record = _read_json(out / RECORD)
+        before, written = record["options"], dict(record["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ExportError(f"{out}: exists and is not an exported bundle; choose another folder") from error
+    if before != options:
+        raise ExportError(f"{out}: was exported with another network, scale or weights; move it away first")
+    found = _digests(out)
+    changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
+    if "models/model.pt" in changed:
+        raise ExportError(f"{out}: its weights were trained or changed since it was exported; move it away first")
+    if changed:
+        raise ExportError(f"{out}: {changed[0]} was changed since it was exported; move the folder away first")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Path -> checksum of every file but the record and Python's byte code."""
+    files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+    kept = {name: path for name, path in files.items() if name != RECORD and not name.endswith(".pyc")}
+    return {name: sha256_of(path) for name, path in kept.items()}
+
+
+def _copy_files(root: Path, out: Path) -> None:
+    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+    shutil.copytree(root / "bundle", out / "bundle", ignore=unwanted)
+    for name in ("LICENSE", "docs/data_license.txt", "configs/logging.conf", "configs/multi_gpu_train.json"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / name, out / name)
+
+
+def _take_place(partial: Path, out: Path) -> None:
+    """Rename; the folder that was there goes when the new one stands."""
+    old = out.with_name(f".{secrets.token_hex(8)}.old")
+    if out.exists():
+        os.replace(out, old)
+    try:
+        os.replace(partial, out)
+    except OSError:
+        if old.exists():
+            os.replace(old, out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_configs(root: Path, out: Path, scale: int, network_name: str) -> None:
+    for name, change in (("inference", slim_inference), ("train", slim_training)):
+        _write_json(
+            out / f"configs/{name}.json", change(_read_json(root / f"configs/{name}.json"), scale, network_name)
+        )
+    metadata = slim_metadata(_read_json(root / "configs/metadata.json"), scale, network_name)
+    _write_json(out / "configs/metadata.json", metadata)
+
+
+def slim_inference(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
+    """`inference.json` of one network and scale, for one volume at a time.
+
+    A caller's wish for another number type is dropped with the input: MONAI Label's 3D Slicer plug-in asks for uint8,
+    made for label maps, which would wrap every intensity above 255.
+    """
+    new = _fixed(config, scale, network_name)
+    new["preprocessing"]["transforms"].append(
+        {"_target_": "bundle.transforms.one_channel.RequireOneChanneld", "keys": "image"}
+    )
+    last = new["postprocessing"]["transforms"][-1]
+    if last["_target_"] != "DeleteItemsd":  # without it MONAI Label resizes the result to the input's matrix
+        raise ExportError("configs/inference.json: its postprocessing must end with DeleteItemsd")
+    last["keys"].append("result_dtype")
+    return new
+
+
+def slim_training(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
+    """`train.json` for fine-tuning ``models/model.pt`` in place, on data lists that MONAI Label puts in.
+
+    The weights are replaced by better ones only, by the validation volumes; where there are none (MONAI Label keeps a
+    fifth of the volumes, so none of fewer than three), by those after the last epoch. The "label" of MONAI Label's
+    items is not read: the low-resolution image is made of the volume itself.
+    """
+    new = _fixed(config, scale, network_name)
+    new.update(output_dir="$@bundle_root + '/finetune'", val_interval=1)
+    new.update(updates_per_epoch=50, learning_rate=1e-4, warmup_updates=20)
+    new["best_model"]["path"] = WEIGHTS
+    # MONAI Label sets the trainer's max_epochs, not the option epochs
+    new["lr_scheduler"]["t_total"] = "$@train#trainer#max_epochs * @updates_per_epoch"
+    new["load_volume"].insert(0, {"_target_": "SelectItemsd", "keys": "image"})
+    handlers = new["train"]["handlers"]
+    _handler(handlers, "ValidationHandler")["exec_at_start"] = True  # how good the weights are that would be replaced
+    handlers.append(
+        {
+            "_target_": "CheckpointSaver",
+            "_disabled_": "$len(@validate#dataset#data) > 0",
+            "save_dir": "$@bundle_root + '/models'",
+            "save_dict": {"model": "$@ema.ema_model"},
+            "save_final": True,
+            "final_filename": "model.pt",
+        }
+    )
+    # no guard against mistyped options: those that MONAI Label replaces are left without use
+    new["run"] = [step for step in new["run"] if not _is_guard(step)]
+    return new
+
+
+def slim_metadata(metadata: Mapping[str, Any], scale: int, network_name: str) -> Config:
+    """`metadata.json` that says the scale, in words and in the spatial shapes."""
+    new: Config = json.loads(json.dumps(metadata))
+    new["name"] = f"{metadata['name']} x{scale}"
+    new["task"] = f"In-plane super-resolution of MR and PET volumes by {scale}"
+    new["description"] = f"In-plane super-resolution by {scale} ({network_name}). {metadata['description']}"
+    formats = new["network_data_format"]
+    sizes = [f"{8 * scale}*n" for _ in formats["inputs"]["image"]["spatial_shape"]]
+    formats["outputs"]["pred"]["spatial_shape"] = sizes
+    return new
+
+
+def _fixed(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
+    new: Config = json.loads(json.dumps(config))
+    new.update(scale=scale, network_name=network_name, weights=WEIGHTS, dataset_dir=INPUT)
+    return new
+
+
+def _handler(handlers: list[Config], name: str) -> Config:
+    return next(handler for handler in handlers if handler["_target_"] == name)
+
+
+def _is_guard(step: Any) -> bool:
+    return isinstance(step, dict) and step.get("_target_") == "bundle.workflow.check_overrides"
+
+
+def _read_json(path: Path) -> Config:
+    config: Config = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _write_json(path: Path, config: Config) -> None:
+    path.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+
+
+PAGE = """# Model Overview
+
+ICONet SR: in-plane super-resolution by {scale} of MR and PET volumes, slice by slice ({network_name}). This folder is
+one network with its weights, exported from the ICONet SR repository for applications that serve bundles.
+
+Input: a 3-D NIfTI volume of any matrix and intensity. Output: float32, in-plane matrix times {scale}, in-plane voxel
+size divided by {scale}, same origin, units of the input.
+
+## MONAI Bundle Commands
+
+From this folder:
+
+```
+python -m monai.bundle run inference --config_file configs/inference.json --dataset_dir IN --output_dir OUT
+python -m monai.bundle run training --config_file configs/train.json --dataset_dir HIGH_RESOLUTION_VOLUMES
+```
+
+Training starts from `models/model.pt` and replaces it where the validation volumes say that the result is better.
+
+## License
+
+Apache-2.0, see `LICENSE`; the data behind the weights: `data_license.txt`. Not a medical device.
+"""
+
+
+def _write_page(out: Path, scale: int, network_name: str) -> None:
+    (out / "docs/README.md").write_text(PAGE.format(scale=scale, network_name=network_name), encoding="utf-8")

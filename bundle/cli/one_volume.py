@@ -1,0 +1,169 @@
+"""One volume: read, super-resolved, written, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.cli.bids import Bids
+from bundle.cli.options import Options
+from bundle.cli.plan import Job
+from bundle.cli.progress import Progress
+from bundle.cli.read import Source, open_source
+from bundle.cli.record import content_digest, generated_by, result_files, versions, write_json
+from bundle.cli.write import write_dicom, write_nifti
+from bundle.data.errors import disk_errors
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.model import Model
+from bundle.inference.volume import super_resolve
+from bundle.physics.grid import fine_grid
+from bundle.physics.slices import choose_slice_axis
+from bundle.trust import check_volume
+
+GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its place"
+DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A job with all that its processing needs. `provenance`: what its record must say of input and settings."""
+
+    job: Job
+    options: Options
+    model: Model
+    bids: Bids | None
+    provenance: dict[str, Any]
+
+
+def process(task: Task, bar: Progress) -> dict[str, Any]:
+    """Super-resolve a volume and write it with its record, which is returned.
+
+    The record of a NIfTI result takes its name just before the result does, with the digest of what is to come. A
+    DICOM series can only be seen when it has its name: its record comes first without a digest, then with it. So
+    whatever was made here has a record, also after a kill, and the digest tells whether it is whole.
+
+    Raises:
+        VolumeError: the volume cannot be read, or the result or its record not be written.
+    """
+    job, options = task.job, task.options
+    source = open_source(job, options)
+    axis = options.slice_axis
+    if axis is None:
+        axis = 2 if source.dicom else choose_slice_axis(source.shape, source.affine)
+    shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
+    outcome = _Outcome(task, source, axis, shape, affine)
+    frames = _results(source, outcome, bar)
+    try:
+        if source.dicom is not None and job.to == "dicom":
+            (voxels,) = frames
+            outcome.record(None)
+            provenance = {
+                "version": task.provenance["Version"],
+                "weights_sha256": task.model.digest,
+                "settings": task.provenance["Settings"],
+            }
+            outcome.warn(write_dicom(job, source.dicom, voxels, affine, task.model.scale, axis, provenance))
+            outcome.record(content_digest(result_files(job.target)))
+        else:
+            if task.bids is not None:
+                task.bids.copy_gradients(job.files[0], job.target)
+            write_nifti(job, source, frames, shape, affine, options.dtype, outcome.warn, outcome.record_file)
+    except BaseException:
+        outcome.retract()
+        raise
+    return outcome.content
+
+
+def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.ndarray]:
+    """The super-resolved frames one by one; what is learned on the way goes to the outcome."""
+    task = outcome.task
+    inferer = VolumeInferer(
+        outcome.slice_axis, task.options.slice_batch, data_consistency=task.options.data_consistency
+    )
+    slices = source.shape[outcome.slice_axis] if len(source.shape) > 2 else 1
+    with bar.slices(slices * int(np.prod(source.shape[3:]))):
+        for frame in source.frames():
+            if not outcome.scales:  # of a series, the first volume stands for all
+                spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
+                trained_on = task.model.trained_on
+                outcome.warn(check_volume(frame, spacing, outcome.slice_axis, source.modality, trained_on))
+            result = super_resolve(frame, task.model.network, task.model.scale, inferer)
+            outcome.offsets.append(result.offset)
+            outcome.scales.append(result.scale)
+            outcome.residuals.append(result.residual)
+            outcome.warn(result.notes)
+            yield result.voxels
+
+
+@dataclass(eq=False)
+class _Outcome:
+    """What is known of a result while it comes into being, and its record on the disk."""
+
+    task: Task
+    source: Source
+    slice_axis: int
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    warnings: list[str] = field(default_factory=list)
+    offsets: list[float] = field(default_factory=list)
+    scales: list[float] = field(default_factory=list)
+    residuals: list[float] = field(default_factory=list)
+    content: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.warn(self.source.warnings)
+
+    def warn(self, texts: Iterable[str]) -> None:
+        self.warnings += [text for text in texts if text not in self.warnings]
+
+    def record_file(self, partial: Path) -> None:
+        """Record a file that has all of the result and is about to get its name."""
+        self.record(content_digest([partial]))
+
+    def record(self, digest: str | None) -> None:
+        self.content = self._content(digest)
+        with disk_errors(self.task.job.sidecar):
+            write_json(self.task.job.sidecar, self.content)
+
+    def retract(self) -> None:
+        """Take back the record of a result that did not get its name after all.
+
+        An older result that is still there keeps the new record: by the digest it will be redone.
+        """
+        if self.content and not self.task.job.target.exists():
+            with suppress(OSError):
+                self.task.job.sidecar.unlink()
+
+    def _content(self, digest: str | None) -> dict[str, Any]:
+        task, job = self.task, self.task.job
+        spacing = [round(float(size), 6) for size in np.linalg.norm(self.affine[:3, :3], axis=0)[: len(self.shape)]]
+        size = " x ".join(f"{length:g}" for length in spacing)
+        finer = f"{task.model.scale} times finer in the plane of the slices than the source"
+        series = len(self.shape) == 4
+        return {
+            **({} if task.bids is None else task.bids.metadata(job.files[0])),
+            "Description": f"Super-resolved by {task.options.network}, slice by slice",
+            "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
+            "GeneratedBy": generated_by(),
+            "Resolution": f"{size} mm, {finer}",
+            "SuperResolution": {
+                "Scale": task.model.scale,
+                "SliceAxis": self.slice_axis,
+                "SourceShape": self.source.shape,
+                "Shape": self.shape,
+                "VoxelSize": spacing,
+                "GridRule": GRID_RULE,
+                "DegradationAssumed": DEGRADATION,
+                "DataConsistencyResidual": max(self.residuals),
+                "IntensityOffset": self.offsets if series else self.offsets[0],
+                "IntensityScale": self.scales if series else self.scales[0],
+                "Warnings": self.warnings,
+                "Versions": versions(),
+                "Provenance": {**task.provenance, "OutputSha256": digest},
+            },
+        }

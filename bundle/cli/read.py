@@ -1,0 +1,81 @@
+"""Reading the volume of a job, NIfTI or DICOM alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Header
+
+from bundle.cli.options import Options
+from bundle.cli.plan import Job
+from bundle.data import VolumeError, check_volume_file
+from bundle.data.dicom.read import DicomVolume, read_series
+from bundle.data.dicom.series import DicomSeries
+from bundle.data.errors import error_line
+from bundle.data.nifti.geometry import Header
+from bundle.data.nifti.storage import FLOAT32, Storage
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A volume that was found sound.
+
+    Attributes:
+        shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
+        affine: voxel index to world (RAS), mm.
+        frames: gives each image (X, Y) or volume (X, Y, Z) of it, float32.
+        like: header to write a NIfTI result with.
+        storage: number type of the file; float32 where it has no single one.
+        modality: MR, CT or PT where the file tells.
+        dicom: the volume, where it is one of DICOM.
+    """
+
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    frames: Callable[[], Iterator[np.ndarray]]
+    like: Header
+    warnings: tuple[str, ...]
+    storage: Storage = FLOAT32
+    modality: str | None = None
+    dicom: DicomVolume | None = None
+
+
+def open_source(job: Job, options: Options) -> Source:
+    """Read a volume from end to end; of a NIfTI series, one volume at a time is in memory.
+
+    Raises:
+        VolumeError: it cannot be read, or not be written as what is asked for.
+    """
+    if isinstance(job.source, DicomSeries):
+        return _open_dicom(job, job.source, options)
+    if job.to == "dicom":
+        wrong = "a NIfTI file names no patient and no study, which a DICOM series needs"
+        raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
+    file = check_volume_file(job.source, options.nonfinite)
+    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.storage)
+
+
+def _open_dicom(job: Job, series: DicomSeries, options: Options) -> Source:
+    if job.to == "dicom" and options.slice_axis not in (None, 2):
+        wrong = f"slice axis {options.slice_axis}, but the slices of a DICOM series are its images (axis 2)"
+        raise VolumeError(error_line(job.name, wrong, "write NIfTI (--to nifti)"))
+    volume = read_series(series, allow_gap=options.allow_gap)
+    if job.to == "nifti" and not volume.regular:
+        wrong = "slices with gaps have no single affine, which NIfTI needs"
+        raise VolumeError(error_line(job.name, wrong, "write DICOM (--to dicom)"))
+    like = Nifti1Header()
+    like.set_data_shape(volume.voxels.shape)
+    like.set_sform(volume.affine, 1)
+    like.set_qform(volume.affine, 1)
+    like.set_xyzt_units("mm", "sec")
+    return Source(
+        volume.voxels.shape,
+        volume.affine,
+        lambda: iter([volume.voxels]),
+        like,
+        tuple(volume.warnings),
+        modality=series.modality,
+        dicom=volume,
+    )

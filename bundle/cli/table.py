@@ -1,0 +1,64 @@
+"""The table of a run: one row per volume, rewritten after each, so that a killed run leaves a whole table."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from bundle.cli.plan import Job
+from bundle.data.atomic import replacing
+
+Status = Literal["done", "skipped", "failed"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A volume of `results.csv`; the columns are the fields. Lists are joined by "; ", shapes by "x"."""
+
+    volume: str
+    status: Status
+    result: str = ""
+    seconds: str = ""
+    slice_axis: str = ""
+    shape: str = ""
+    result_shape: str = ""
+    residual: str = ""
+    warnings: str = ""
+    error: str = ""
+    input_sha256: str = ""
+    weights_sha256: str = ""
+    result_sha256: str = ""
+
+    @staticmethod
+    def of(job: Job, status: Status, seconds: float, record: dict[str, Any]) -> Row:
+        """The row of a volume that has a result, from its record."""
+        facts = record["SuperResolution"]
+        provenance = facts["Provenance"]
+        return Row(
+            volume=job.name,
+            status=status,
+            result=str(job.target),
+            seconds=f"{seconds:.2f}",
+            slice_axis=str(facts["SliceAxis"]),
+            shape="x".join(map(str, facts["SourceShape"])),
+            result_shape="x".join(map(str, facts["Shape"])),
+            residual=f"{facts['DataConsistencyResidual']:.3g}",
+            warnings="; ".join(facts["Warnings"]),
+            input_sha256=provenance["InputSha256"],
+            weights_sha256=provenance["WeightsSha256"],
+            result_sha256=provenance["OutputSha256"],
+        )
+
+
+def write_results(path: Path, rows: list[Row]) -> None:
+    """Raises OSError if the disk refuses."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(row) for row in rows)
+    with replacing(path) as stream:
+        # File names need not be valid text.
+        stream.write(text.getvalue().encode("utf-8", "backslashreplace"))

@@ -1,0 +1,1 @@
+"""DICOM series: found, read, and written as derived series."""

@@ -1,0 +1,323 @@
+"""Headers of DICOM files: each slice as its attributes describe it, classic and multi-frame alike."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bundle.data.dicom.frame import CLASSIC, CONTRASTS, MODALITIES, PHASES, Broken, Frame, Image, Skipped
+from bundle.data.dicom.library import guarded
+from bundle.data.errors import VolumeError, fail
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+MAX_DEFLATED = 2 * 2**30
+"""Largest size of an inflated file (2 GiB): pydicom inflates without a limit of its own."""
+
+_IDENTITY = (
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *("PatientID", "SeriesNumber", "Modality"),
+)
+_MATRIX = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+)
+_PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
+_SCALING = ("RescaleSlope", "RescaleIntercept")
+_VALUES = ("ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit")
+_OTHER = ("FrameOfReferenceUID", "InstanceNumber", "AcquisitionMatrix", "NumberOfSlices")
+_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_READ = [*_IDENTITY, *_MATRIX, *_PLACE, *_SCALING, *_VALUES, *_OTHER, *_FRAMES, *CONTRASTS, *PHASES]
+
+
+def starts_as_dicom(path: Path) -> bool | None:
+    """True with the DICM mark, None if the file may be a bare data set without it, else False.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as stream:
+        head = stream.read(132)
+    if head[128:] == b"DICM":
+        return True
+    # A bare data set starts with group 0002 or 0008, in either byte order.
+    return None if len(head) >= 132 and head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") else False
+
+
+def read_dataset(path: Path, attributes: list[str] | None = None, pixels: bool = False) -> Dataset:
+    """The data set of a file, all of it or the named attributes; without the pixels unless asked for.
+
+    Raises:
+        VolumeError: the file cannot be parsed, or inflates beyond MAX_DEFLATED.
+    """
+    import pydicom
+
+    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+        _check_deflated(path)
+        return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=attributes, force=True)  # type: ignore[arg-type]
+
+
+def transfer_syntax(dataset: Dataset) -> str:
+    """The declared transfer syntax, or for a bare data set the plain one that it was read with."""
+    if declared := _text(dataset.file_meta, "TransferSyntaxUID"):
+        return declared
+    implicit, little_endian = dataset.original_encoding
+    return "1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1" if little_endian else "1.2.840.10008.1.2.2"
+
+
+def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
+    """The slices of one file; None if it is no DICOM file after all.
+
+    Raises:
+        VolumeError: a DICOM file that does not tell to which series it belongs.
+    """
+    marked = starts_as_dicom(path)
+    if marked is False:
+        return None
+    try:
+        dataset = read_dataset(path, _READ)
+    except VolumeError:
+        if marked is None:
+            return None
+        raise
+    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+        sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
+        if marked is None and not (sop_class in MODALITIES and "Rows" in dataset and "Columns" in dataset):
+            return None
+        if not sop_class:
+            fail(path, "a DICOM file without SOP class, cut short or damaged", "get a sound copy of the file")
+        if sop_class not in MODALITIES and not _is_damaged_class(dataset, sop_class):
+            return Skipped(path, _class_name(sop_class))
+        identity = _identity(dataset)
+        if not any(identity) and "Rows" not in dataset:
+            fail(path, "the DICOM header is cut short", "get a sound copy of the file")
+    try:
+        with guarded(path, "an attribute of the DICOM header is damaged", "get a sound copy of the file"):
+            if sop_class not in MODALITIES:
+                fail(path, "an image of an unknown SOP class", "get a sound copy of the file")
+            image = _image(path, dataset, sop_class, identity)
+            return list(_frames(image, dataset))
+    except VolumeError as error:
+        return Broken(path, identity, str(error))
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a deflated file that grows too large, before pydicom inflates it in one piece."""
+    with open(path, "rb") as stream:
+        head = stream.read(4096)
+        if _DEFLATED not in head:
+            return
+        # Preamble, mark and the group length element itself, then as many bytes as that element says.
+        stream.seek(144 + int.from_bytes(head[140:144], "little"))
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while piece := inflater.unconsumed_tail or stream.read(65536):
+            size += len(inflater.decompress(piece, 2**20))
+            if size > MAX_DEFLATED:
+                fail(path, f"inflates beyond {MAX_DEFLATED} bytes", "check where the file comes from")
+            if inflater.eof:
+                return
+
+
+def _class_name(sop_class: str) -> str:
+    from pydicom.uid import UID
+
+    name = UID(sop_class).name
+    return name if name != sop_class else "an unknown SOP class"
+
+
+def _is_damaged_class(dataset: Dataset, sop_class: str) -> bool:
+    """Whether a class that DICOM does not know should be one that is read; private objects have no matrix."""
+    from pydicom.uid import UID
+
+    known = UID(sop_class).name != sop_class
+    return not known and "Rows" in dataset and _text(dataset, "Modality") in ("MR", "CT", "PT")
+
+
+def _identity(dataset: Dataset) -> tuple[str, str, str]:
+    """(study UID, series UID, hash of the patient's identifier); "" where blank."""
+    patient = _text(dataset, "PatientID")
+    return (
+        _text(dataset, "StudyInstanceUID"),
+        _text(dataset, "SeriesInstanceUID"),
+        hashlib.sha256(patient.encode()).hexdigest()[:16] if patient else "",
+    )
+
+
+def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, str, str]) -> Image:
+    _check_plain(path, dataset, sop_class)
+    bits_allocated, bits_stored = _count(path, dataset, "BitsAllocated"), _count(path, dataset, "BitsStored")
+    if bits_allocated not in (8, 16, 32) or bits_stored > bits_allocated:
+        fail(path, f"{bits_stored} bits stored in {bits_allocated} are not read", "convert the series")
+    if int(dataset.get("HighBit", bits_stored - 1)) != bits_stored - 1:
+        fail(path, "the high bit is not the last of the bits stored", "convert the series")
+    return Image(
+        path=path,
+        uid=_text(dataset, "SOPInstanceUID"),
+        sop_class=sop_class,
+        study=identity[0],
+        series=identity[1],
+        patient=identity[2],
+        series_number=_whole(dataset, "SeriesNumber"),
+        instance_number=_whole(dataset, "InstanceNumber"),
+        transfer_syntax=transfer_syntax(dataset),
+        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        rows=_count(path, dataset, "Rows"),
+        columns=_count(path, dataset, "Columns"),
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        bits_allocated=bits_allocated,
+        bits_stored=bits_stored,
+        signed=bool(dataset.get("PixelRepresentation", 0)),
+        inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
+        padding=_padding(dataset) if MODALITIES[sop_class] == "CT" else None,
+        acquired=_acquired(dataset),
+        slices_in_series=_whole(dataset, "NumberOfSlices"),
+    )
+
+
+def _check_plain(path: Path, dataset: Dataset, sop_class: str) -> None:
+    """Refuse what has no single grey value per voxel, or several slices in one plane."""
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.get("PhotometricInterpretation") not in (
+        "MONOCHROME1",
+        "MONOCHROME2",
+    ):
+        fail(path, "colour or palette image", "give the grey-scale series it was made from")
+    if sop_class in CLASSIC and int(dataset.get("NumberOfFrames") or 1) != 1:
+        fail(path, "several frames in a class of single slices", "give the series as one slice per file")
+    if "MOSAIC" in (dataset.get("ImageType") or ()):
+        fail(path, "mosaic: all slices in one plane", "convert it to one slice per image, or to NIfTI with dcm2niix")
+    if "ModalityLUTSequence" in dataset:
+        fail(path, "values are given by a look-up table (Modality LUT)", "convert the series to a linear scaling")
+
+
+def _frames(image: Image, dataset: Dataset) -> Iterator[Frame]:
+    general = _values([dataset])
+    if image.sop_class in CLASSIC:
+        yield _frame(image, 0, general)
+        return
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if len(per_frame) != image.frames:
+        wrong = f"{image.frames} frames, but {len(per_frame)} of them described"
+        fail(image.path, wrong, "get a sound copy of the file")
+    general |= _values(_macros((dataset.get("SharedFunctionalGroupsSequence") or [None])[0]))
+    for index, group in enumerate(per_frame):
+        yield _frame(image, index, general | _values(_macros(group)))
+
+
+def _values(datasets: list[Dataset]) -> dict[str, Any]:
+    """What describes a frame in these data sets, by keyword; looking at each tag once is what makes this quick."""
+    wanted = _frame_tags()
+    return {wanted[tag]: dataset[tag].value for dataset in datasets for tag in dataset.keys() if tag in wanted}  # noqa: SIM118
+
+
+@cache
+def _frame_tags() -> dict[int, str]:
+    from pydicom.datadict import tag_for_keyword
+
+    return {tag_for_keyword(name) or 0: name for name in (*_PLACE, *_SCALING, *CONTRASTS, *PHASES)}
+
+
+def _macros(group: Dataset | None) -> list[Dataset]:
+    """The items of the functional groups of a frame, and one level below (gradient directions are there)."""
+    items: list[Dataset] = []
+    for element in group or ():
+        if element.VR == "SQ" and not element.tag.is_private and len(element.value) == 1:
+            items.append(element.value[0])
+            if "DiffusionGradientDirectionSequence" in element.value[0]:
+                items.extend(element.value[0].DiffusionGradientDirectionSequence)
+    return items
+
+
+def _frame(image: Image, index: int, values: dict[str, Any]) -> Frame:
+    get = values.get
+    slope, intercept = _numbers(image.path, get, "RescaleSlope", 1), _numbers(image.path, get, "RescaleIntercept", 1)
+    _check_scaling(image.path, slope, intercept)
+    thickness, step = _numbers(image.path, get, "SliceThickness", 1), _numbers(image.path, get, _PLACE[4], 1)
+    return Frame(
+        image=image,
+        index=index,
+        position=_numbers(image.path, get, "ImagePositionPatient", 3),
+        orientation=_numbers(image.path, get, "ImageOrientationPatient", 6),
+        spacing=_numbers(image.path, get, "PixelSpacing", 2),
+        thickness=thickness[0] if thickness else None,
+        step=abs(step[0]) if step else None,
+        slope=slope[0] if slope else 1.0,
+        intercept=intercept[0] if intercept else 0.0,
+        rescaled=slope is not None or intercept is not None,
+        contrasts=tuple(_comparable(get(name)) for name in CONTRASTS),
+        phases=tuple(_comparable(get(name)) for name in PHASES),
+    )
+
+
+def _check_scaling(path: Path, slope: tuple[float, ...] | None, intercept: tuple[float, ...] | None) -> None:
+    size = abs(slope[0]) if slope else 1.0
+    if size < 1e-30:
+        fail(path, f"RescaleSlope is {size:g}", "correct the header")
+    if intercept and abs(intercept[0]) >= 2**23 * size:
+        fail(path, "RescaleIntercept is so large that steps of RescaleSlope vanish in float32", "correct the header")
+
+
+# ------------------------------------------------------------------------------------------ values of attributes
+
+
+def _text(dataset: Any, name: str) -> str:
+    return str(dataset.get(name) or "").strip()
+
+
+def _whole(dataset: Dataset, name: str) -> int | None:
+    value = dataset.get(name)
+    return None if value is None else int(value)
+
+
+def _count(path: Path, dataset: Dataset, name: str) -> int:
+    value = int(dataset.get(name) or 0)
+    if value < 1:
+        fail(path, f"{name} is missing or zero", "get a sound copy of the file")
+    return value
+
+
+def _numbers(path: Path, get: Callable[[str], Any], name: str, length: int) -> tuple[float, ...] | None:
+    """`length` finite numbers, or None where the attribute is absent or empty."""
+    value = get(name)
+    if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
+        return None
+    numbers = tuple(float(item) for item in (value if hasattr(value, "__len__") else [value]))
+    if len(numbers) != length or not all(math.isfinite(number) and abs(number) < 1e9 for number in numbers):
+        fail(path, f"{name} is not {length} finite number{'s' * (length > 1)}", "correct the header")
+    return numbers
+
+
+def _comparable(value: Any) -> Any:
+    """A value that can be compared and hashed: numbers to 3 decimals (a time in ms to a microsecond), else text."""
+    if value is None or value == "":
+        return None
+    if hasattr(value, "__iter__") and not isinstance(value, str):
+        return tuple(_comparable(item) for item in value)
+    try:
+        return round(float(value), 3)
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def _padding(dataset: Dataset) -> tuple[int, int] | None:
+    value = _whole(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = _whole(dataset, "PixelPaddingRangeLimit")
+    ends = (value, value if limit is None else limit)
+    return min(ends), max(ends)
+
+
+def _acquired(dataset: Dataset) -> tuple[int, int] | None:
+    """(columns, rows) measured, by AcquisitionMatrix: frequency rows, columns, phase rows, columns; unused are 0."""
+    value = dataset.get("AcquisitionMatrix")
+    if not value or len(value) != 4:
+        return None
+    columns, rows = max(int(value[1]), int(value[3])), max(int(value[0]), int(value[2]))
+    return (columns, rows) if columns and rows else None

@@ -1,0 +1,112 @@
+"""Reading a DICOM series as a volume without silent repair.
+
+Common readers stack what they get: a missing slice widens the spacing, two echoes become one stack of twice the
+slices, a cut file is dropped. Here the slices of a series make one volume whose geometry is certain, or one clear
+line says why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bundle.data.dicom.frame import Frame
+from bundle.data.dicom.geometry import duplicates, sort_by_position, stack_slices
+from bundle.data.dicom.pixels import read_values, stored_frames
+from bundle.data.dicom.series import DicomSeries
+from bundle.data.errors import VolumeError, fail
+from bundle.data.nifti.stream import MAX_BYTES
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DicomVolume:
+    """A DICOM series in memory.
+
+    Attributes:
+        voxels: float32 (X, Y, Z) = (columns, rows, slices), all finite, in the units of the series (HU, Bq/ml,
+            arbitrary MR); bright is high also for MONOCHROME1.
+        affine: float64 (4, 4), voxel index to world (RAS), mm. Slices are axis 2, sorted along their normal.
+        warnings: what was doubtful, one line each; nothing in them names the patient.
+        series: what it was read from.
+        frames: the slices along axis 2.
+        regular: False if gaps were allowed: the affine then holds within a slice only, and a format that knows
+            one affine alone (NIfTI) cannot hold the volume.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    warnings: list[str]
+    series: DicomSeries
+    frames: tuple[Frame, ...]
+    regular: bool = True
+
+
+def read_series(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> DicomVolume:
+    """Read the pixels of a series and place them.
+
+    Args:
+        series: from `find_series`.
+        allow_gap: accept missing or unevenly placed slices, with a warning; each is then treated in its own plane.
+        max_bytes: largest accepted size of the voxels as float32.
+
+    Raises:
+        VolumeError: the slices do not make one volume of certain geometry, or a file cannot be decoded.
+    """
+    if series.problem is not None:
+        raise VolumeError(series.problem)
+    image = series.frames[0].image
+    paths = series.paths
+    where = f"{paths[0]} and {len(paths) - 1} more files" if len(paths) > 1 else str(paths[0])
+    needed = 4 * image.rows * image.columns * len(series.frames)
+    if needed > max_bytes:
+        fail(where, f"{needed} bytes of voxels, beyond the limit of {max_bytes}", "split the series")
+    warnings: list[str] = []
+    frames = _without_copies(where, sort_by_position(where, series.frames), warnings)
+    stack = stack_slices(where, frames, allow_gap)
+    warnings += stack.warnings
+    _check_headers(stack.frames, warnings)
+    voxels = read_values(where, stack.frames, warnings)
+    low, high = voxels.min(), voxels.max()
+    if low == high:
+        warnings.append(f"all voxels have the value {low:g}")
+    return DicomVolume(voxels, stack.affine, warnings, series, stack.frames, stack.regular)
+
+
+def _without_copies(where: str, frames: list[Frame], warnings: list[str]) -> list[Frame]:
+    """Drop slices that repeat another one voxel by voxel; other slices in one place are an error."""
+    dropped: list[Frame] = []
+    for run in duplicates(frames):
+        for copy in run[1:]:
+            if not _equal_values(run[0], copy):
+                wrong = f"different slices in one place: {run[0].path.name} and {copy.path.name}"
+                fail(where, wrong, "separate the volumes of this series")
+            dropped.append(copy)
+    if dropped:
+        warnings.append(f"{len(dropped)} exact copies of slices are left out, the first is {dropped[0].path.name}")
+    gone = {id(frame) for frame in dropped}
+    return [frame for frame in frames if id(frame) not in gone]
+
+
+def _equal_values(first: Frame, second: Frame) -> bool:
+    if (first.slope, first.intercept) != (second.slope, second.intercept):
+        return False
+    one, other = (next(stored_frames(frame.image, [frame.index])) for frame in (first, second))
+    return np.array_equal(one, other)
+
+
+def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
+    """Warn of what the header tells about the pixels and about slices that may be missing at the ends."""
+    image = frames[0].image
+    if image.acquired and (image.acquired[0] < image.columns or image.acquired[1] < image.rows):
+        warnings.append(
+            f"the scanner interpolated: matrix {image.columns}x{image.rows}, acquired "
+            f"{image.acquired[0]}x{image.acquired[1]} (AcquisitionMatrix)"
+        )
+    if any(frame.image.inverted for frame in frames):
+        warnings.append("MONOCHROME1 (low is bright): turned over, and turned back when written as DICOM")
+    if image.slices_in_series and image.slices_in_series > len(frames):
+        warnings.append(f"NumberOfSlices says {image.slices_in_series}, {len(frames)} are there: slices may be missing")
+    if not all(frame.image.uid for frame in frames):
+        warnings.append("SOPInstanceUID is blank: results cannot refer to their source")

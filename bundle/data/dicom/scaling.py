@@ -1,0 +1,86 @@
+"""From float voxels back to the integers of a DICOM series, with the meaning that the source's integers have.
+
+Super-resolved values overshoot those of the source a little. In this order: the source's scaling as it is; all 16
+bits; for a CT signed integers in place of unsigned; for signed MR or CT without negative values unsigned ones; and only
+then a coarser slope, for PET in the slices that need it (each has its own there), else for the series, by a power
+of 2. Below 0 an unsigned MR or PET cannot go: what the source could not hold is set to the lowest value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bundle.data.dicom.frame import Frame
+from bundle.data.dicom.pixels import stored_range, turn_over
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """How the voxels of a series are stored.
+
+    Attributes:
+        frames: one per slice.
+        signed, bits: PixelRepresentation and BitsStored, the same for all; BitsAllocated is 16.
+        slopes: per slice; the intercepts are those of the source.
+        coarser: the slopes as multiples of the source's, 1 where they are kept.
+        cut: number of voxels below the range that are set to its end.
+    """
+
+    frames: tuple[Frame, ...]
+    signed: bool
+    bits: int
+    slopes: np.ndarray
+    coarser: np.ndarray
+    cut: int = 0
+
+    def encode(self, plane: np.ndarray, number: int) -> np.ndarray:
+        """Stored integers (rows, columns) of slice `number` from its values (columns, rows)."""
+        low, high = stored_range(self.bits, self.signed)
+        stored = _rounded(plane, self.frames[number], self.slopes[number])
+        return np.clip(stored, low, high).astype("<i2" if self.signed else "<u2").T
+
+
+def plan_encoding(frames: Sequence[Frame], voxels: np.ndarray) -> Encoding:
+    """Choose the integers for voxels (columns, rows, slices) that belong to these frames of the source."""
+    images = [frame.image for frame in frames]
+    slopes = np.array([frame.slope for frame in frames])
+    planes = (_rounded(voxels[:, :, number], frame, frame.slope) for number, frame in enumerate(frames))
+    low, high, negative = np.array([(plane.min(), plane.max(), np.sum(plane < 0)) for plane in planes]).T
+    signed = any(image.signed for image in images)
+    widest = max(image.bits_stored for image in images)
+    bits = widest if all(image.bits_allocated == 16 for image in images) else 16
+    if not signed and images[0].modality == "CT" and low.min() < 0:
+        signed, bits = True, 16
+    cut = 0 if signed else int(negative.sum())
+    low = low if signed else np.maximum(low, 0)
+    if _excess(low, high, bits, signed).max() > 1:
+        bits = 16
+    per_slice = images[0].modality == "PT"
+    if signed and not per_slice and low.min() >= 0 and _excess(low, high, bits, signed).max() > 1:
+        signed = False
+    coarser = np.maximum(_excess(low, high, bits, signed), 1)
+    if not per_slice:
+        coarser[:] = 2 ** np.ceil(np.log2(coarser.max()))
+    written = np.where(coarser > 1, [decimal_number(slope) for slope in slopes * coarser], slopes)
+    return Encoding(tuple(frames), signed, bits, written, coarser, cut)
+
+
+def decimal_number(value: float) -> float:
+    """The value rounded away from zero to what a DICOM decimal string (16 characters) surely holds."""
+    return float(f"{value * (1 + 1e-9):.9g}")
+
+
+def _rounded(plane: np.ndarray, frame: Frame, slope: float) -> np.ndarray:
+    values = plane.astype(np.float64)
+    if frame.image.inverted:
+        values = turn_over(frame) - values
+    return np.rint((values - frame.intercept) / slope)
+
+
+def _excess(low: np.ndarray, high: np.ndarray, bits: int, signed: bool) -> np.ndarray:
+    """By how much the stored values of each slice exceed the range; up to 1 they fit."""
+    bottom, top = stored_range(bits, signed)
+    return np.maximum(high / top, low / bottom if bottom else 0)

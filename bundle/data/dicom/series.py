@@ -1,0 +1,155 @@
+"""From the slices of one DICOM series to volumes: echoes, time points, b-values and planes are set apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from pathlib import Path
+
+from bundle.data.dicom.frame import CONTRASTS, PHASES, Broken, Frame
+
+PARALLEL = 1e-3
+"""Slices are of one orientation if no component of their direction vectors differs by more."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DicomSeries:
+    """Slices that should make one volume. Nothing in it but the paths can name the patient.
+
+    Attributes:
+        uid: SeriesInstanceUID, "" if blank. Volumes split off one series share it.
+        modality: MR, CT or PT; "?" where no file can be used.
+        frames: the slices, in the order of their files.
+        description_for_log: one line: modality, number, size, what sets it apart from others of its series.
+        label: a file name for results, different for each volume of a tree and the same in each run.
+        problem: why it cannot be read, where the headers tell already; `read_series` raises it.
+        broken: files of the series that cannot be used.
+    """
+
+    uid: str
+    modality: str
+    frames: tuple[Frame, ...]
+    description_for_log: str
+    label: str
+    problem: str | None = None
+    broken: tuple[Path, ...] = ()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files, sorted, each once."""
+        return tuple(sorted({*(frame.path for frame in self.frames), *self.broken}))
+
+    def __repr__(self) -> str:
+        return f"DicomSeries({self.description_for_log})"
+
+
+def split_volumes(members: Sequence[Frame | Broken]) -> list[DicomSeries]:
+    """The volumes of one series. A broken file spoils all of them, for it may belong to any."""
+    broken = [member for member in members if isinstance(member, Broken)]
+    frames = [member for member in members if isinstance(member, Frame)]
+    if not frames:
+        return [_lost(broken)]
+    volumes = list(chain.from_iterable(_by_phase(key, group) for key, group in _by_contrast(frames)))
+    return [_series(key, group, tag, broken) for (key, group), tag in zip(volumes, _tags(volumes), strict=True)]
+
+
+def _lost(broken: list[Broken]) -> DicomSeries:
+    """DICOM files of which none can be used: kept so that reading them reports it."""
+    first = broken[0]
+    label = f"unusable-{_digest(first.series if first.series[1] else str(first.path))}"
+    description = f"{len(broken)} unusable file{'s' * (len(broken) != 1)} [{label}]"
+    paths = tuple(item.path for item in broken)
+    return DicomSeries(first.series[1], "?", (), description, label, first.error, paths)
+
+
+Volume = tuple[tuple[Hashable, ...], list[Frame]]
+
+
+def _by_contrast(frames: list[Frame]) -> list[Volume]:
+    """Groups of equal class, matrix, contrast and orientation."""
+    planes: list[tuple[float, ...]] = []
+    groups: dict[tuple[Hashable, ...], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        image = frame.image
+        groups[(image.sop_class, image.columns, image.rows, _plane(frame, planes), *frame.contrasts)].append(frame)
+    return list(groups.items())
+
+
+def _plane(frame: Frame, planes: list[tuple[float, ...]]) -> tuple[float, ...]:
+    """The orientation in `planes` that the frame has; a new one is added. Empty where the frame has none."""
+    if frame.orientation is None:
+        return ()
+    for known in planes:
+        if all(abs(a - b) <= PARALLEL for a, b in zip(known, frame.orientation, strict=True)):
+            return known
+    planes.append(tuple(round(x, 4) + 0.0 for x in frame.orientation))
+    return planes[-1]
+
+
+def _by_phase(key: tuple[Hashable, ...], frames: list[Frame]) -> list[Volume]:
+    """Set slices that share a place apart by the first one or two attributes that make whole volumes.
+
+    "Whole": no volume has two slices in one place, and at least one volume has a slice in every place. Without such
+    attributes the frames stay together, and reading them reports the duplicates.
+    """
+    places = {_place(frame) for frame in frames}
+    if not _doubled(frames) or None in places:
+        return [(key, frames)]
+    varying = [n for n in range(len(PHASES)) if len({frame.phases[n] for frame in frames}) > 1]
+    for names in chain(combinations(varying, 1), combinations(varying, 2)):
+        groups: dict[tuple[Hashable, ...], list[Frame]] = defaultdict(list)
+        for frame in frames:
+            groups[(*key, *((PHASES[n], frame.phases[n]) for n in names))].append(frame)
+        whole = any({_place(frame) for frame in group} == places for group in groups.values())
+        if whole and not any(map(_doubled, groups.values())):
+            return list(groups.items())
+    return [(key, frames)]
+
+
+def _place(frame: Frame) -> tuple[float, ...] | None:
+    return None if frame.position is None else tuple(round(x, 2) for x in frame.position)
+
+
+def _doubled(frames: list[Frame]) -> bool:
+    """Whether two different slices share a place; a copy of one instance does not count."""
+    instances = {(frame.image.uid or frame.path, frame.index): _place(frame) for frame in frames}
+    return len(set(instances.values())) < len(instances)
+
+
+def _tags(volumes: list[Volume]) -> Iterator[str]:
+    """What sets each volume apart from the others, as text."""
+    keys = [key for key, _ in volumes]
+    fixed = ("class", "columns", "rows", "plane", *CONTRASTS)
+    for key in keys:
+        parts = [
+            f"{name} {value}"
+            for n, (name, value) in enumerate(zip(fixed, key, strict=False))
+            if name not in ("class", "columns", "rows") and any(other[n] != value for other in keys)
+        ]
+        parts += [f"{part[0]} {part[1]}" for part in key[len(fixed) :] if isinstance(part, tuple)]
+        yield ", ".join(parts)
+
+
+def _series(key: tuple[Hashable, ...], frames: list[Frame], tag: str, broken: list[Broken]) -> DicomSeries:
+    image = frames[0].image
+    number = image.series_number or 0
+    # Where an anonymiser blanked the series, the folder stands in for it.
+    identity = (image.study, image.series or str(image.path.parent), image.patient)
+    label = f"{image.modality}-{max(number, 0):04d}-{_digest((identity, key))}"
+    size = f"{len(frames)} slice{'s' * (len(frames) != 1)} of {image.columns}x{image.rows}"
+    return DicomSeries(
+        uid=image.series,
+        modality=image.modality,
+        frames=tuple(frames),
+        description_for_log=f"{image.modality} series {number}, {size}{', ' * bool(tag)}{tag} [{label}]",
+        label=label,
+        problem=broken[0].error if broken else None,
+        broken=tuple(item.path for item in broken),
+    )
+
+
+def _digest(value: Hashable) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:10]

@@ -1,0 +1,271 @@
+"""Writing a super-resolved volume as a derived DICOM series, whole or not at all.
+
+A classic series gives one file per slice, an enhanced object an enhanced object. The source's files are read again
+for their attributes, so they must still be there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bundle.data.dicom.derive import Derivation, decimal_text, derivation_from, derive_instance, set_pixels, values_of
+from bundle.data.dicom.enhanced import derive_frames, set_scaling
+from bundle.data.dicom.frame import ENHANCED, Image
+from bundle.data.dicom.header import read_dataset
+from bundle.data.dicom.library import guarded, require_pydicom
+from bundle.data.dicom.read import DicomVolume
+from bundle.data.dicom.scaling import Encoding, plan_encoding
+from bundle.data.errors import disk_errors, fail
+from bundle.data.paths import PathLike
+from bundle.physics import superres_affine
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_log = logging.getLogger("iconet")
+
+PREFIX = "SR"
+"""Files are SR00001.dcm and so on, by InstanceNumber."""
+
+MAX_PIXEL_BYTES = 2**32 - 2
+"""Largest pixel data of one object with a defined length."""
+
+
+def write_series(
+    volume: DicomVolume,
+    voxels_sr: np.ndarray,
+    affine_sr: np.ndarray,
+    folder: PathLike,
+    scale: int,
+    slice_axis: int = 2,
+    provenance: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write the derived series of a volume into a folder of its own.
+
+    Voxel j of the source is on voxel scale * j of the result, so ImagePositionPatient stays and PixelSpacing is
+    divided. UIDs follow from those of the source, the scale, and the keys "version", "weights_sha256" and "settings"
+    of `provenance`: a second run gives the same ones. The time of creation is that of SOURCE_DATE_EPOCH where it is
+    set (then equal arguments give equal bytes), else now.
+
+    Args:
+        volume: the source, as read.
+        voxels_sr: (scale * X, scale * Y, Z), finite, in the units of `volume.voxels`.
+        affine_sr: (4, 4), RAS, mm; must be that of the grid rule.
+        folder: is made; an earlier result in it is replaced, a folder that holds anything else is refused.
+        scale: factor in the plane.
+        slice_axis: must be 2: DICOM slices are the images.
+        provenance: what made the voxels; only the keys named above are used.
+
+    Returns:
+        The files, in the order of InstanceNumber.
+
+    Raises:
+        VolumeError: bad arguments, a source file that is gone or cannot be converted, or the disk refuses; nothing
+            is left in the folder then, and what was there before stays.
+    """
+    target = Path(folder)
+    require_pydicom(target)
+    _check_arguments(target, volume, voxels_sr, affine_sr, scale, slice_axis)
+    _check_folder(target, volume)
+    derivation = derivation_from(provenance or {}, scale, volume.series.label, _version(), _creation_time())
+    encoding = plan_encoding(volume.frames, voxels_sr)
+    _log_encoding(target, encoding)
+    numbers = _instance_numbers(volume)
+    names: list[str] = []
+    with disk_errors(target), _replacing_folder(target) as partial:
+        for image, slices in _by_file(volume).items():
+            number = numbers[image]
+            dataset = _derived(image, slices, voxels_sr, encoding, derivation, number)
+            names.append(f"{PREFIX}{number:05d}.dcm")
+            _save(partial / names[-1], dataset, image)
+    return [target / name for name in sorted(names)]
+
+
+# ---------------------------------------------------------------------------------------------------- one instance
+
+
+def _derived(
+    image: Image, slices: list[int], voxels: np.ndarray, encoding: Encoding, derivation: Derivation, number: int
+) -> Dataset:
+    """The derived data set of one source file; `slices` are those of the volume that are in it."""
+    dataset = read_dataset(image.path)
+    pixels = b"".join(encoding.encode(voxels[:, :, at], at).tobytes() for at in slices)
+    if len(pixels) > MAX_PIXEL_BYTES:
+        fail(image.path, f"{len(pixels)} bytes of pixels do not fit into one DICOM object", "write NIfTI or split it")
+    with guarded(image.path, "an attribute cannot be taken over", "correct the header or write NIfTI"):
+        derive_instance(dataset, image, derivation, number)
+        if image.sop_class in ENHANCED:
+            derive_frames(dataset, image, [encoding.frames[at].index for at in slices], derivation)
+            if (encoding.coarser[slices] > 1).any():
+                intercepts = [encoding.frames[at].intercept for at in slices]
+                set_scaling(dataset, [float(encoding.slopes[at]) for at in slices], intercepts)
+        else:
+            _finish_classic(dataset, image, slices[0], encoding, derivation)
+        set_pixels(dataset, encoding, voxels.shape[1], voxels.shape[0], pixels)
+    return dataset
+
+
+def _finish_classic(dataset: Dataset, image: Image, at: int, encoding: Encoding, derivation: Derivation) -> None:
+    frame = encoding.frames[at]
+    dataset.PixelSpacing = [decimal_text(size / derivation.scale) for size in frame.spacing or ()]
+    if encoding.coarser[at] == 1:
+        return
+    if frame.rescaled or image.modality == "PT":
+        dataset.RescaleSlope = decimal_text(float(encoding.slopes[at]))
+        dataset.RescaleIntercept = decimal_text(frame.intercept)
+        if "RealWorldValueMappingSequence" in dataset:
+            del dataset.RealWorldValueMappingSequence
+    else:
+        _map_real_world(dataset, encoding, float(encoding.slopes[at]))
+
+
+def _map_real_world(dataset: Dataset, encoding: Encoding, slope: float) -> None:
+    """Classic MR has no rescale: a coarser slope goes to a Real World Value Mapping (PS3.3 C.7.6.16.2.11)."""
+    from pydicom.dataset import Dataset
+    from pydicom.sr.codedict import codes
+
+    unit, mapping = Dataset(), Dataset()
+    unit.CodeValue, unit.CodingSchemeDesignator = codes.UCUM.NoUnits.value, codes.UCUM.NoUnits.scheme_designator
+    unit.CodeMeaning = codes.UCUM.NoUnits.meaning
+    low, high = (-32768, 32767) if encoding.signed else (0, 65535)
+    mapping.add_new("RealWorldValueFirstValueMapped", "SS" if encoding.signed else "US", low)
+    mapping.add_new("RealWorldValueLastValueMapped", "SS" if encoding.signed else "US", high)
+    mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = 0.0, slope
+    mapping.LUTExplanation, mapping.LUTLabel = "Values of the source series", "SOURCE"
+    mapping.MeasurementUnitsCodeSequence = [unit]
+    dataset.RealWorldValueMappingSequence = [mapping]
+    for name in ("WindowCenter", "WindowWidth"):  # windows apply to stored values here
+        if name in dataset:
+            setattr(dataset, name, [decimal_text(float(value) / slope) for value in values_of(dataset, name)])
+
+
+def _save(path: Path, dataset: Dataset, image: Image) -> None:
+    """Write explicit little endian under a fresh file meta group, and see it on the disk."""
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(image.sop_class), dataset.SOPInstanceUID
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta, dataset.preamble = meta, b"\0" * 128  # type: ignore[attr-defined]
+    with open(path, "xb") as stream:
+        with guarded(image.path, "its attributes cannot be written", "correct the header or write NIfTI", writing=True):
+            pydicom.dcmwrite(stream, dataset, enforce_file_format=True, implicit_vr=False, little_endian=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+# ---------------------------------------------------------------------------------------------- the whole series
+
+
+def _by_file(volume: DicomVolume) -> dict[Image, list[int]]:
+    files: dict[Image, list[int]] = {}
+    for at, frame in enumerate(volume.frames):
+        files.setdefault(frame.image, []).append(at)
+    return files
+
+
+def _instance_numbers(volume: DicomVolume) -> dict[Image, int]:
+    """1, 2, ... in the order of the source's numbers where these are all different, else in that of the positions."""
+    images = list(_by_file(volume))
+    if len({image.instance_number for image in images} - {None}) == len(images):
+        images.sort(key=lambda image: image.instance_number or 0)
+    return {image: number for number, image in enumerate(images, start=1)}
+
+
+def _check_arguments(
+    target: Path, volume: DicomVolume, voxels: np.ndarray, affine: np.ndarray, scale: int, slice_axis: int
+) -> None:
+    if slice_axis != 2:
+        wrong = f"slice axis {slice_axis} of a DICOM series"
+        fail(target, wrong, "use axis 2, the plane of the images, or write NIfTI")
+    columns, rows, slices = volume.voxels.shape
+    if voxels.shape != (expected := (scale * columns, scale * rows, slices)):
+        fail(target, f"voxels of shape {voxels.shape}, expected {expected}", "give the whole result")
+    if max(voxels.shape[:2]) > 65535:
+        fail(target, f"a matrix of {voxels.shape[0]}x{voxels.shape[1]} is beyond DICOM", "write NIfTI")
+    if not np.isfinite(voxels).all():
+        fail(target, "voxels to write are NaN or infinite", "check the input and the network")
+    wanted = np.asarray(superres_affine(volume.affine, (scale, scale, 1)))
+    if not np.allclose(affine, wanted, rtol=0, atol=1e-4):
+        fail(target, "the affine is not that of the source divided by the scale", "keep the first voxel in place")
+
+
+def _check_folder(target: Path, volume: DicomVolume) -> None:
+    """Refuse a folder that holds anything but an earlier result, or a file of the source."""
+    if target.is_symlink():
+        fail(target, "is a link", "give the folder itself")
+    if not target.exists():
+        return
+    if not target.is_dir():
+        fail(target, "is a file", "choose another output folder")
+    real = target.resolve()
+    if any(real in path.resolve().parents for path in volume.series.paths):
+        fail(target, "the output folder holds the source", "choose another output folder")
+    foreign = [entry.name for entry in target.iterdir() if not (entry.match(f"{PREFIX}?????.dcm") and entry.is_file())]
+    if foreign:
+        fail(target, f"the output folder holds other files, such as {foreign[0]}", "choose another output folder")
+
+
+@contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    """A new folder beside `target` that takes its place when the block ends well and vanishes otherwise.
+
+    Two renames replace an earlier result: for the moment between them it is only there under a hidden name.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    partial, old = target.with_name(f".{token}.part"), target.with_name(f".{token}.old")
+    partial.mkdir()
+    try:
+        yield partial
+        _sync(partial)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not target.exists():
+            os.replace(old, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot sync a folder
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _log_encoding(target: Path, encoding: Encoding) -> None:
+    if encoding.cut:
+        _log.warning("%s: %d voxels below 0 are set to 0: the source's integers have no sign", target, encoding.cut)
+    if (coarser := encoding.coarser.max()) > 1:
+        _log.warning("%s: beyond 16 bits at the source's scaling; slopes grow by up to %.4g", target, coarser)
+
+
+def _creation_time() -> datetime:
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return datetime.fromtimestamp(int(epoch), UTC) if epoch.isdigit() else datetime.now().astimezone()
+
+
+def _version() -> str:
+    with suppress(PackageNotFoundError):
+        return version("iconet-sr")
+    return "unknown"

@@ -1,0 +1,84 @@
+"""Which volumes are in a folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from bundle.data.errors import fail_dataset
+from bundle.data.paths import PathLike
+
+ENDINGS = (".nii.gz", ".nii", ".hdr")
+LOOKED_FOR = "NIfTI volumes (.nii, .nii.gz, or .hdr with .img)"
+_log = logging.getLogger("iconet")
+
+
+def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[Path]:
+    """Every NIfTI volume under a folder, sorted by path; a pair counts once, by its .hdr.
+
+    Endings match in any letter case; hidden files and folders are skipped; links to folders are followed, each
+    real folder once. Links to missing files are listed, so that reading them reports them.
+
+    Args:
+        dataset_dir: a folder, or a single volume, which makes a list of one.
+        exclude: a folder that is not searched (the output folder, when it lies inside).
+
+    Raises:
+        DatasetError: no such folder, not a folder or volume, or no volume in it.
+    """
+    root = Path(dataset_dir)
+    if root.is_file():
+        if not root.name.lower().endswith((*ENDINGS, ".img")):
+            fail_dataset(root, "not a NIfTI file by its name", f"give a folder or one of the {LOOKED_FOR}")
+        return [root]
+    if not root.is_dir():
+        wrong = "exists but is neither a folder nor a file" if root.exists() else "no such folder"
+        fail_dataset(root, wrong, f"give a folder with {LOOKED_FOR}")
+    found = volumes_below(root, exclude)
+    if not found:
+        fail_dataset(root, f"no {LOOKED_FOR} in this folder or below", "check the folder")
+    return found
+
+
+def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
+    """What `find_volumes` finds below a folder; an empty list where there is nothing."""
+    skipped = None if exclude is None else os.path.realpath(exclude)
+    return sorted(path for path in walk_files(Path(root), skipped) if is_volume_name(path))
+
+
+def is_volume_name(path: PathLike) -> bool:
+    """Whether a file is a NIfTI volume by its name; of a pair it is the .hdr that counts."""
+    return os.fspath(path).lower().endswith(ENDINGS)
+
+
+def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[dict[str, str]]:
+    """[{"image": path}, ...] of all the volumes that `find_volumes` gives; same arguments and errors."""
+    return [{"image": str(path)} for path in find_volumes(dataset_dir, exclude)]
+
+
+def walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
+    """All files below `root` that are not hidden. Each real folder is visited once: links may form loops."""
+    visited: set[str] = set()
+    for folder, subfolders, names in os.walk(root, onerror=_log_unreadable, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited or (real == skipped and Path(folder) != root):
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
+
+
+def _log_unreadable(error: OSError) -> None:
+    _log.warning("%s: folder cannot be listed (%s); its volumes are left out", error.filename, error.strerror)
+
+
+def split_name(file: Path) -> tuple[str, str]:
+    """("scan", ".nii.gz") of scan.NII.GZ; an .img stands for its .hdr."""
+    name = file.name[:-4] + ".hdr" if file.name.lower().endswith(".img") else file.name
+    for ending in ENDINGS:
+        if name.lower().endswith(ending):
+            return name[: -len(ending)], ending
+    fail_dataset(file, "not a NIfTI file by its name", f"give one of the {LOOKED_FOR}")

@@ -1,0 +1,1 @@
+"""NIfTI volumes: checked, read piece by piece, and written."""

@@ -1,0 +1,259 @@
+"""Headers of NIfTI-1, NIfTI-2 and Analyze 7.5 volumes: parsed, checked, and repaired for further use.
+
+Sizes are checked against the file before memory is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension, Nifti1Header
+from nibabel.nifti2 import Nifti2Header
+
+from bundle.data.errors import fail
+from bundle.data.nifti.geometry import Geometry, Header, read_geometry, store_geometry
+from bundle.data.nifti.stream import MAX_BYTES, MAX_EXTRA_BYTES, Source
+
+_NUMERIC_TYPES = {
+    **{2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 1024: "i8", 1280: "u8"},
+    **{16: "f4", 64: "f8"},
+}
+_REFUSED_TYPES = {
+    1: ("one-bit data are not supported", "convert the file to uint8"),
+    32: ("complex data are not supported", "give the magnitude image"),
+    1792: ("complex data are not supported", "give the magnitude image"),
+    2048: ("complex data are not supported", "give the magnitude image"),
+    128: ("RGB colour data are not supported", "give a single-channel volume"),
+    2304: ("RGBA colour data (RGB with alpha) are not supported", "give a single-channel volume"),
+    1536: ("128-bit floating point data are not supported", "convert the file to float32"),
+}
+
+
+@dataclass(eq=False)
+class Layout:
+    """What a header declares: where the voxels are and what they mean."""
+
+    header: Header
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+    slope: float
+    intercept: float
+    geometry: Geometry
+    paired: bool
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def voxels(self) -> int:
+        return _product(self.shape)
+
+    @property
+    def voxel_bytes(self) -> int:
+        return self.voxels * self.dtype.itemsize
+
+    @property
+    def frames(self) -> int:
+        """Images or volumes one after the other in the file: the length of the fourth axis."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        return self.shape[:3]
+
+    @property
+    def scaled(self) -> bool:
+        return (self.slope, self.intercept) != (1.0, 0.0)
+
+
+def read_layout(source: Source) -> Layout:
+    """Parse and check the header at the start of `source`; leaves the source at the voxels (single file)."""
+    path, warnings = source.path, []
+    if source.packed != path.name.lower().endswith(".gz"):
+        kind = "gzip-compressed" if source.packed else "not compressed"
+        warnings.append(f"the file is {kind}, unlike its name says; it is read by its content")
+    raw, paired = _parse_header(source, warnings)
+    shape = _declared_shape(path, raw)
+    dtype = _declared_dtype(path, raw, warnings)
+    offset = _declared_offset(path, raw, paired, warnings)
+    slope, intercept = _declared_scaling(path, raw, warnings)
+    geometry = read_geometry(path, raw, warnings)
+    layout = Layout(raw, shape, dtype, offset, slope, intercept, geometry, paired, warnings)
+    _read_extensions(source, layout)
+    return layout
+
+
+def check_room(source: Source, layout: Layout, max_bytes: int) -> None:
+    """Refuse a declared size that the file cannot hold or that exceeds the limit, before any memory is taken."""
+    path, needed, found = source.path, layout.voxel_bytes, source.room - layout.offset
+    shape = "x".join(map(str, layout.shape))
+    if found < 0:
+        fail(path, f"vox_offset {layout.offset} lies beyond the end of the file", "get a sound copy of it")
+    if found < needed and source.packed:
+        wrong = f"the header declares {needed} bytes ({shape}), more than {source.size} bytes of gzip can hold"
+        fail(path, wrong, "get a sound copy of it")
+    if found < needed:
+        fail(path, f"image data are cut: {needed} bytes expected ({shape}), {found} found", "get it again")
+    if needed > max_bytes:
+        fail(path, f"{needed} bytes of voxels ({shape}) exceed the limit of {max_bytes}", "raise max_bytes or crop it")
+
+
+def read_gap(source: Source, layout: Layout, count: int) -> bytes:
+    """The bytes before the voxels; a damaged vox_offset may ask for absurdly many."""
+    if count > MAX_EXTRA_BYTES:
+        check_room(source, layout, MAX_BYTES)
+        fail(source.path, f"vox_offset {layout.offset} leaves a huge gap before the voxels", "get a sound copy of it")
+    return source.read(count)
+
+
+def clean_header(layout: Layout) -> Header:
+    """The header of `Volume`: little endian, single file, repaired geometry in mm, no scaling, sound extensions."""
+    extensions = list(layout.header.extensions)
+    header = layout.header.as_byteswapped("<")
+    # Not set_data_shape: it would reset the TR of a 3-D volume.
+    header["dim"] = [len(layout.shape), *layout.shape, *[1] * (7 - len(layout.shape))]
+    header["sizeof_hdr"] = 540 if isinstance(header, Nifti2Header) else 348
+    header["magic"] = header.single_magic
+    header["bitpix"] = layout.dtype.itemsize * 8
+    header["vox_offset"] = 0
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    header["pixdim"][4:] = finite_or_zero(header["pixdim"][4:])
+    store_geometry(header, layout.geometry, int(header["xyzt_units"]) & 0x38)
+    header.extensions[:] = extensions
+    return header
+
+
+def finite_or_zero(values: np.ndarray) -> np.ndarray:
+    """`values` with 0 for what float32 cannot hold."""
+    return np.where(np.abs(values) < np.finfo(np.float32).max, values, 0)
+
+
+def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
+    """The raw header in the file's byte order, and whether the voxels are in another file."""
+    path = source.path
+    block = source.read(348)
+    cls: type[Header] = Nifti1Header
+    order = _byte_order(block)
+    size = int.from_bytes(block[:4], "little" if order == "<" else "big", signed=True)
+    if block[4:8] in (b"n+2\0", b"ni2\0"):
+        block += source.read(540 - 348)
+        magic, wanted, cls = block[4:8], 540, Nifti2Header
+    else:
+        magic, wanted = block[344:348], 348
+    if len(block) < wanted:
+        if size in (348, 540) or magic.startswith(b"n"):
+            fail(path, f"the header is cut: {wanted} bytes expected, {len(block)} found", "copy or download it again")
+        fail(path, "not a NIfTI file", "give a .nii, .nii.gz or .hdr/.img volume")
+    if magic in (b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"):
+        if size != wanted:
+            warnings.append(f"sizeof_hdr is {size} instead of {wanted}; the header is read by its magic")
+        if wanted == 540 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
+            warnings.append("the line-end mark of the header is damaged: the file may have been copied as a text")
+        return cls(block, endianness=order, check=False), magic.startswith(b"ni")
+    if size == 348 and path.name.lower().removesuffix(".gz").endswith(".hdr"):
+        warnings.append("Analyze 7.5 header: orientation unknown")
+        return _from_analyze(Nifti1Header(block, endianness=order, check=False)), True
+    if size in (348, 540):
+        fail(path, f"bad magic {magic!r} in the NIfTI header", "the file is damaged or not NIfTI, get it again")
+    fail(path, "not a NIfTI file (no NIfTI magic, no header size)", "give a .nii, .nii.gz or .hdr/.img volume")
+
+
+def _byte_order(block: bytes) -> str:
+    for order, name in (("<", "little"), (">", "big")):
+        if int.from_bytes(block[:4], name, signed=True) in (348, 540):  # type: ignore[arg-type]
+            return order
+    # A wrong sizeof_hdr: the number of dimensions decides, as the standard says.
+    return "<" if 1 <= int.from_bytes(block[40:42], "little") <= 7 else ">"
+
+
+def _from_analyze(raw: Header) -> Nifti1Header:
+    """Keep the fields that Analyze 7.5 and NIfTI-1 share; the rest of the block has other meanings."""
+    clean = Nifti1Header(endianness=raw.endianness)
+    for name in ("dim", "datatype", "bitpix", "pixdim", "vox_offset", "descrip"):
+        clean[name] = raw[name]
+    # SPM wrote a factor here; other programs leave 0, which means none.
+    clean["scl_slope"] = raw["scl_slope"]
+    return clean
+
+
+def _declared_shape(path: Path, raw: Header) -> tuple[int, ...]:
+    dim = [int(value) for value in raw["dim"]]
+    if not 1 <= dim[0] <= 7:
+        fail(path, f"bad dimension: dim[0] is {dim[0]}, not 1 to 7", "the header is damaged, get the file again")
+    shape = tuple(dim[1 : dim[0] + 1])
+    if min(shape) < 1:
+        fail(path, f"bad dimension: the size is {shape}", "the header is damaged, get the file again")
+    if len(shape) == 1:
+        fail(path, "1-D data, not an image", "give a volume of 2 to 4 dimensions")
+    if _product(shape[4:]) > 1:
+        fail(path, f"vector data of size {shape} are not supported", "give each component as its own volume")
+    return shape[:4]
+
+
+def _declared_dtype(path: Path, raw: Header, warnings: list[str]) -> np.dtype:
+    code = int(raw["datatype"])
+    if code in _REFUSED_TYPES:
+        fail(path, *_REFUSED_TYPES[code])
+    if code not in _NUMERIC_TYPES:
+        fail(path, f"unknown datatype {code}", "the header is damaged, get the file again")
+    dtype = np.dtype(raw.endianness + _NUMERIC_TYPES[code])
+    if (bitpix := int(raw["bitpix"])) != dtype.itemsize * 8:
+        warnings.append(f"bitpix is {bitpix} but the datatype has {dtype.itemsize * 8} bits; the datatype is used")
+    return dtype
+
+
+def _declared_offset(path: Path, raw: Header, paired: bool, warnings: list[str]) -> int:
+    offset, least = float(raw["vox_offset"]), 0
+    if not paired:
+        least = 544 if isinstance(raw, Nifti2Header) else 352
+    if not np.isfinite(offset):
+        fail(path, f"vox_offset is {offset}", "the header is damaged, get the file again")
+    if offset < least:
+        warnings.append(f"vox_offset is {offset:g}, inside the header; {least} is used")
+        return least
+    return int(offset)
+
+
+def _declared_scaling(path: Path, raw: Header, warnings: list[str]) -> tuple[float, float]:
+    """Slope and intercept of stored to real values; (1, 0) where the header gives no usable slope."""
+    slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
+    if slope == 0:
+        return 1.0, 0.0
+    if not np.isfinite(slope):
+        warnings.append(f"scl_slope is {slope}; the stored values are used unscaled")
+        return 1.0, 0.0
+    if not np.isfinite(intercept):
+        fail(path, f"scl_inter is {intercept} with scl_slope {slope:g}", "correct the header")
+    return slope, intercept
+
+
+def _read_extensions(source: Source, layout: Layout) -> None:
+    """Attach the sound header extensions to the raw header as opaque bytes and move to the voxels."""
+    header = layout.header
+    start = 540 if isinstance(header, Nifti2Header) else 348
+    if layout.paired:
+        region = source.read(min(max(source.room - start, 0), MAX_EXTRA_BYTES))
+    else:
+        region = read_gap(source, layout, layout.offset - start)
+    if region[:1] in (b"", b"\0"):
+        return
+    order: Literal["little", "big"] = "little" if header.endianness == "<" else "big"
+    at = 4
+    while at + 8 <= len(region) and any(region[at:]):
+        size, code = (int.from_bytes(region[at + i : at + i + 4], order, signed=True) for i in (0, 4))
+        if size < 16 or size % 16 or size > len(region) - at:
+            layout.warnings.append("a damaged header extension is dropped")
+            return
+        header.extensions.append(Nifti1Extension(code, region[at + 8 : at + size]))
+        at += size
+
+
+def _product(shape: Sequence[int]) -> int:
+    """Product in Python integers: a hostile header must not overflow."""
+    result = 1
+    for length in shape:
+        result *= int(length)
+    return result

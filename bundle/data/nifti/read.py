@@ -1,0 +1,204 @@
+"""Reading volumes without silent repair, as a function and as a MONAI reader.
+
+Common readers fill cut files with zeros, drop the imaginary part of complex data, ignore the unit of length and
+trust any affine. Here every file is either read as its header says, read with a warning that names what was
+doubtful, or refused with one clear line.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys
+
+from bundle.data.errors import fail
+from bundle.data.nifti.geometry import Header
+from bundle.data.nifti.header import check_room, clean_header, read_layout
+from bundle.data.nifti.storage import Storage
+from bundle.data.nifti.stream import MAX_BYTES, open_stream
+from bundle.data.nifti.voxels import NonFinite, VoxelReader
+from bundle.data.paths import PathLike, pair_paths
+
+_log = logging.getLogger("iconet")
+_already_logged: set[tuple[str, str]] = set()
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume in memory.
+
+    Attributes:
+        path: the file it was read from.
+        array: float32 voxels, shape (X, Y), (X, Y, Z) or (X, Y, Z, T), in the file's scaled units, all finite.
+        affine: float64 (4, 4), voxel index to world (RAS), millimetres.
+        header: little-endian NIfTI header with repaired geometry in millimetres; `write_volume(like=...)` takes it.
+        warnings: what was doubtful in the file, one line each, without the path.
+    """
+
+    path: Path
+    array: np.ndarray
+    affine: np.ndarray
+    header: Header
+    warnings: tuple[str, ...] = ()
+
+
+def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> Volume:
+    """Read a NIfTI-1, NIfTI-2, .hdr/.img or Analyze 7.5 volume, plain or gzip, completely checked.
+
+    The sform gives the affine where it is usable, else the qform; without either the affine is nibabel's default
+    (x to the left, centred) and a warning says so. Lengths are converted to millimetres.
+
+    Args:
+        path: the file (.hdr or .img for a pair). Content, not name, decides what it is.
+        nonfinite: "error" refuses NaN and infinite voxels; "zero" sets them to 0 with a warning.
+        max_bytes: largest accepted size of the stored voxels.
+
+    Raises:
+        VolumeError: the file cannot be read as the volume that its header declares.
+    """
+    reader = VoxelReader(Path(path), nonfinite, max_bytes)
+    layout = reader.layout
+    frames = list(reader)
+    array = frames[0].reshape(layout.shape) if layout.frames == 1 else np.stack(frames, axis=-1)
+    return Volume(reader.path, array, layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+
+
+def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
+    """The first volume of a file, without a look at what follows it; args and errors as `read_volume`."""
+    reader = VoxelReader(Path(path), nonfinite, MAX_BYTES)
+    layout = reader.layout
+    return Volume(reader.path, next(iter(reader)), layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeFile:
+    """A volume that was read once from end to end and found sound, to be read again piece by piece.
+
+    Attributes:
+        path: the file (.hdr of a pair).
+        shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
+        affine, header, warnings: as in `Volume`.
+        storage: number type and scaling of the file.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    affine: np.ndarray
+    header: Header
+    storage: Storage
+    warnings: tuple[str, ...]
+    _nonfinite: NonFinite
+    _max_bytes: int
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Each image (X, Y) or volume (X, Y, Z), float32; those of a 4-D series one after the other.
+
+        Raises:
+            VolumeError: the file is not any more what it was.
+        """
+        reader = VoxelReader(self.path, self._nonfinite, self._max_bytes)
+        if reader.layout.shape != self.shape or not np.array_equal(reader.layout.geometry.affine, self.affine):
+            fail(self.path, "the file is no longer what it was", "read it when nobody writes it")
+        yield from reader
+
+
+def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> VolumeFile:
+    """Read a volume from end to end, one 3-D volume of it in memory at a time, and say whether it is sound.
+
+    Args and errors as `read_volume`.
+    """
+    reader = VoxelReader(Path(path), nonfinite, max_bytes)
+    for _ in reader:
+        pass
+    layout = reader.layout
+    storage = Storage(layout.dtype, layout.slope, layout.intercept)
+    return VolumeFile(
+        reader.path,
+        layout.shape,
+        layout.geometry.affine,
+        clean_header(layout),
+        storage,
+        tuple(layout.warnings),
+        nonfinite,
+        max_bytes,
+    )
+
+
+def read_header(path: PathLike) -> Header:
+    """Read the header of a volume without its voxels, repaired as in `Volume.header`.
+
+    Raises:
+        VolumeError: the header is unusable, or the file is too small for what it declares.
+    """
+    header_path, _ = pair_paths(Path(path))
+    with open_stream(header_path) as source:
+        layout = read_layout(source)
+        if not layout.paired:
+            check_room(source, layout, MAX_BYTES)
+    return clean_header(layout)
+
+
+class NiftiVolumeReader(ImageReader):
+    """`read_volume` as a reader for `monai.transforms.LoadImage(d)`.
+
+    The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
+    `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
+    EnsureChannelFirst moves T to the channels), and `warnings` (joined by "; ", empty if none). Each warning is
+    logged once per process to the logger "iconet".
+
+    Args:
+        nonfinite: as in `read_volume`.
+    """
+
+    def __init__(self, nonfinite: NonFinite = "error") -> None:
+        super().__init__()
+        self.nonfinite = nonfinite
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every name ends like a NIfTI or Analyze file."""
+        endings = (".nii", ".nii.gz", ".hdr", ".img")
+        return all(str(name).lower().endswith(endings) for name in _as_paths(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
+        """Only note the path; `get_data` reads.
+
+        LoadImage answers an exception raised here by trying its other readers, one of which would accept the bad
+        file. An exception raised in `get_data` reaches the caller.
+        """
+        return _as_paths(data)
+
+    def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
+        """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
+
+        Raises:
+            VolumeError: as `read_volume`, or more than one file was given.
+        """
+        if len(img) != 1:
+            fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
+        volume = read_volume(img[0], self.nonfinite)
+        for warning in volume.warnings:
+            if (key := (str(volume.path), warning)) not in _already_logged:
+                _already_logged.add(key)
+                _log.warning("%s: %s", *key)
+        # Text fields of the header cannot be collated into a batch; NibabelReader drops them as well.
+        meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
+        meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
+        meta[MetaKeys.AFFINE] = volume.affine.copy()
+        meta[MetaKeys.ORIGINAL_AFFINE] = volume.affine.copy()
+        meta["as_closest_canonical"] = False
+        meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(volume.array.shape[:3])
+        meta[MetaKeys.SPACE] = SpaceKeys.RAS
+        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = -1 if volume.array.ndim == 4 else float("nan")
+        meta["warnings"] = "; ".join(volume.warnings)
+        return volume.array, meta
+
+
+def _as_paths(names: Sequence[PathLike] | PathLike) -> tuple[Path, ...]:
+    return (Path(names),) if isinstance(names, (str, os.PathLike)) else tuple(Path(name) for name in names)

@@ -1,0 +1,175 @@
+"""Which volume belongs to which split; a subject is never in two."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundle.data.errors import fail_dataset
+from bundle.data.find import find_volumes, inference_datalist, split_name
+from bundle.data.nifti.read import read_header
+from bundle.data.paths import PathLike
+
+_log = logging.getLogger("iconet")
+
+SPLITS = ("train", "val", "test")
+
+
+_BIDS_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+
+
+def training_datalist(
+    dataset_dir: PathLike,
+    split: str,
+    split_file: PathLike | None = None,
+    val_fraction: float = 0.2,
+    seed: int = 0,
+) -> list[dict[str, str]]:
+    """[{"image": path}, ...] of one split; a subject is never in two splits.
+
+    With `split_file`, a CSV with the columns file, subject and split (others are ignored), its rows decide. A
+    relative file is looked for beside the CSV, then in `dataset_dir`; only the files of the asked split must exist.
+    Without it, subjects are drawn for "val" in the order of a hash of seed and name, so the split depends on
+    nothing else; the subject is the BIDS label "sub-..." of the path or else the file's name without its ending.
+
+    Args:
+        dataset_dir: the folder of the volumes.
+        split: "train", "val" or "test" ("test" only with `split_file`).
+        split_file: the CSV.
+        val_fraction: share of the subjects for "val" without CSV, inside (0, 1); at least one subject on each side.
+        seed: another seed gives another draw.
+
+    Raises:
+        DatasetError: a bad table, a missing file, a subject in two splits, an empty split, fewer than two subjects.
+        ValueError: a bad `split` or `val_fraction`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if split_file is not None:
+        return _datalist_from_table(Path(dataset_dir), split, Path(split_file))
+    if not 0 < val_fraction < 1:
+        raise ValueError(f"val_fraction must be inside (0, 1), got {val_fraction}")
+    if split == "test":
+        fail_dataset(dataset_dir, "a test split needs a split file", "give a CSV with the columns file, subject, split")
+    return _datalist_by_hash(Path(dataset_dir), split, val_fraction, seed)
+
+
+def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike | None = None) -> list[dict[str, str]]:
+    """[{"image": path}, ...] to evaluate on: one split of a CSV, or without one every volume of the folder.
+
+    Args and errors as for `training_datalist`.
+    """
+    if split_file is None:
+        return inference_datalist(dataset_dir)
+    return training_datalist(dataset_dir, split, split_file)
+
+
+def voxel_counts(datalist: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Number of voxels of each item's image, from the headers alone; usable as sampling weights.
+
+    Raises:
+        VolumeError: a header is unusable.
+    """
+    return [int(np.prod(read_header(item["image"]).get_data_shape(), dtype=np.int64)) for item in datalist]
+
+
+def _datalist_by_hash(root: Path, split: str, val_fraction: float, seed: int) -> list[dict[str, str]]:
+    subjects: dict[str, list[Path]] = defaultdict(list)
+    base = root.parent if root.is_file() else root
+    unlabelled = 0
+    for path in find_volumes(root):
+        label = bids_subject(path.relative_to(base).as_posix())
+        unlabelled += label is None
+        subjects[label or split_name(path)[0]].append(path)
+    if len(subjects) < 2:
+        wrong = f"only the subject {next(iter(subjects))!r} by file name, a split needs two"
+        fail_dataset(root, wrong, "give more volumes or a split file (CSV with the columns file, subject, split)")
+    if unlabelled:
+        _log.warning(
+            "%s: %d volumes without a BIDS subject label (sub-...); each file name counts as a subject. "
+            "Give a split file if one subject has several files.",
+            root,
+            unlabelled,
+        )
+    order = sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
+    count = min(max(round(len(order) * val_fraction), 1), len(order) - 1)
+    names = order[:count] if split == "val" else order[count:]
+    return [{"image": str(path)} for path in sorted(path for name in names for path in subjects[name])]
+
+
+def bids_subject(name: str) -> str | None:
+    """The BIDS label "sub-..." of a path with slashes, if it has one."""
+    label = _BIDS_SUBJECT.search(name)
+    return label[1] if label else None
+
+
+def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, str]]:
+    rows = read_table(table)
+    _check_table(table, rows)
+    wanted = [(line, row["file"]) for line, row in rows if row["split"] == split]
+    if not wanted:
+        fail_dataset(table, f"no row has the split {split!r}", "add rows for it or use another split")
+    paths = [locate(name, table, root) for _, name in wanted]
+    missing = [f"{name} (line {line})" for (line, name), path in zip(wanted, paths, strict=True) if path is None]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        wrong = f"{len(missing)} files do not exist: {', '.join(missing[:3])}{more}"
+        fail_dataset(table, wrong, f"paths are relative to {table.parent} or {root}")
+    return [{"image": str(path)} for path in paths]
+
+
+def read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of each row of a split file: all its columns, names and values stripped of blanks.
+
+    Raises:
+        DatasetError: it cannot be read, or lacks one of the columns file, subject and split.
+    """
+    needed = ("file", "subject", "split")
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            columns = [(name or "").strip() for name in reader.fieldnames or ()]
+            if lacking := [name for name in needed if name not in columns]:
+                wrong = f"no column {', '.join(lacking)} (columns found: {', '.join(columns) or 'none'})"
+                fail_dataset(table, wrong, "the split file needs the columns file, subject, split, separated by commas")
+            reader.fieldnames = columns
+            return [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k}) for row in reader]
+    except OSError as error:
+        fail_dataset(table, f"the split file cannot be read ({error.strerror or error})", "check the path")
+    except (UnicodeDecodeError, csv.Error) as error:
+        fail_dataset(table, f"not a CSV text file ({error})", "save it as CSV in UTF-8")
+
+
+def _check_table(table: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
+    """Each row complete, each file once, each subject in one split."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    seen: dict[str, int] = {}
+    for line, row in rows:
+        if not row["file"] or not row["subject"]:
+            fail_dataset(table, f"line {line} lacks a file or a subject", "fill it in or delete the line")
+        if row["split"] not in SPLITS:
+            fail_dataset(table, f"line {line} has the split {row['split']!r}", f"use one of {', '.join(SPLITS)}")
+        if (name := os.path.normpath(row["file"])) in seen:
+            fail_dataset(
+                table, f"{row['file']} is listed twice (lines {seen[name]} and {line})", "delete one of the lines"
+            )
+        seen[name] = line
+        splits[row["subject"]].add(row["split"])
+    if mixed := sorted(subject for subject, names in splits.items() if len(names) > 1):
+        more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+        wrong = f"subjects in more than one split: {', '.join(mixed[:3])}{more}"
+        fail_dataset(table, wrong, "give all files of a subject the same split")
+
+
+def locate(name: str, table: Path, root: Path) -> Path | None:
+    """The file that a row of a split file names: beside the table or else in the folder of the data."""
+    return next((path for path in (table.parent / name, root / name) if path.is_file()), None)

@@ -1,0 +1,1 @@
+"""From a volume and a network to the super-resolved volume."""

@@ -1,0 +1,91 @@
+"""Weights of networks: files of plain tensors, loaded wholly or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bundle.data.atomic import replacing
+from bundle.data.paths import PathLike, sha256_of
+
+CHECKSUMS = "sha256sums.txt"
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, damaged, unsafe or another network's; the message is one line."""
+
+
+def load_weights(network: nn.Module, weights: PathLike) -> str:
+    """Load a plain state dict into a network.
+
+    Args:
+        network: freshly built.
+        weights: file of tensors, as ``torch.save`` of a state dict or safetensors (by the ending ``.safetensors``).
+            Where a file ``sha256sums.txt`` beside it names it, its checksum must be that one.
+
+    Returns:
+        SHA-256 of the file, in hexadecimal digits.
+
+    Raises:
+        WeightsError: the file is missing, changed, holds more than tensors, or does not fit; nothing is loaded in
+            part, and nothing in the file is ever run.
+    """
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights; train them, or choose a scale and a network that have some")
+    digest = sha256_of(path)
+    listed = _listed_digest(path)
+    if listed not in (None, digest):
+        raise WeightsError(f"{path}: not the file that {CHECKSUMS} beside it lists (SHA-256 {digest}); get it again")
+    try:
+        state = _read_tensors(path)
+    except Exception as error:  # a damaged file can make the readers raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: not a file of plain tensors that can be loaded safely: {reason}") from error
+    if misfit := _misfit(network.state_dict(), state):
+        raise WeightsError(f"{path}: not the weights of this network (another scale or size?): {misfit}")
+    network.load_state_dict(state)
+    return digest
+
+
+def _listed_digest(path: Path) -> str | None:
+    """The checksum that the list beside a file gives for it (format of the program sha256sum), if any."""
+    table = path.with_name(CHECKSUMS)
+    if not table.is_file():
+        return None
+    rows = (line.split(maxsplit=1) for line in table.read_text(encoding="utf-8").splitlines())
+    return next((row[0].lower() for row in rows if len(row) == 2 and row[1].lstrip("*") == path.name), None)
+
+
+def _read_tensors(path: Path) -> Mapping[str, Tensor]:
+    state: Any
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("it holds something else than named tensors")
+    return state
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """First difference of names or shapes between two state dicts; empty if they fit."""
+    for name, tensor in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name].shape != tensor.shape:
+            return f"{name} is {tuple(found[name].shape)}, expected {tuple(tensor.shape)}"
+    extra = sorted(set(found) - set(expected))
+    return f"{extra[0]} is not part of it" if extra else ""
+
+
+def save_atomically(obj: Any, path: PathLike) -> None:
+    """``torch.save``, whole or not at all: a kill leaves the old file or the new."""
+    with replacing(Path(path)) as file:
+        torch.save(obj, file)

@@ -1,0 +1,75 @@
+"""The core of a 2-D selective scan (SS2D) as one function over its back ends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bundle.ops.backend import select_backend
+from bundle.ops.scan.plain import selective_scan_2d_script, selective_scan_2d_torch
+from bundle.ops.scan.reference import selective_scan_2d_reference
+
+
+def selective_scan_2d(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    """Four-direction selective scan of a feature map, summed over the directions.
+
+    Direction ``k`` visits the pixels row by row (0), column by column (1), or in the reverse of these (2, 3). Along
+    its sequence ``l``, with ``proj[..., k, :]`` split into a low-rank time step (R), ``B`` (N) and ``C`` (N)::
+
+        dt_l = softplus(dt_weight[k] @ proj_dt_l + dt_bias[k])          # per channel
+        h_l  = exp(dt_l * A[k]) * h_{l-1} + dt_l * x_l * B_l            # per channel and state, h_0 = 0
+        y_l  = <h_l, C_l> + D[k] * x_l
+
+    This is equation (3) of the paper with the discretisation of its equation (2), the input term simplified to
+    ``dt * B`` as every Mamba does.
+
+    Args:
+        x: ``(B, H, W, Di)``, channels last, float32 or float64; half types are computed in float32.
+        proj: ``(B, H, W, 4, R + 2 N)`` in pixel order: one linear map of ``x`` serves the four directions.
+        dt_weight: ``(4, Di, R)``. dt_bias: ``(4, Di)``. A: ``(4, Di, N)``, negative. D: ``(4, Di)``.
+
+    Returns:
+        ``(B, H, W, Di)`` in the dtype of ``x``.
+    """
+    if torch.jit.is_scripting():
+        return selective_scan_2d_script(x, proj, dt_weight, dt_bias, A, D)
+    if torch.jit.is_tracing():
+        return _scripted()(x, proj, dt_weight, dt_bias, A, D)
+    return _dispatch(x, proj, dt_weight, dt_bias, A, D)
+
+
+_script_cache: list = []
+
+
+@torch.jit.unused
+def _scripted():
+    if not _script_cache:
+        _script_cache.append(torch.jit.script(selective_scan_2d_script))
+    return _script_cache[0]
+
+
+@torch.jit.unused
+def _dispatch(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    dtype = x.dtype
+    state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    with torch.autocast(x.device.type, enabled=False):
+        tensors = [t.to(state_dtype) for t in (x, proj, dt_weight, dt_bias, A, D)]
+        return _backend(select_backend(tensors[0]))(*tensors).to(dtype)
+
+
+def _backend(name: str):
+    if name == "reference":
+        return selective_scan_2d_reference
+    if name == "native":
+        from bundle.ops.scan.native import selective_scan_2d_native
+
+        return selective_scan_2d_native
+    if name == "triton":
+        from bundle.ops.scan.triton import selective_scan_2d_triton
+
+        return selective_scan_2d_triton
+    if name == "mamba_ssm":
+        from bundle.ops.scan.mamba_ssm import selective_scan_2d_mamba
+
+        return selective_scan_2d_mamba
+    return selective_scan_2d_torch

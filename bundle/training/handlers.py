@@ -1,0 +1,151 @@
+"""Ignite handlers that MONAI lacks: training that resumes exactly, and a checkpoint that is never half there."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import CommonKeys
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from bundle.inference.weights import save_atomically
+
+logger = logging.getLogger("iconet")
+
+SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
+
+
+class EpochSeeder:
+    """Seed every random source at the start of each epoch from ``seed``, the epoch and the process rank.
+
+    Epoch ``k`` is then the same whether training came to it in one go or was killed and resumed. Covers Python, NumPy
+    and torch, and tells the sampler of ``loader`` the epoch: what it draws must not depend on the process.
+
+    Args:
+        seed: of the run.
+        loader: the training loader, with a sampler such as :class:`bundle.training.sampling.PatchSampler`.
+    """
+
+    def __init__(self, seed: int, loader: DataLoader) -> None:
+        sampler: Any = loader.sampler  # torch's type of it does not know about epochs
+        self.seed, self.sampler = seed, sampler
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        state = np.random.SeedSequence([self.seed, engine.state.epoch, idist.get_rank()]).generate_state(1)
+        seed = int(state[0])
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        self.sampler.set_epoch(engine.state.epoch)
+
+
+class MeanLoss:
+    """Make the loss that a trainer reports the mean over all processes, which share one batch; their parts are equal.
+
+    The gradients are averaged by the data-parallel wrapper; without this the curve would be that of the first process.
+    To be attached before the handlers that show the loss.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        items: Any = engine.state.output  # of the batch, decollated: each has the loss of the batch
+        loss = idist.all_reduce(float(items[0][CommonKeys.LOSS])) / idist.get_world_size()
+        for item in items:
+            item[CommonKeys.LOSS] = loss
+
+
+class TrainingCheckpoint:
+    """After every epoch write all that training needs to go on, replacing the file of the epoch before.
+
+    (MONAI's CheckpointSaver with ``n_saved=1`` deletes the old file before it writes the new one.)
+
+    Args:
+        path: of the checkpoint.
+        objects: name -> object with ``state_dict`` and ``load_state_dict``; the trainer itself is always included.
+        resume: start from the file if it is there.
+    """
+
+    def __init__(self, path: str, objects: Mapping[str, Any], resume: bool = False) -> None:
+        self.path, self.objects, self.resume = path, objects, resume
+
+    def attach(self, engine: Engine) -> None:
+        if self.resume:
+            engine.add_event_handler(Events.STARTED, self.load)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+
+    def save(self, engine: Engine) -> None:
+        if idist.get_rank() == 0:
+            objects = {**self.objects, "trainer": engine}
+            save_atomically({name: _bare(obj).state_dict() for name, obj in objects.items()}, self.path)
+
+    def load(self, engine: Engine) -> None:
+        """Restore every object; a missing file means that training starts from the beginning."""
+        if not Path(self.path).is_file():
+            logger.warning("nothing to resume: %s does not exist, training starts from the beginning", self.path)
+            return
+        states = torch.load(self.path, map_location="cpu", weights_only=True)
+        for name, obj in self.objects.items():
+            state = states[name]
+            if isinstance(obj, LRScheduler):  # its length is that of this run, only its position is restored
+                state = {**obj.state_dict(), **{key: state[key] for key in SCHEDULE_POSITION if key in state}}
+            _bare(obj).load_state_dict(state)
+        max_epochs = engine.state.max_epochs  # of this run: it may be asked to go on for longer
+        engine.load_state_dict(states["trainer"])
+        engine.state.max_epochs = max_epochs
+        logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
+        if max_epochs is not None and engine.state.epoch >= max_epochs:
+            logger.warning("%d epochs were asked for and are done: nothing is trained", max_epochs)
+
+
+class BestModel:
+    """Keep the weights with the highest key metric of an evaluator, as a plain state dict.
+
+    Its own state (best value and epoch) goes into the training checkpoint, so that a resumed run compares with all
+    epochs before it.
+
+    Args:
+        path: of the weights.
+        model: network whose weights are kept.
+        metric: name of the metric in the evaluator's state.
+    """
+
+    def __init__(self, path: str, model: nn.Module, metric: str) -> None:
+        self.path, self.model, self.metric = path, model, metric
+        self.value, self.epoch = -float("inf"), 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        value = float(engine.state.metrics[self.metric])
+        if not value > self.value:
+            return
+        self.value, self.epoch = value, engine.state.epoch
+        logger.info("best %s so far: %.4f after epoch %d", self.metric, value, self.epoch)
+        if idist.get_rank() == 0:
+            save_atomically(_bare(self.model).state_dict(), self.path)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"value": self.value, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        self.value, self.epoch = float(state["value"]), int(state["epoch"])
+
+
+def _bare(obj: Any) -> Any:
+    """The module inside a data-parallel wrapper, so that checkpoints do not depend on how many processes ran."""
+    return obj.module if isinstance(obj, nn.parallel.DistributedDataParallel) else obj

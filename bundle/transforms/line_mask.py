@@ -1,0 +1,79 @@
+"""Missing phase-encoding lines, an extra corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends, convert_to_tensor
+from torch import Tensor
+
+from bundle.physics.slices import check_slice_axis, slices_back, slices_last
+
+
+class CartesianLineMask(Transform):
+    """Extra corruption: drop phase-encoding lines of every slice, as joint reconstruction papers do.
+
+    Keeps the ``center_fraction`` central lines and a fixed random choice of the others, ``1 / acceleration`` of all in
+    total; the magnitude of the zero-filled rest is returned. Lines run along the first in-plane axis. Off unless a
+    config asks for it: truncation alone is the degradation of the project.
+
+    Args:
+        acceleration: total lines / kept lines, >= 1.
+        center_fraction: part of all lines that is kept around DC.
+        seed: of the choice of lines, which depends on it and on the number of lines alone.
+        slice_axis: see :class:`KSpaceTruncation`.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, acceleration: float, center_fraction: float = 0.08, seed: int = 0, slice_axis: int = 2) -> None:
+        if acceleration < 1 or not 0 < center_fraction <= 1:
+            raise ValueError(f"need acceleration >= 1 and 0 < center_fraction <= 1: {acceleration}, {center_fraction}")
+        self.acceleration, self.center_fraction, self.seed = acceleration, center_fraction, seed
+        self.slice_axis = check_slice_axis(slice_axis)
+
+    def lines(self, count: int) -> Tensor:
+        """Which of ``count`` centred lines are kept: bool ``(count,)``."""
+        central = max(1, round(count * self.center_fraction))
+        kept = np.zeros(count, dtype=bool)
+        start = count // 2 - central // 2
+        kept[start : start + central] = True
+        others = np.flatnonzero(~kept)
+        more = min(max(0, round(count / self.acceleration) - central), others.size)
+        kept[np.random.default_rng((self.seed, count)).choice(others, size=more, replace=False)] = True
+        return torch.from_numpy(kept)
+
+    def __call__(self, img: Tensor) -> Tensor:
+        """Channel-first ``(C, H, W)`` or ``(C, X, Y, Z)`` -> the same shape."""
+        planes = slices_last(convert_to_tensor(img, track_meta=isinstance(img, MetaTensor)), self.slice_axis)
+        spectrum = torch.fft.fftshift(torch.fft.fft2(planes), dim=(-2, -1))
+        spectrum = spectrum * self.lines(planes.shape[-1]).to(planes.device)
+        out = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs()
+        return slices_back(out, self.slice_axis)
+
+
+class CartesianLineMaskd(MapTransform):
+    """Dictionary form of :class:`CartesianLineMask`."""
+
+    backend = CartesianLineMask.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        acceleration: float,
+        center_fraction: float = 0.08,
+        seed: int = 0,
+        slice_axis: int = 2,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = CartesianLineMask(acceleration, center_fraction, seed, slice_axis)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}

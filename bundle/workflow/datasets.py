@@ -1,0 +1,40 @@
+"""The data lists of bundle runs."""
+
+from __future__ import annotations
+
+from bundle.data import (
+    VolumeError,
+    check_folders,
+    evaluation_datalist,
+    inference_datalist,
+    read_header,
+    training_datalist,
+)
+from bundle.workflow.errors import one_line_exit
+
+
+@one_line_exit
+def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
+    """:func:`bundle.data.inference_datalist`, once it is clear that results can be written and lie elsewhere."""
+    check_folders(dataset_dir, output_dir)
+    return inference_datalist(dataset_dir, exclude=output_dir)
+
+
+@one_line_exit
+def training_data(dataset_dir: str, split: str, split_file: str | None, seed: int) -> list[dict[str, str]]:
+    """:func:`bundle.data.training_datalist`, with every volume's dimension checked from its header."""
+    return _three_dimensional(training_datalist(dataset_dir, split, split_file, seed=seed))
+
+
+@one_line_exit
+def evaluation_data(dataset_dir: str, split: str, split_file: str | None) -> list[dict[str, str]]:
+    """:func:`bundle.data.evaluation_datalist`, with every volume's dimension checked from its header."""
+    return _three_dimensional(evaluation_datalist(dataset_dir, split, split_file))
+
+
+def _three_dimensional(items: list[dict[str, str]]) -> list[dict[str, str]]:
+    for item in items:
+        shape = read_header(item["image"]).get_data_shape()
+        if len(shape) != 3:
+            raise VolumeError(f"{item['image']}: {len(shape)} dimensions; training and evaluation take 3-D volumes")
+    return items

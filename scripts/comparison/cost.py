@@ -1,0 +1,100 @@
+"""What a network costs: parameters, multiply-adds by a stated counter, seconds."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+SCAN, SEARCH = "scan", "patch_search"
+PRODUCTS = "products_and_convolutions"
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of trained values."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def multiply_adds(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
+    """Multiply-adds of one forward pass, apart for the three kinds of work.
+
+    * ``products_and_convolutions``: matrix products and convolutions, half of what
+      ``torch.utils.flop_counter.FlopCounterMode`` counts;
+    * ``scan``: ``4 Di (4 N + R + 2)`` per pixel for the selective scan of :mod:`bundle.ops` in its four directions: per
+      channel ``R`` products for the time step, one to weigh the input and one for ``D x``; per channel and state the
+      four of ``dt A``, the input term, the recurrence and ``<h, C>``;
+    * ``patch_search``: ``9 C (H W)^2`` for each search of :mod:`bundle.ops`, as the relevance matrix is defined. (The
+      kernels find the same maximum with a ninth of the products.)
+
+    Element-wise work, norms, exponentials and FFTs are not counted. The scan and the search are not run.
+
+    Args:
+        network: on any device.
+        shape: of the input, ``(B, C, h, w)``.
+    """
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with _counted_operators() as counts, FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.rand(*shape, device=device))
+    network.train(was_training)
+    return {PRODUCTS: counter.get_total_flops() // 2, **counts}
+
+
+@contextmanager
+def _counted_operators() -> Iterator[dict[str, int]]:
+    """Replace the two kernels by their counts, whatever back end would run (some are made of matrix products)."""
+    counts = {SCAN: 0, SEARCH: 0}
+
+    def scan(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+        counts[SCAN] += x.numel() * A.shape[0] * (4 * A.shape[2] + dt_weight.shape[2] + 2)
+        return torch.zeros_like(x)
+
+    def search(query: Tensor, key: Tensor) -> Tensor:
+        batch, height, width, channels = query.shape
+        counts[SEARCH] += batch * (height * width) ** 2 * 9 * channels
+        return torch.zeros(batch, height * width, dtype=torch.int64, device=query.device)
+
+    replaced = [("bundle.ops.scan.dispatch", scan), ("bundle.ops.search.patch_match", search)]
+    modules = [importlib.import_module(name) for name, _ in replaced]
+    originals = [module._dispatch for module in modules]
+    try:
+        for module, (_, function) in zip(modules, replaced, strict=True):
+            module._dispatch = function  # type: ignore[attr-defined]
+        yield counts
+    finally:
+        for module, original in zip(modules, originals, strict=True):
+            module._dispatch = original  # type: ignore[attr-defined]
+
+
+def seconds_per_slice(network: nn.Module, side: int = 128, budget: float = 5.0, repeats: int = 5) -> float:
+    """Median seconds for one slice of ``side x side`` voxels, after a call that is not counted.
+
+    Args:
+        network: in evaluation mode.
+        side: of the low-resolution slice.
+        budget: seconds after which no further call is made; one is always timed.
+        repeats: calls at most.
+    """
+    device = next(network.parameters()).device
+    image = torch.rand(1, 1, side, side, device=device)
+
+    def timed() -> float:
+        begin = time.perf_counter()
+        network(image)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    with torch.no_grad():
+        timed()
+        times = [timed()]
+        while sum(times) < budget and len(times) < repeats:
+            times.append(timed())
+    return statistics.median(times)

@@ -1,0 +1,251 @@
+"""How a method is compared: a known volume is degraded, brought back, and measured against itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirst, LoadImage
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
+from bundle.data.errors import error_line, fail, root_cause
+from bundle.data.splits import bids_subject, locate, read_table
+from bundle.inference.inferers import VolumeInferer
+from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+from bundle.physics import restore_magnitude
+from bundle.physics.slices import check_slice_axis
+from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
+from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, NormalizeVolume
+from bundle.transforms.intensity import OFFSET, SCALE, intensity_window
+from comparison.records import Row
+
+ZERO_FILLED, BICUBIC = "zero-filled Fourier", "aligned bicubic"
+DEGRADATIONS = ("truncation", "lines")
+
+Method = tuple[str, float | None]
+"""Name of a method, and the weight of its data consistency (``None`` for interpolation, which has no such step)."""
+
+
+def consistency_weight(text: str) -> float:
+    """A weight of the data consistency as the scripts' command lines take it, from 0 to 1."""
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
+    return float(text)
+
+
+def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
+    """The image skip as an argument of the named network: ICONet has its own, a peer without one that of its paper."""
+    return {"image_skip": image_skip} if image_skip and not name.startswith("iconet") else {}
+
+
+@dataclass(frozen=True)
+class KnownVolume:
+    """A file of the test data and what the split file says of it."""
+
+    path: Path
+    name: str
+    subject: str
+    modality: str
+    contrast: str
+
+
+def known_volumes(data: Path, datalist: Sequence[Mapping[str, str]], split_file: Path | None) -> list[KnownVolume]:
+    """What the split file says of the volumes of a list; without one the modality is "all".
+
+    Without a split file the subject is the BIDS label "sub-..." of the path, or else each volume is its own.
+
+    Args:
+        data: the folder; volumes are named by their place below it, or else below the folder of the split file.
+        datalist: of :mod:`bundle.data`, of the same folder and split file.
+        split_file: CSV with the columns file and subject, and where it has them modality and contrast.
+
+    Raises:
+        DatasetError: a split file that cannot be read, or two volumes of one name.
+    """
+    paths = [Path(item["image"]) for item in datalist]
+    rows: dict[Path | None, dict[str, str]] = {path: {} for path in paths}
+    if split_file is not None:
+        rows = {locate(row["file"], split_file, data): row for _, row in read_table(split_file)}
+    volumes = [_known(path, _name(path, data, split_file), rows[path]) for path in paths]
+    for name, times in Counter(volume.name for volume in volumes).items():
+        if times > 1:
+            both = " and ".join(str(volume.path) for volume in volumes if volume.name == name)
+            wrong = f"{both} would both be {name} in the results"
+            raise DatasetError(error_line(split_file or data, wrong, "leave one of them out"))
+    return volumes
+
+
+def _name(path: Path, data: Path, split_file: Path | None) -> str:
+    """Place below the folder of the data or that of the split file, links not followed; of others the whole path."""
+    full = Path(os.path.abspath(path))
+    folders = [data.parent if data.is_file() else data, *([split_file.parent] if split_file is not None else [])]
+    for folder in map(os.path.abspath, folders):
+        if full.is_relative_to(folder):
+            return full.relative_to(folder).as_posix()
+    return full.as_posix()
+
+
+def _known(path: Path, name: str, row: Mapping[str, str]) -> KnownVolume:
+    subject = row.get("subject") or bids_subject(name) or name
+    return KnownVolume(path, name, subject, row.get("modality") or "all", row.get("contrast", ""))
+
+
+class Protocol:
+    """Degradation, methods and metrics of one comparison.
+
+    ``truncation`` is the degradation of the project; ``lines`` drops phase-encoding lines of what it leaves, as the
+    papers on joint reconstruction do (:class:`bundle.transforms.CartesianLineMask`). The network sees the
+    low-resolution volume scaled by its own percentile, as in inference: nothing of the truth reaches it.
+
+    Args:
+        scale: 2, 4 or 8.
+        slice_axis: array axis that runs over slices.
+        degradation: ``truncation`` or ``lines``.
+        acceleration: of the line mask.
+        device: where networks run.
+        every: of the slices of a volume, take one in so many (the first, ...): a volume of these alone is compared.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        slice_axis: int = 2,
+        degradation: str = "truncation",
+        acceleration: float = 6.0,
+        device: str = "cpu",
+        every: int = 1,
+    ) -> None:
+        if degradation not in DEGRADATIONS:
+            raise ValueError(f"degradation must be one of {DEGRADATIONS}, got {degradation!r}")
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        self.scale, self.slice_axis, self.device, self.every = scale, check_slice_axis(slice_axis), device, every
+        self.masked = degradation == "lines"
+        across = f", slices along axis {slice_axis}" if slice_axis != 2 else ""
+        sparse = f", 1 of {every} slices" if every > 1 else ""
+        kind = f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation"
+        self.description = kind + across + sparse
+        lines = [CartesianLineMask(acceleration, slice_axis=slice_axis)] if self.masked else []
+        self.degrade = Compose([KSpaceTruncation(scale, slice_axis), *lines])
+        self._load = Compose(
+            [LoadImage(reader=NiftiVolumeReader()), EnsureChannelFirst(), CropToMultiple(scale, slice_axis)]
+        )
+        self._inferer = VolumeInferer(slice_axis, data_consistency=0.0)
+
+    def load(self, path: Path) -> MetaTensor:
+        """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices.
+
+        Of a volume with negative values the offset of :func:`bundle.transforms.intensity.intensity_window` is
+        subtracted, as in training: magnitudes of a degraded image mean nothing otherwise.
+
+        Raises:
+            VolumeError: it cannot be read, is smaller than the scale, or has no voxel above 0: nothing to compare.
+        """
+        try:
+            volume = self._load(str(path))
+        except RuntimeError as error:  # MONAI wraps what a transform raises
+            if isinstance(error.__cause__, VolumeError):
+                raise VolumeError(root_cause(error)) from error
+            if isinstance(error.__cause__, ValueError):
+                fail(path, root_cause(error), "leave it out of the comparison", error)
+            raise
+        if float(volume.min()) < 0:
+            volume = volume - intensity_window(volume)[0]
+        if not float(volume.max()) > 0:
+            fail(path, "no voxel is above 0", "leave it out of the comparison")
+        kept = [slice(None, None, self.every if axis == self.slice_axis + 1 else 1) for axis in range(4)]
+        return volume[tuple(kept)] if self.every > 1 else volume
+
+    def predictions(
+        self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[float] = (0.0,)
+    ) -> Iterator[tuple[Method, Tensor]]:
+        """Each method's volume (1, X, Y, Z) for a degraded one; a network runs once, whatever weights are asked for.
+
+        A line mask leaves measured and missing lines in one image, which data consistency as built cannot tell apart:
+        only weight 0 is given then.
+        """
+        slices = self._to_slices(low)
+        yield (ZERO_FILLED, None), self._to_volume(fourier_image_upsample(slices, self.scale))
+        yield (BICUBIC, None), self._to_volume(aligned_bicubic_upsample(slices, self.scale))
+        for name, network in networks.items():
+            out = self.super_resolve(low, network)
+            for weight in (0.0,) if self.masked else consistency:
+                restored = restore_magnitude(self._to_slices(out), slices, weight) if weight else None
+                yield (name, weight), out if restored is None else self._to_volume(restored)
+
+    def super_resolve(self, low: Tensor, network: nn.Module) -> Tensor:
+        """A degraded volume through a network, normalised and restored as in inference, without data consistency."""
+        scaled = NormalizeVolume()(low)
+        with torch.no_grad():
+            out = self._inferer(scaled.as_tensor()[None].to(self.device), network)[0].cpu()
+        return out * float(scaled.meta[SCALE]) + float(scaled.meta[OFFSET])
+
+    def measure(self, pred: Tensor, truth: Tensor, low: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
+        """Metrics of a volume by name, and PSNR and SSIM of each of its slices.
+
+        ``residual`` is ``||degrade(pred) - low|| / ||low||``: how far the result is from what was measured. PSNR of a
+        slice takes the range of the volume, as SSIM does.
+        """
+        image, true = (self._to_slices(t)[:, 0].double() for t in (pred, truth))
+        similarity = ssim_slices(image, true, data_range=float(true.max()))
+        noise = 10.0 * torch.log10(true.max() ** 2 / (image - true).square().mean(dim=(1, 2)))
+        missed = (self.degrade(pred) - low).double().norm() / low.double().norm()
+        metrics = {
+            "psnr": psnr(image, true),
+            "ssim": similarity.mean(),
+            "nmse": nmse(image, true),
+            "hfen": hfen(image, true, slice_axis=0),
+            "residual": missed,
+        }
+        return {name: float(value) for name, value in metrics.items()}, noise, similarity
+
+    def about(self, known: KnownVolume) -> Row:
+        """What rows of results must share to be compared: the volume, what is known of it, the degradation."""
+        of_subject = {"subject": known.subject, "modality": known.modality, "contrast": known.contrast}
+        return {"file": known.name, **of_subject, "degradation": self.description}
+
+    def evaluate(
+        self,
+        volumes: Sequence[KnownVolume],
+        networks: Mapping[str, nn.Module],
+        consistency: Sequence[float] = (0.0,),
+    ) -> tuple[list[Row], list[Row]]:
+        """Every method on every volume.
+
+        Raises:
+            VolumeError: a volume that :meth:`load` refuses, or one with slices smaller than the window of SSIM.
+
+        Returns:
+            One row per volume and method, and one per slice and method, in the columns of the result files.
+        """
+        rows: list[Row] = []
+        by_slice: list[Row] = []
+        for known in tqdm(volumes, desc=f"x{self.scale}", disable=None):
+            truth = self.load(known.path).as_tensor()
+            height, width = self._to_slices(truth).shape[2:]
+            if min(height, width) < WINDOW:
+                wrong = f"slices of {height}x{width} voxels along axis {self.slice_axis}, SSIM needs {WINDOW}x{WINDOW}"
+                fail(known.path, wrong, "leave it out of the comparison, or give the axis of its slices")
+            low = self.degrade(truth)
+            for (method, weight), pred in self.predictions(low, networks, consistency):
+                metrics, noise, similarity = self.measure(pred, truth, low)
+                head = {"file": known.name, "method": method, "consistency": "" if weight is None else weight}
+                rows.append({**head, **self.about(known), **metrics})
+                for number, figures in enumerate(zip(noise.tolist(), similarity.tolist(), strict=True)):
+                    by_slice.append({**head, "slice": number * self.every, "psnr": figures[0], "ssim": figures[1]})
+        return rows, by_slice
+
+    def _to_slices(self, volume: Tensor) -> Tensor:
+        """(1, X, Y, Z) -> (slices, 1, rows, columns)."""
+        return volume.movedim(self.slice_axis + 1, 0)
+
+    def _to_volume(self, slices: Tensor) -> Tensor:
+        return slices.movedim(0, self.slice_axis + 1)

@@ -1,0 +1,103 @@
+"""Result files: rows of figures as CSV, written at once and joined with those of earlier runs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundle.data.atomic import replacing
+
+Row = dict[str, Any]
+"""One line of a result file; figures are floats."""
+
+FIGURES = {"consistency", "psnr", "ssim", "nmse", "hfen", "residual", "seconds"}
+COUNTS = {"scale", "slice", "parameters", "products_and_convolutions", "scan", "patch_search", "threads"}
+SHARED = ("file", "subject", "modality", "contrast", "degradation")
+"""Columns whose values must be those of every other method, or a comparison would be one of different things."""
+DIGITS = {"psnr": 4, "ssim": 6, "nmse": 8, "hfen": 6, "residual": 6, "seconds": 3}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a run that is stopped leaves the old one."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Rows of the same columns as CSV, figures rounded to what they mean."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: round(v, DIGITS[k]) if k in DIGITS else v for k, v in row.items()} for row in rows)
+    write_text(path, out.getvalue())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of :func:`write_rows`; an empty ``consistency`` stays empty."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(column: str, text: str) -> Any:
+    if text and column in FIGURES:
+        return float(text)
+    return int(text) if text and column in COUNTS else text
+
+
+def label(row: Row) -> str:
+    """Name of a row's method with its data consistency: "X", "X + DC", "X + DC 0.5"."""
+    weight = row.get("consistency") or 0.0
+    return row["method"] + ("" if weight == 0 else " + DC" if weight == 1 else f" + DC {weight:g}")
+
+
+def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """New rows, and the old ones of methods that were not run again.
+
+    Raises:
+        ValueError: the two are of other volumes, say other things of them, or are of another degradation.
+    """
+    again = {row["method"] for row in new}
+    kept = [row for row in old if row["method"] not in again]
+
+    def volumes(rows: Iterable[Row]) -> set[tuple[str, ...]]:
+        return {tuple(row[column] for column in SHARED) for row in rows}
+
+    if kept and (different := volumes(kept) ^ volumes(new)):
+        example = ", ".join(word for word in min(different) if word)
+        raise ValueError(
+            "the rows that are there are of other volumes, subjects or contrasts or another degradation than the new "
+            f"ones (only in one of them: {example})"
+        )
+    return [*kept, *new]
+
+
+def write_slices(path: Path, rows: Sequence[Row], keep: bool = False) -> None:
+    """Figures of slices, one line for each slice and metric and one column for each method.
+
+    Args:
+        path: the file.
+        rows: of slices, as :meth:`comparison.protocol.Protocol.evaluate` gives them.
+        keep: leave the columns of the methods that the file has and that were not run again; slices that then have
+            no figure go.
+    """
+    table: dict[tuple[str, str, str], dict[str, str]] = {}
+    again = {row["method"] for row in rows}
+    if keep and path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                key = line.pop("file"), line.pop("slice"), line.pop("metric")
+                table[key] = {name: v for name, v in line.items() if name.partition(" + DC")[0] not in again}
+    for row in rows:
+        for metric, digits in (("psnr", 3), ("ssim", 4)):
+            cells = table.setdefault((row["file"], str(row["slice"]), metric), {})
+            cells[label(row)] = f"{row[metric]:.{digits}f}"
+    table = {key: cells for key, cells in table.items() if any(cells.values())}
+    columns = list(dict.fromkeys(name for cells in table.values() for name in cells))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "slice", "metric", *columns])
+    writer.writerows([*key, *(cells.get(name, "") for name in columns)] for key, cells in table.items())
+    write_text(path, out.getvalue())

@@ -1,0 +1,214 @@
+"""The kernels as ONNX can hold them: few long steps, no complex numbers, no loop that the exporter would unroll.
+
+TorchScript takes the loops of :mod:`bundle.ops` as they are. For ONNX the network is traced; here loops over the size
+of the input are scripted functions, which become ``Loop`` nodes, and everything else is made of operators that ONNX
+has. The results are those of :mod:`bundle.ops` up to rounding; networks run these forms nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, softplus
+
+from bundle.networks.fusion import SRRecFusion
+from bundle.ops.search.plain import _inverse_patch_norm
+
+_patching = threading.RLock()  # of two threads inside, the one that leaves first would put back the other's forms
+
+
+@contextmanager
+def onnx_operators() -> Iterator[None]:
+    """Let networks, in every thread, call the forms of this module inside a ``with`` block; one thread at a time."""
+    with (
+        _patching,
+        patch("bundle.ops.scan.dispatch._scripted", lambda: selective_scan_segments),
+        patch("bundle.ops.search.patch_match._scripted", lambda: patch_search_rows),
+        patch("bundle.networks.iconet.fourier_image_upsample", fourier_upsample_products),
+        patch.object(SRRecFusion, "_attend", _attend),
+    ):
+        yield
+
+
+class OnnxForm(nn.Module):
+    """A network that traces in the forms of this module; otherwise its kernels are the usual ones.
+
+    Args:
+        network: an :class:`bundle.networks.ICONet`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.scale = network.scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
+        with onnx_operators() if torch.jit.is_tracing() else nullcontext():
+            result: Tensor = self.network(image)
+        return result
+
+
+# -------------------------------------------------------------------------------------------------- selective scan
+
+
+def selective_scan_segments(
+    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """See :func:`bundle.ops.selective_scan_2d`. Loops of ``W + H`` steps instead of ``H W``, twice.
+
+    The rows (for two of the directions the columns) cut the sequence into segments. A first loop steps the recurrence
+    in all segments at once, each from zero; a second one, over the segments, brings the state from each to the next.
+    The recurrence is linear: the two results add up. Nothing is divided, so no decay can overflow.
+    """
+    rank, state = dt_weight.shape[2], A.shape[2]
+    dt_in, b, c = proj.split([rank, state, state], dim=-1)
+    dt = torch.stack([softplus(dt_in[..., k, :] @ dt_weight[k].t() + dt_bias[k]) for k in range(4)], dim=3)
+    by_rows = _two_directions(x, dt[..., 0::2, :], b[..., 0::2, :], c[..., 0::2, :], A[0::2])
+    dt, b, c = (t[..., 1::2, :].transpose(1, 2) for t in (dt, b, c))
+    by_columns = _two_directions(x.transpose(1, 2), dt, b, c, A[1::2])
+    return by_rows + by_columns.transpose(1, 2) + x * D.sum(0)
+
+
+def _two_directions(x: Tensor, dt: Tensor, b: Tensor, c: Tensor, A: Tensor) -> Tensor:
+    """``<h, C>`` of the recurrence row by row and of its reverse, summed: (B, H, W, Di).
+
+    x: (B, H, W, Di). dt: (B, H, W, 2, Di). b, c: (B, H, W, 2, N). A: (2, Di, N).
+    """
+    rate = A.transpose(1, 2)[:, None, None]  # (2, 1, 1, N, Di)
+    steps, drive, b, c = (_by_visit(t) for t in (dt, dt * x.unsqueeze(3), b, c))
+    within, added = _along_rows(steps, drive, b, c, rate)
+    time, c = (t.permute(3, 0, 1, 2, 4) for t in (steps.cumsum(0), c))
+    carried = _row_by_row(time, c, added.permute(2, 0, 1, 3, 4), rate[:, 0])
+    forward, backward = (within.permute(1, 2, 3, 0, 4) + carried.permute(2, 3, 0, 1, 4)).unbind(0)
+    return forward + backward.flip(1, 2)
+
+
+def _by_visit(tensor: Tensor) -> Tensor:
+    """(B, H, W, 2, C) of a direction and its reverse -> (W, 2, B, H, C) in the order of their visits."""
+    return torch.stack([tensor[:, :, :, 0], tensor[:, :, :, 1].flip(1, 2)]).permute(3, 0, 1, 2, 4)
+
+
+@torch.jit.script
+def _along_rows(dt: Tensor, drive: Tensor, b: Tensor, c: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """One pixel of every row after the other: ``<h, C>`` (W, 2, B, H, Di), last states (2, B, H, N, Di)."""
+    h = torch.zeros_like(b[0]).unsqueeze(4) * torch.zeros_like(dt[0]).unsqueeze(3)
+    read: list[Tensor] = []
+    for t in range(dt.shape[0]):
+        h = torch.exp(dt[t].unsqueeze(3) * rate) * h + drive[t].unsqueeze(3) * b[t].unsqueeze(4)
+        read.append((h * c[t].unsqueeze(4)).sum(3))
+    return torch.stack(read), h
+
+
+@torch.jit.script
+def _row_by_row(time: Tensor, c: Tensor, added: Tensor, rate: Tensor) -> Tensor:
+    """What the states before each row add to ``<h, C>`` of its pixels: (H, W, 2, B, Di).
+
+    time: (H, W, 2, B, Di) since the start of the row. c: (H, W, 2, B, N). added: (H, 2, B, N, Di). rate: (2, 1, N, Di).
+    """
+    h = torch.zeros_like(added[0])
+    read: list[Tensor] = []
+    for row in range(time.shape[0]):
+        left = torch.exp(time[row].unsqueeze(3) * rate) * h
+        read.append((left * c[row].unsqueeze(4)).sum(3))
+        h = left[-1] + added[row]
+    return torch.stack(read)
+
+
+# ----------------------------------------------------------------------------------------------------- patch search
+
+
+def patch_search_rows(query: Tensor, key: Tensor) -> Tensor:
+    """See :func:`bundle.ops.search.plain.patch_search_reference`; a ninth of its products, ``3 H W W`` in memory."""
+    return _compare_rows(query, key.transpose(0, 1), _inverse_patch_norm(key).transpose(0, 1)).flatten(1)
+
+
+@torch.jit.script
+def _compare_rows(query: Tensor, key_rows: Tensor, norms: Tensor) -> Tensor:
+    """Index (B, H, W) of the best key for queries (B, H, W, C), keys (H, B, W, C), inverse norms (H, B, W).
+
+    A step takes one row of keys: its pixel correlations with the whole query, summed along the diagonal, wait for
+    those of the next row, because a patch needs three. Rows come in ascending order, so of equal keys the first wins.
+    """
+    below = pad(key_rows, [0, 0, 0, 0, 0, 0, 0, 1])  # below the last row there is nothing
+    g = torch.matmul(query, below[0].transpose(1, 2).unsqueeze(1))
+    here = g + pad(g, [1, -1, 1, -1]) + pad(g, [-1, 1, -1, 1])
+    above = torch.zeros_like(here)
+    best = torch.zeros_like(query[:, :, :, 0]) - float("inf")
+    index = torch.zeros_like(best, dtype=torch.int64)
+    width = torch.ones_like(norms[0, 0], dtype=torch.int64).sum()
+    first = torch.zeros_like(width)
+    for row in range(norms.shape[0]):
+        g = torch.matmul(query, below[row + 1].transpose(1, 2).unsqueeze(1))
+        following = g + pad(g, [1, -1, 1, -1]) + pad(g, [-1, 1, -1, 1])
+        score = pad(above, [0, 0, 0, 0, 1, -1]) + here + pad(following, [0, 0, 0, 0, -1, 1])
+        score = score * norms[row].unsqueeze(1).unsqueeze(1)
+        top, column = score.max(dim=3)
+        better = top > best
+        best, index = torch.where(better, top, best), torch.where(better, column + first, index)
+        above, here, first = here, following, first + width
+    return index
+
+
+def _attend(fusion: SRRecFusion, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """:meth:`SRRecFusion._attend` without a padding that repeats the border by an amount known only later."""
+    stride, height, width = fusion.match_stride, query.shape[1], query.shape[2]
+    if stride == 1:
+        return fusion.attention(query, key, value)
+    blocks = fusion.attention(*(_blocks(t, stride) for t in (query, key, value)))
+    batch, high, wide, _ = blocks.shape
+    image = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
+    return image.reshape(batch, high * stride, wide * stride, -1)[:, :height, :width]
+
+
+def _blocks(features: Tensor, stride: int) -> Tensor:
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C stride^2); the last row and column are repeated."""
+    batch, channels = features.shape[0], features.shape[3]
+    longer = []
+    for axis in (1, 2):
+        length = features.shape[axis]  # a tensor while tracing, of which // keeps track
+        count = (length + stride - 1) // stride
+        longer.append(count)
+        taken = torch.arange(count * stride, device=features.device).clamp(max=length - 1)
+        features = features.index_select(axis, taken)
+    high, wide = longer
+    blocks = features.reshape(batch, high, stride, wide, stride, channels).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(batch, high, wide, channels * stride * stride)
+
+
+# ------------------------------------------------------------------------------------------------------- resampling
+
+
+def fourier_upsample_products(image: Tensor, scale: int) -> Tensor:
+    """See :func:`bundle.networks.upsample.fourier_image_upsample`; the transforms as products with matrices."""
+    rows_real, rows_imag = _zero_fill_matrix(image.shape[-2], scale, image)
+    cols_real, cols_imag = _zero_fill_matrix(image.shape[-1], scale, image)
+    return rows_real @ image @ cols_real.t() - rows_imag @ image @ cols_imag.t()
+
+
+def _zero_fill_matrix(length: int, scale: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary part of the matrix (scale * n, n) that zero-fills the k-space of one axis of ``n`` samples.
+
+    ``U[i, j] = sum_k exp(2 pi i k (i - scale j) / (scale n)) / n`` over the ``n`` measured ``k``. Summed: a Dirichlet
+    kernel of the paired ``k`` and, for an even ``n``, the term of Nyquist, which alone has an imaginary part.
+    """
+    n = torch.as_tensor(length, device=like.device)  # so that a trace records what is made of it
+    fine, even = scale * n, 1 - n % 2
+    coarse = torch.arange(length, device=like.device)
+    offset = torch.arange(scale * length, device=like.device)[:, None] - scale * coarse
+    half = torch.div(fine, 2, rounding_mode="floor")
+    offset = torch.remainder(offset + half, fine) - half  # one period of it: sines of small angles are exact
+    unit = math.pi / fine.to(like.dtype)
+    angle = offset.to(like.dtype) * unit
+    wave = torch.remainder(offset * (n - even), 2 * fine).to(like.dtype) * unit
+    centre = offset == 0
+    ratio = torch.sin(wave) / torch.sin(torch.where(centre, torch.ones_like(angle), angle))
+    kernel = torch.where(centre, (n - even).to(like.dtype), ratio)
+    nyquist = angle * n
+    return (kernel + even * torch.cos(nyquist)) / n, -even * torch.sin(nyquist) / n

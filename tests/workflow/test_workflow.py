@@ -1,0 +1,99 @@
+"""The guard against wrong options, and the folder run when something fails in its middle."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.inferers import SimpleInferer
+
+from bundle.inference.inferers import VolumeInferer
+from bundle.networks import iconet
+from bundle.workflow import VolumesFailed, run_folder
+from bundle.workflow.options import ALLOWED, unused_keys, wrong_values
+
+CONFIGS = ("train.json", "evaluate.json", "inference.json")
+
+
+class FailsOnce(torch.nn.Module):
+    """A network that breaks on volumes of negative values."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if float(image.min()) < 0:
+            raise RuntimeError("no room for this volume")
+        return image
+
+
+def test_volumes_after_one_that_failed_in_the_network_are_done():
+    seen: list[float] = []
+    volumes = {"a": 1.0, "bad": -1.0, "c": 2.0, "d": 3.0}
+
+    def load(item: dict) -> dict:
+        return {"image": torch.full((1, 2, 2), volumes[item["image"]])}
+
+    def keep(item: dict) -> dict:
+        seen.append(float(item["pred"].max()))
+        return item
+
+    evaluator = SupervisedEvaluator(
+        device="cpu",
+        val_data_loader=[],
+        network=FailsOnce(),
+        inferer=SimpleInferer(),
+        postprocessing=keep,
+        epoch_length=1,
+    )
+    with pytest.raises(VolumesFailed, match="1 of 4 volumes failed:\nbad: RuntimeError: no room"):
+        run_folder(evaluator, [{"image": name} for name in volumes], load)
+    assert seen == [1.0, 2.0, 3.0]
+
+
+def test_a_two_dimensional_metatensor_is_super_resolved():
+    image = MetaTensor(torch.rand(2, 1, 9, 12))
+    assert VolumeInferer()(image, iconet("small", 2)).shape == (2, 1, 18, 24)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_shipped_configs_have_no_unused_option_and_no_wrong_value(name, bundle_root):
+    config = json.loads((bundle_root / "configs" / name).read_text())
+    assert unused_keys(config) == []
+    assert wrong_values(config) == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_boolean_option_is_checked(name, bundle_root):
+    config = json.loads((bundle_root / "configs" / name).read_text())
+    assert {key for key, value in config.items() if isinstance(value, bool)} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data_consistency", "false"),
+        ("resume", "yes"),
+        ("scale", 3),
+        ("scale", 2.0),
+        ("slice_axis", -1),
+        ("slice_axis", "x"),
+        ("slice_batch", 0),
+        ("network_name", "huge"),
+        ("device", "gpu"),
+        ("nonfinite", "skip"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_one_line(key, value):
+    (line,) = wrong_values({key: value})
+    assert line.startswith(f"--{key} {value}: must be")
+
+
+def test_a_batch_that_the_patches_of_a_volume_do_not_divide_is_one_line():
+    assert wrong_values({"batch_size": 8, "patches_per_volume": 2}) == []
+    (line,) = wrong_values({"batch_size": 3, "patches_per_volume": 2})
+    assert line == "--batch_size 3: must be a multiple of --patches_per_volume, which is 2"
+
+
+def test_expressions_are_not_judged():
+    assert wrong_values({"device": "$'cuda' if x else 'cpu'", "scale": "@other"}) == []
