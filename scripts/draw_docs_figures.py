@@ -252,7 +252,8 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("MONAI bundle runs", ("workflow", "report")),
     ("put together", ("training",)),
     ("one volume", ("inference",)),
-    ("MONAI, torch.nn", ("transforms", "networks", "trust")),
+    ("what was learned", ("trust",)),
+    ("MONAI, torch.nn", ("transforms", "networks")),
     ("files", ("data",)),
     ("plain tensors", ("ops", "physics")),
 )
@@ -261,15 +262,15 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 def layout() -> Figure:
     """The floors of the code; imports run downward only."""
-    figure = plt.figure(figsize=(9, 4.8))
+    figure = plt.figure(figsize=(9, 5.4))
     axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 10), ylim=(-0.8, 5.2))
+    axes.set(xlim=(0, 10), ylim=(-1.6, 5.2))
     axes.axis("off")
     for level, (note, names) in enumerate(FLOORS):
         y, width, gap = 4.8 - 0.86 * level, (8.0 - 0.12 * (len(names) - 1)) / len(names), 0.12
         axes.text(0.1, y, note, va="center", fontsize=9, color=GREY, style="italic")
         for number, name in enumerate(names):
-            color = (RED, RED, GREEN, GREEN, BLUE, BLUE, GREY)[level]
+            color = (RED, RED, GREEN, GREEN, GREEN, BLUE, BLUE, GREY)[level]
             box(axes, 1.75 + width / 2 + number * (width + gap), y, name, color, width, 0.5)
         if level < len(FLOORS) - 1:
             arrow(axes, (5.75, y - 0.28), (5.75, y - 0.58))

@@ -27,7 +27,7 @@ from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
-from bundle.inference.model import Model, load_model
+from bundle.inference.model import Model, ModelError, load_model
 
 TABLE, LOCK = "results.csv", ".iconet-sr.lock"
 
@@ -48,7 +48,7 @@ def run(options: Options) -> int:
         raise RunError("--report: run it in one process afterwards; what is done is skipped, and drawn")
     with logging_to(options.log_json and share.own_file(options.log_json), "" if share.alone else f"[{share.mark}] "):
         plan = find_jobs(options)
-        model = load_model(options)
+        model = _model(options)
         decides = options.settings(), options.to, options.overwrite, model.digest, tool_version()
         share, own = share.of_run(plan.jobs, *decides)
         device = next(model.network.parameters()).device
@@ -209,6 +209,13 @@ class _Run:
             if row.status == "failed":
                 _log.error("%s", row.error)
         return int(counts["failed"] + self.undrawn > 0)
+
+
+def _model(options: Options) -> Model:
+    try:
+        return load_model(options.network, options.scale, options.weights, options.device)
+    except ModelError as error:
+        raise RunError(str(error)) from error
 
 
 def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> None:

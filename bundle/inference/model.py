@@ -1,4 +1,4 @@
-"""The network of a run, with its weights, on its device."""
+"""A network with its weights, on its device."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bundle.cli.options import Options, RunError
+from bundle.data.paths import PathLike
 from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.trust import TrainingRange, load_training_range
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 """Shipped weights: beside the package, in the folder of the bundle."""
+
+
+class ModelError(ValueError):
+    """A network that cannot be had: its name, its weights or the device; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +33,28 @@ class Model:
     trained_on: TrainingRange | None
 
 
-def load_model(options: Options) -> Model:
-    """Build the network that the options name and load its weights.
+def load_model(name: str, scale: int, weights: PathLike | None = None, device: str | None = None) -> Model:
+    """Build a network, load its weights and move it to its device, in evaluation mode.
+
+    Args:
+        name: a key of :data:`bundle.networks.NETWORKS`.
+        scale: 2, 4 or 8.
+        weights: plain state dict or safetensors; the shipped ones by default.
+        device: ``cpu``, ``cuda``, ``cuda:1``...; CUDA where there is one by default.
 
     Raises:
-        RunError: unknown network, no or bad weights, no such device.
+        ModelError: unknown network, no or bad weights, no such device.
     """
-    if options.network not in NETWORKS:
-        raise RunError(f"no network {options.network!r}; there are {', '.join(NETWORKS)}")
+    if name not in NETWORKS:
+        raise ModelError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     try:
-        network = build_network(options.network, options.scale)
-        weights = options.weights or Path(weights_path(MODELS, options.network, options.scale))
-        digest = load_weights(network, weights)
-        trained_on = load_training_range(weights)
+        network = build_network(name, scale)
+        path = Path(weights or weights_path(MODELS, name, scale))
+        digest = load_weights(network, path)
+        trained_on = load_training_range(path)
     except ValueError as error:  # also WeightsError
-        raise RunError(str(error)) from error
-    return Model(network.to(_device(own_device(options.device))).eval(), options.scale, weights, digest, trained_on)
+        raise ModelError(str(error)) from error
+    return Model(network.to(_device(own_device(device))).eval(), scale, path, digest, trained_on)
 
 
 def own_device(name: str | None) -> str:
@@ -61,4 +71,5 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f"no device {name!r} on this machine ({reason}); use cpu, or cuda where there is one") from error
+        line = f"no device {name!r} on this machine ({reason}); use cpu, or cuda where there is one"
+        raise ModelError(line) from error
