@@ -54,7 +54,7 @@ def sample_slices(scale: int, crop: bool) -> list[Tensor]:
     """The slices of the sample volume as the network gets them, or two crops of 40 x 32 voxels from its middle."""
     path = next((ROOT / "docs" / "sample" / f"lr_x{scale}").glob("*.nii.gz"))
     voxels = np.asarray(nib.load(path).dataobj, dtype=np.float32)
-    volume = NormalizeVolume()(torch.from_numpy(voxels)[None]).as_tensor()[0]
+    volume = NormalizeVolume()(torch.from_numpy(voxels)[None])[0]
     slices = [piece[None, None].contiguous() for piece in volume.unbind(-1) if piece.max() > piece.min()]
     if not crop:
         return slices

@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from bundle.networks import ICONetOutput, build_network, weights_path
 from bundle.training.losses import stage_targets
-from bundle.transforms import NormalizeVolume
-from bundle.transforms.intensity import SCALE
+from bundle.transforms.intensity import intensity_window
 from bundle.workflow import prepare_network
 from bundle.workflow.errors import one_line_exit
 
@@ -71,15 +70,16 @@ def stages(scale: int, args: argparse.Namespace) -> Path:
     """The figure of the stages at one scale."""
     protocol = Protocol(scale, device=args.device)
     truth, low, aspect = one_slice(protocol, args)
-    scaled = NormalizeVolume()(low)
-    target = truth[None, ..., 0] / scaled.meta[SCALE]
+    scale_of_values = intensity_window(low)[1]
+    scaled = low / scale_of_values
+    target = truth[None, ..., 0] / scale_of_values
     with torch.no_grad():
-        output = load(args.stages, scale, args)(scaled.as_tensor()[None, ..., 0].to(args.device), return_stages=True)
+        output = load(args.stages, scale, args)(scaled[None, ..., 0].to(args.device), return_stages=True)
     output = ICONetOutput(*([image.cpu() for image in images] for images in output))
     targets = ICONetOutput(*(stage_targets(target, images) for images in output))
     title = f"{args.volume.name}, slice {args.slice}: stages of {TITLES[args.stages]} by {scale}"
     path = args.output_dir / f"stages_x{scale}.png"
-    draw_stages(scaled.as_tensor()[0, ..., 0], output, targets, path, title, aspect)
+    draw_stages(scaled[0, ..., 0], output, targets, path, title, aspect)
     return path
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from bundle.cli.options import Options, RunError
+from bundle.cli.arguments import OwnedCommand, options_of
+from bundle.cli.errors import RunError
+from bundle.options import CommandOptions
 
 _EPILOG = """\b
 Examples:
@@ -32,63 +34,26 @@ class _WrongUse(click.ClickException):
     exit_code = 2
 
 
-@click.command(epilog=_EPILOG, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=OwnedCommand,
+    options_of=CommandOptions,
+    epilog=_EPILOG,
+    context_settings={
+        "max_content_width": 110,
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda token: token.replace("_", "-"),  # the names of the configs do as well
+    },
+)
 @click.argument("input", type=click.Path(exists=True, path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--scale", type=click.Choice([2, 4, 8]), default=2, show_default=True, help="Factor in the plane.")
-@click.option("--network", default="iconet_small", show_default=True, help="Network (a wrong name lists them).")
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Its weights, a plain state dict (.pt or .safetensors).  [default: those shipped for network and scale]",
-)
-@click.option("--device", help="cpu, cuda, cuda:1...  [default: cuda if there is one]")
-@click.option(
-    "--slice-axis",
-    type=click.Choice(["auto", 0, 1, 2]),
-    default="auto",
-    show_default=True,
-    help="Array axis that runs over the slices, which is not super-resolved. auto: the one of the largest voxel "
-    "spacing, the last if no single one has it.",
-)
-@click.option(
-    "--data-consistency",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="How far the measured k-space is put back into the result: 1 wholly, 0 not at all (the network alone).",
-)
-@click.option("--slice-batch", type=click.IntRange(1), default=4, show_default=True, help="Slices at a time.")
-@click.option(
-    "--nan",
-    "nonfinite",
-    type=click.Choice(["error", "zero"]),
-    default="error",
-    show_default=True,
-    help="What to do with NaN and infinite voxels: refuse the volume, or set them to zero.",
-)
-@click.option("--allow-gap", is_flag=True, help="Accept DICOM series with missing or unevenly spaced slices.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "same"]),
-    default="float32",
-    show_default=True,
-    help="Number type of NIfTI results; same: that of the input, with a new slope where values do not fit.",
-)
-@click.option(
-    "--to", type=click.Choice(["nifti", "dicom"]), help="Format of the results.  [default: that of the input]"
-)
-@click.option("--overwrite", is_flag=True, help="Redo all, and replace files that another program made.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
-@click.option("--report", is_flag=True, help="Write OUTPUT/report.html: images, spectra and header of every volume.")
-@click.option("--log-json", type=click.Path(dir_okay=False, path_type=Path), help="Append what happens as JSON lines.")
+@options_of(CommandOptions)
 def main(**given: Any) -> None:
     """Super-resolve MR, PET and CT volumes in the plane of their slices.
 
     INPUT is a NIfTI file (.nii, .nii.gz, .hdr with .img), a DICOM file, a folder of either, or a tree of both. OUTPUT
     is a folder (for one NIfTI file also the name of the result). The input is never changed.
     """
-    options = Options(**{**given, "slice_axis": None if given["slice_axis"] == "auto" else given["slice_axis"]})
+    options = CommandOptions(**given)
     from bundle.cli.run import run
 
     try:

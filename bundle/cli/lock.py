@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bundle.cli.options import RunError
+from bundle.cli.errors import RunError
 from bundle.cli.partition import Share
 from bundle.data.atomic import remove_partial_files
 

@@ -13,7 +13,7 @@ from typing import IO
 
 from tqdm import tqdm
 
-from bundle.cli.options import RunError
+from bundle.cli.errors import RunError
 
 _LOGGER = logging.getLogger("iconet")
 

@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from bundle.cli.bids import Bids
-from bundle.cli.options import Options
 from bundle.cli.plan import Job
 from bundle.cli.progress import Progress
 from bundle.cli.read import Source, open_source
 from bundle.cli.record import content_digest, generated_by, result_files, versions, write_json
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
-from bundle.inference.inferers import VolumeInferer
 from bundle.inference.model import Model
-from bundle.inference.volume import super_resolve
-from bundle.physics.grid import fine_grid
-from bundle.physics.slices import choose_slice_axis
+from bundle.inference.volume import resolve_slice_axis, super_resolve
+from bundle.inference.walker import SliceWalker
+from bundle.options import CommandOptions
+from bundle.physics import fine_grid
 from bundle.trust import check_volume
 
 GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its place"
@@ -34,8 +33,9 @@ class Task:
     """A job with all that its processing needs. `provenance`: what its record must say of input and settings."""
 
     job: Job
-    options: Options
+    options: CommandOptions
     model: Model
+    walker: SliceWalker
     bids: Bids | None
     provenance: dict[str, Any]
 
@@ -53,8 +53,9 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     job, options = task.job, task.options
     source = open_source(job, options)
     axis = options.slice_axis
-    if axis is None:
-        axis = 2 if source.dicom else choose_slice_axis(source.shape, source.affine)
+    if source.dicom is not None and axis == "auto":
+        axis = 2  # the images of a series are its slices
+    axis = resolve_slice_axis(axis, source.shape, source.affine)
     shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
     outcome = _Outcome(task, source, axis, shape, affine)
     frames = _results(source, outcome, bar)
@@ -82,20 +83,19 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
 def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.ndarray]:
     """The super-resolved frames one by one; what is learned on the way goes to the outcome."""
     task = outcome.task
-    inferer = VolumeInferer(
-        outcome.slice_axis, task.options.slice_batch, data_consistency=task.options.data_consistency
-    )
-    slices = source.shape[outcome.slice_axis] if len(source.shape) > 2 else 1
+    axis, walker = outcome.slice_axis, task.walker
+    slices = source.shape[axis] if len(source.shape) > 2 else 1
     with bar.slices(slices * int(np.prod(source.shape[3:]))):
         for frame in source.frames():
             if not outcome.scales:  # of a series, the first volume stands for all
                 spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
                 trained_on = task.model.trained_on
-                outcome.warn(check_volume(frame, spacing, outcome.slice_axis, source.modality, trained_on))
-            result = super_resolve(frame, task.model.network, task.model.scale, inferer)
+                outcome.warn(check_volume(frame, spacing, axis, source.modality, trained_on))
+            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.signed)
             outcome.offsets.append(result.offset)
             outcome.scales.append(result.scale)
             outcome.residuals.append(result.residual)
+            outcome.set_to_zero.append(result.set_to_zero)
             outcome.warn(result.notes)
             yield result.voxels
 
@@ -113,6 +113,7 @@ class _Outcome:
     offsets: list[float] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
+    set_to_zero: list[float | None] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -147,7 +148,7 @@ class _Outcome:
         series = len(self.shape) == 4
         return {
             **({} if task.bids is None else task.bids.metadata(job.files[0])),
-            "Description": f"Super-resolved by {task.options.network}, slice by slice",
+            "Description": f"Super-resolved by {task.options.network_name}, slice by slice",
             "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
             "GeneratedBy": generated_by(),
             "Resolution": f"{size} mm, {finer}",
@@ -162,6 +163,7 @@ class _Outcome:
                 "DataConsistencyResidual": max(self.residuals),
                 "IntensityOffset": self.offsets if series else self.offsets[0],
                 "IntensityScale": self.scales if series else self.scales[0],
+                "NegativeVoxelsSetToZero": self.set_to_zero if series else self.set_to_zero[0],
                 "Warnings": self.warnings,
                 "Versions": versions(),
                 "Provenance": {**task.provenance, "OutputSha256": digest},

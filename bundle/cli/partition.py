@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from bundle.cli.options import RunError
+from bundle.cli.errors import RunError
 from bundle.cli.plan import Job
 from bundle.cli.record import write_json
 from bundle.cli.table import Row

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from bundle.cli.bids import Bids
+from bundle.cli.errors import RunError
 from bundle.cli.log import held_back
-from bundle.cli.options import Options, RunError
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.find import is_volume_name, volumes_below
 from bundle.data.outputs import check_target
 from bundle.data.paths import pair_paths
+from bundle.options import CommandOptions
 
 _log = logging.getLogger("iconet")
 
@@ -59,7 +60,7 @@ class Plan:
     bids: Bids | None = None
 
 
-def find_jobs(options: Options) -> Plan:
+def find_jobs(options: CommandOptions) -> Plan:
     """Look for volumes and decide where their results go.
 
     Raises:
@@ -88,13 +89,13 @@ def _is_named_volume(path: Path) -> bool:
     return is_volume_name(path) or path.name.lower().endswith((".img", ".hdr.gz", ".img.gz"))
 
 
-def _volumes(options: Options) -> list[Path]:
+def _volumes(options: CommandOptions) -> list[Path]:
     if options.input.is_file():
         return [options.input] if _is_named_volume(options.input) else []
     return volumes_below(options.input, options.output)
 
 
-def _series(options: Options) -> list[DicomSeries]:
+def _series(options: CommandOptions) -> list[DicomSeries]:
     """DICOM series of the input. What was left out is of interest only where there are some."""
     if options.input.is_file() and _is_named_volume(options.input):
         return []
@@ -106,7 +107,7 @@ def _series(options: Options) -> list[DicomSeries]:
     return series
 
 
-def _single_file(options: Options) -> Job:
+def _single_file(options: CommandOptions) -> Job:
     """OUTPUT names a file: the one volume of the input goes there."""
     target = options.output
     if not target.name.lower().endswith((".nii", ".nii.gz")):
@@ -124,7 +125,7 @@ def _single_file(options: Options) -> Job:
     return job
 
 
-def _nifti_jobs(options: Options, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
+def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
     suffix = f"SRx{options.scale}"
     rename = None if bids is None else lambda stem: bids.rename(stem, options.scale)
     targets = output_paths(volumes, options.input, options.output, suffix, rename)
@@ -134,7 +135,7 @@ def _nifti_jobs(options: Options, volumes: list[Path], bids: Bids | None) -> Ite
         yield Job(name, name, path, target, _sidecar(target), options.to or "nifti")
 
 
-def _dicom_jobs(options: Options, series: list[DicomSeries]) -> Iterable[Job]:
+def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[Job]:
     """A series goes to the place of the folder that its files share, under its label."""
     base = options.input.parent if options.input.is_file() else options.input
     inputs = {os.path.realpath(path) for item in series for path in item.paths}

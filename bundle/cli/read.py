@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
-from bundle.cli.options import Options
 from bundle.cli.plan import Job
 from bundle.data import VolumeError, check_volume_file
 from bundle.data.dicom.read import DicomVolume, read_series
@@ -16,6 +15,7 @@ from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.storage import FLOAT32, Storage
+from bundle.options import CommandOptions
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +28,7 @@ class Source:
         frames: gives each image (X, Y) or volume (X, Y, Z) of it, float32.
         like: header to write a NIfTI result with.
         storage: number type of the file; float32 where it has no single one.
+        signed: some voxel is negative.
         modality: MR, CT or PT where the file tells.
         dicom: the volume, where it is one of DICOM.
     """
@@ -37,12 +38,13 @@ class Source:
     frames: Callable[[], Iterator[np.ndarray]]
     like: Header
     warnings: tuple[str, ...]
+    signed: bool
     storage: Storage = FLOAT32
     modality: str | None = None
     dicom: DicomVolume | None = None
 
 
-def open_source(job: Job, options: Options) -> Source:
+def open_source(job: Job, options: CommandOptions) -> Source:
     """Read a volume from end to end; of a NIfTI series, one volume at a time is in memory.
 
     Raises:
@@ -54,11 +56,11 @@ def open_source(job: Job, options: Options) -> Source:
         wrong = "a NIfTI file names no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
     file = check_volume_file(job.source, options.nonfinite)
-    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.storage)
+    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.signed, file.storage)
 
 
-def _open_dicom(job: Job, series: DicomSeries, options: Options) -> Source:
-    if job.to == "dicom" and options.slice_axis not in (None, 2):
+def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
+    if job.to == "dicom" and options.slice_axis not in ("auto", 2):
         wrong = f"slice axis {options.slice_axis}, but the slices of a DICOM series are its images (axis 2)"
         raise VolumeError(error_line(job.name, wrong, "write NIfTI (--to nifti)"))
     volume = read_series(series, allow_gap=options.allow_gap)
@@ -76,6 +78,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: Options) -> Source:
         lambda: iter([volume.voxels]),
         like,
         tuple(volume.warnings),
+        bool(volume.voxels.min() < 0),
         modality=series.modality,
         dicom=volume,
     )

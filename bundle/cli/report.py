@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.cli.options import Options, RunError
+from bundle.cli.errors import RunError
 from bundle.cli.plan import Job, Plan
 from bundle.cli.record import TOOL, tool_version, versions
 from bundle.cli.table import Row
@@ -16,6 +16,7 @@ from bundle.data.dicom.read import read_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.nifti.read import read_first_volume
 from bundle.inference.model import Model
+from bundle.options import CommandOptions
 
 if TYPE_CHECKING:
     from bundle.report import Section
@@ -30,7 +31,7 @@ class Report:
         RunError: a package that drawing needs is missing.
     """
 
-    def __init__(self, plan: Plan, options: Options, model: Model) -> None:
+    def __init__(self, plan: Plan, options: CommandOptions, model: Model) -> None:
         try:
             import bundle.report  # noqa: F401
         except ImportError as error:
@@ -86,7 +87,7 @@ def _beside(target: Path) -> Path:
     return target.with_name(f"{target.name.split('.nii')[0]}_{NAME}")
 
 
-def _first(source: Path | DicomSeries, options: Options) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+def _first(source: Path | DicomSeries, options: CommandOptions) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Voxels, affine and header lines of a NIfTI file (the first volume) or a DICOM series."""
     if isinstance(source, Path) and not source.is_dir():
         volume = read_first_volume(source, options.nonfinite)

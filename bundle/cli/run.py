@@ -14,10 +14,10 @@ from typing import Any
 
 from monai.utils import set_determinism
 
+from bundle.cli.errors import RunError
 from bundle.cli.lock import at_work, hold, locked
 from bundle.cli.log import logging_to
 from bundle.cli.one_volume import Task, process
-from bundle.cli.options import Options, RunError
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
@@ -28,13 +28,15 @@ from bundle.data import VolumeError, read_header
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
 from bundle.inference.model import Model, ModelError, load_model
+from bundle.inference.walker import SliceWalker
+from bundle.options import CommandOptions
 
 TABLE, LOCK = "results.csv", ".iconet-sr.lock"
 
 _log = logging.getLogger("iconet")
 
 
-def run(options: Options) -> int:
+def run(options: CommandOptions) -> int:
     """Do what the options ask for and return the exit status: 0 all done, 1 something failed.
 
     Of several processes (:class:`bundle.cli.partition.Share`), the last one to finish speaks for all: a launcher would
@@ -53,7 +55,7 @@ def run(options: Options) -> int:
         share, own = share.of_run(plan.jobs, *decides)
         device = next(model.network.parameters()).device
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
-        start = f"volumes: {count}, by {options.scale} with {options.network} on {device}"
+        start = f"volumes: {count}, by {options.scale} with {options.network_name} on {device}"
         _say("start", start, volumes=len(own), weights_sha256=model.digest)
         set_determinism(seed=0)
         work = _Run(replace(plan, jobs=own), options, model, share)
@@ -68,10 +70,11 @@ def run(options: Options) -> int:
 class _Run:
     """The jobs of a plan that this process does."""
 
-    def __init__(self, plan: Plan, options: Options, model: Model, share: Share) -> None:
+    def __init__(self, plan: Plan, options: CommandOptions, model: Model, share: Share) -> None:
         self.plan, self.options, self.model, self.share = plan, options, model, share
         self.rows: list[Row] = []
         self.undrawn = 0
+        self.walker = SliceWalker(options.slice_batch, options.data_consistency)
         self.report = Report(plan, options, model) if options.report else None
 
     def foretell(self) -> int:
@@ -186,7 +189,7 @@ class _Run:
             "Settings": {**self.options.settings(), "Format": job.to},
             "Version": tool_version(),
         }
-        return Task(job, self.options, self.model, self.plan.bids, provenance)
+        return Task(job, self.options, self.model, self.walker, self.plan.bids, provenance)
 
     def _why(self, task: Task) -> str | None:
         if self.options.overwrite:
@@ -211,9 +214,9 @@ class _Run:
         return int(counts["failed"] + self.undrawn > 0)
 
 
-def _model(options: Options) -> Model:
+def _model(options: CommandOptions) -> Model:
     try:
-        return load_model(options.network, options.scale, options.weights, options.device)
+        return load_model(options.network_name, options.scale, options.weights, options.device)
     except ModelError as error:
         raise RunError(str(error)) from error
 

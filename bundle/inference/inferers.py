@@ -1,97 +1,86 @@
-"""The inferer of whole volumes: slice by slice."""
+"""The door of MONAI to the one path: whole volumes through a 2-D network."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from monai.inferers import Inferer, SliceInferer
+from monai.data import MetaTensor
+from monai.inferers import Inferer
 from torch import Tensor
 
-from bundle.physics import restore_magnitude, restore_measured
-from bundle.physics.slices import check_slice_axis, in_plane_axes
+from bundle.inference.volume import SliceAxis, super_resolve
+from bundle.inference.walker import SliceWalker
+from bundle.physics.slices import check_slice_axis
+
+logger = logging.getLogger("iconet")
 
 
 class VolumeInferer(Inferer):
-    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the walking).
+    """Super-resolve volumes ``(B, C, X, Y, Z)`` and images ``(B, C, X, Y)`` in the units of their files.
 
-    Takes volumes ``(B, C, X, Y, Z)`` and images ``(B, C, X, Y)``; the channels (time points of a series) are treated
-    one by one by a one-channel network. A slice without contrast holds nothing to super-resolve: its constant is
-    written as it is and the network is not asked.
+    Each channel (a volume of a series) goes through :func:`bundle.inference.volume.super_resolve` alone; all channels
+    of an item share the rule for negative values.
 
     Args:
-        slice_axis: axis (0, 1, 2) of a volume that runs over slices.
-        slice_batch: slices per call of the network.
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the one of the largest voxel spacing by the affine
+            of a MetaTensor (of a plain tensor the last one, since nothing tells its voxel size).
+        slice_batch: slices per call of the network, halved when memory is short.
+        data_consistency: see :class:`bundle.inference.walker.SliceWalker`.
         progress: show a progress bar over the batches of slices.
-        data_consistency: how far the k-space of each input slice is put back into its result: 1 (or ``True``) wholly,
-            0 not at all (the paper has no such step), between them in part. An input without negative values is taken
-            for a magnitude image (:func:`bundle.physics.restore_magnitude`), else for a signed one
-            (:func:`bundle.physics.restore_measured`).
+
+    Raises:
+        ValueError: an argument outside its range.
     """
 
     def __init__(
-        self, slice_axis: int = 2, slice_batch: int = 4, progress: bool = False, data_consistency: float = 1.0
+        self,
+        slice_axis: SliceAxis = "auto",
+        slice_batch: int = 4,
+        data_consistency: float = 1.0,
+        progress: bool = False,
     ) -> None:
         super().__init__()
-        self.slice_axis = check_slice_axis(slice_axis)
-        if slice_batch < 1:
-            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
-        if not 0.0 <= data_consistency <= 1.0:
-            raise ValueError(f"data_consistency is a weight from 0 to 1, got {data_consistency}")
-        self.slice_batch, self.progress, self.data_consistency = slice_batch, progress, float(data_consistency)
+        self.slice_axis: SliceAxis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
+        self.walker = SliceWalker(slice_batch, data_consistency, progress)
 
-    @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the volume with its in-plane axes ``scale`` times longer."""
-        restore = restore_magnitude if bool((inputs >= 0).all()) else restore_measured
+        """Returns the volumes with in-plane axes ``scale`` times longer; of a MetaTensor with the fine affine."""
+        affines = _affines(inputs)
+        results = [
+            self._item(item, affine, network, *args, **kwargs)
+            for item, affine in zip(torch.as_tensor(inputs), affines, strict=True)
+        ]
+        out = torch.stack([volume for volume, _ in results]).to(inputs.device)
+        if not isinstance(inputs, MetaTensor):
+            return out
+        fine = torch.as_tensor(np.stack([affine for _, affine in results]))
+        fine = fine if inputs.affine.ndim == 3 else fine[0]
+        result = MetaTensor(out, meta={**inputs.meta, "affine": fine})
+        result.is_batch = inputs.is_batch
+        return result
 
-        def super_resolve(batch: Tensor) -> Tensor:
-            out = network(batch, *args, **kwargs)
-            return restore(out, batch, self.data_consistency) if self.data_consistency else out
-
-        def by_slice(slices: Tensor) -> Tensor:
-            return _by_channel(slices, super_resolve, _scale_of(network))
-
-        if inputs.ndim == 4:
-            return by_slice(inputs)
-        size = inputs.shape[2:]
-        plane = in_plane_axes(len(size), self.slice_axis)
-        walker = SliceInferer(
-            spatial_dim=self.slice_axis,
-            roi_size=[size[axis] for axis in plane],
-            sw_batch_size=self.slice_batch,
-            progress=self.progress,
-        )
-        out = walker(inputs, by_slice)
-        assert isinstance(out, Tensor)  # one output, so SliceInferer returns it bare
-        return out
-
-
-def _scale_of(network: Any) -> int:
-    """Factor of the network, also of a scripted one, of one in a data-parallel wrapper, and of its bound methods."""
-    module = getattr(network, "__self__", network)
-    module = getattr(module, "module", module)
-    scale = getattr(module, "scale", None)
-    if scale is None:
-        raise ValueError(f"{type(network).__name__} does not say by which factor it upsamples (attribute 'scale')")
-    return int(scale)
+    def _item(
+        self, item: Tensor, affine: np.ndarray, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, np.ndarray]:
+        """(C, X, Y[, Z]) -> the same on the fine grid, and its affine."""
+        signed = bool((item < 0).any())
+        channels = item.cpu().float()
+        results = [
+            super_resolve(channel, affine, network, self.slice_axis, self.walker, signed, *args, **kwargs)
+            for channel in channels
+        ]
+        for note in dict.fromkeys(note for result in results for note in result.notes):
+            logger.warning(note)
+        return torch.from_numpy(np.stack([result.voxels for result in results])), results[0].affine
 
 
-def _by_channel(slices: Tensor, network: Callable[[Tensor], Tensor], scale: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, scale * h, scale * w), one channel at a time, constant slices untouched."""
-    batch, channels, height, width = slices.shape
-    images = slices.reshape(batch * channels, 1, height, width)
-    low, high = images.amin(dim=(1, 2, 3)), images.amax(dim=(1, 2, 3))
-    out = images.new_empty((batch * channels, 1, scale * height, scale * width))
-    out[:] = low[:, None, None, None]
-    busy = (high > low).nonzero().squeeze(1)
-    if busy.numel():
-        out[busy] = network(images[busy]).to(out.dtype)
-    return out.view(batch, channels, scale * height, scale * width)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's, CUDA's, and the RuntimeError of the CPU allocator, which only its text tells apart."""
-    texts = ("can't allocate memory", "not enough memory", "out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
+def _affines(inputs: Tensor) -> list[np.ndarray]:
+    """One affine (4, 4) for each item of a batch."""
+    if not isinstance(inputs, MetaTensor):
+        return [np.eye(4)] * len(inputs)
+    affine = np.asarray(inputs.affine.cpu(), np.float64)
+    return list(affine) if affine.ndim == 3 else [affine] * len(inputs)

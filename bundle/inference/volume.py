@@ -1,24 +1,28 @@
-"""One image or volume through a network: normalise, super-resolve slice by slice, restore.
+"""The one path from a volume to its super-resolved result.
 
-The parts are those of the MONAI inference workflow (`configs/inference.json`), called as functions.
+The command, the MONAI workflow, MONAI Label, evaluation and comparison all call :func:`super_resolve`. Nothing else
+normalises an input, walks over its slices, puts its k-space back or restores its units.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
-from torch import Tensor, nn
+from torch import Tensor
 
-from bundle.inference.inferers import VolumeInferer, _is_out_of_memory
-from bundle.physics import consistency_residual
-from bundle.physics.slices import slices_last
-from bundle.transforms import NormalizeVolume, RestoreIntensityd
-from bundle.transforms.intensity import OFFSET, SCALE
+from bundle.inference.walker import SliceWalker, scale_of
+from bundle.physics import choose_slice_axis, consistency_residual, fine_grid
+from bundle.physics.slices import check_slice_axis, slices_last
+from bundle.transforms.intensity import intensity_window
+
+SliceAxis = int | Literal["auto"]
+"""Array axis that runs over the slices; "auto" takes the one of :func:`bundle.physics.choose_slice_axis`."""
 
 _COPIES = 5
 """Float32 copies of the result that exist at the same time, about: what the walk over slices and its steps keep."""
@@ -30,68 +34,80 @@ class SuperResolved:
 
     Attributes:
         voxels: float32, in the units of the input, in-plane axes `scale` times longer.
+        affine: voxel index to world of the result, float64 (4, 4).
+        slice_axis: array axis over the slices, which was not super-resolved.
         offset, scale: the network saw (value - offset) / scale.
         residual: how far the result is from the input by its own truncation, relative, measured on what the network
             saw (:func:`bundle.physics.consistency_residual`).
+        set_to_zero: share of the voxels that were negative and are zero now; None for an input with negative values,
+            whose result keeps them.
         notes: what had to be done for lack of memory.
     """
 
     voxels: np.ndarray
+    affine: np.ndarray
+    slice_axis: int
     offset: float
     scale: float
     residual: float
+    set_to_zero: float | None
     notes: tuple[str, ...]
 
 
-def super_resolve(voxels: np.ndarray, network: nn.Module, scale: int, inferer: VolumeInferer) -> SuperResolved:
+def super_resolve(
+    voxels: np.ndarray | Tensor,
+    affine: np.ndarray | Tensor,
+    network: Callable[..., Any],
+    slice_axis: SliceAxis = "auto",
+    walker: SliceWalker | None = None,
+    signed: bool | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> SuperResolved:
     """Super-resolve one image (X, Y) or volume (X, Y, Z).
 
-    When memory is short, the batches of slices are halved (and stay so in `inferer`); a CUDA device too small for a
-    single slice leaves the volume to the CPU.
+    In this order: the slice axis is chosen; the values are brought to order 1 by
+    :func:`bundle.transforms.intensity.intensity_window`; every slice goes through the network and gets the k-space of
+    its input back; the units are restored; a non-negative input gives a non-negative result. That last step is a
+    projection on what can be true, so it never moves a voxel away from a non-negative truth.
 
     Args:
         voxels: finite real numbers.
-        network: takes slices (B, 1, h, w) of order 1 to (B, 1, scale * h, scale * w); it stays on its device.
-        scale: factor of the network.
-        inferer: slice axis, batch and data consistency.
+        affine: voxel index to world (4, 4), millimetres.
+        network: takes slices (B, 1, h, w) of order 1 to (B, 1, scale * h, scale * w); has the attribute ``scale``.
+        slice_axis: 0, 1, 2 or "auto".
+        walker: batches and data consistency; keeps what it learned about the memory from volume to volume.
+        signed: the volume belongs to a series with negative values (a series has one rule for all its volumes); by
+            default this volume decides.
+        args, kwargs: further arguments of the network.
 
     Raises:
+        ValueError: a bad slice axis, or a network without ``scale``.
         MemoryError: one slice at a time, or the result itself, is too much.
     """
-    _check_memory(voxels.size * scale**2)
-    image = NormalizeVolume()(MetaTensor(torch.from_numpy(np.ascontiguousarray(voxels, np.float32))[None]))
-    notes: list[str] = []
-    pred = _infer(image.as_tensor(), network, inferer, notes)
-    residual = _residual(pred, image.as_tensor(), inferer.slice_axis)
-    fine = RestoreIntensityd("pred", "image")({"pred": pred, "image": image})["pred"]
-    return SuperResolved(fine[0].numpy(), image.meta[OFFSET], image.meta[SCALE], residual, tuple(notes))
+    walker = walker or SliceWalker()
+    axis = resolve_slice_axis(slice_axis, voxels.shape, affine)
+    shape, fine_affine = fine_grid(voxels.shape, np.asarray(affine, np.float64), scale_of(network), axis)
+    _check_memory(math.prod(shape))
+    image = torch.as_tensor(np.ascontiguousarray(voxels, np.float32))
+    signed = bool(image.min() < 0) if signed is None else signed
+    offset, scale = intensity_window(image)
+    image = image.sub(offset).div(scale)
+    pred, notes = walker(image, network, axis, signed, *args, **kwargs)
+    share = None
+    if not signed:  # the offset is 0 then
+        share = float((pred < 0).float().mean())
+        pred = pred.clamp_(min=0)
+    residual = _residual(pred, image, axis)
+    fine = pred.mul_(scale).add_(offset).numpy()
+    return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, notes)
 
 
-def _infer(image: Tensor, network: nn.Module, inferer: VolumeInferer, notes: list[str]) -> Tensor:
-    """(1, ...) -> the same with longer in-plane axes, on the CPU."""
-    home = device = next(network.parameters(), torch.empty(0)).device
-    try:
-        while True:
-            try:
-                return inferer(image[None].to(device), network)[0].cpu()
-            except (RuntimeError, MemoryError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-            # Outside the handler: the exception would keep the tensors of the failed attempt alive.
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            if inferer.slice_batch > 1:
-                inferer.slice_batch //= 2
-                notes.append(f"memory was short: {inferer.slice_batch} slices at a time from here on")
-            elif device.type != "cpu":
-                device = torch.device("cpu")
-                network.to(device)
-                notes.append(f"{home} has too little memory for one slice: this volume runs on the CPU")
-            else:
-                raise MemoryError("not even one slice at a time fits in memory; crop the volume")
-    finally:
-        if device != home:
-            network.to(home)
+def resolve_slice_axis(slice_axis: SliceAxis, shape: tuple[int, ...], affine: np.ndarray | Tensor) -> int:
+    """0, 1 or 2; "auto" is decided by matrix and voxel size. Raises ValueError for anything else."""
+    if slice_axis == "auto":
+        return choose_slice_axis(shape, np.asarray(affine))
+    return check_slice_axis(slice_axis)
 
 
 def _check_memory(voxels: int) -> None:
@@ -107,8 +123,8 @@ def _check_memory(voxels: int) -> None:
 
 
 def _residual(pred: Tensor, image: Tensor, slice_axis: int) -> float:
-    """`consistency_residual` of a whole volume (C, ...), gathered slice by slice to bound the memory."""
-    fine, coarse = (slices_last(x, slice_axis).flatten(0, -3) for x in (pred, image))
+    """`consistency_residual` of a whole volume (X, Y[, Z]), gathered slice by slice to bound the memory."""
+    fine, coarse = (slices_last(x[None], slice_axis).flatten(0, -3) for x in (pred, image))
     off = total = 0.0
     for sr, lr in zip(fine, coarse, strict=True):
         if norm := float(lr.double().norm()):

@@ -9,12 +9,13 @@ origin by half the difference of the voxel sizes instead: another rule, wrong he
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bundle.physics.slices import in_plane_axes
+from bundle.physics.slices import in_plane_factors
 
 Affine = np.ndarray | Tensor
 
@@ -58,7 +59,6 @@ def fine_grid(
     shape: Sequence[int], affine: np.ndarray, scale: int, slice_axis: int
 ) -> tuple[tuple[int, ...], np.ndarray]:
     """Shape and affine of the result by the grid rule; a time axis is left as it is."""
-    plane = in_plane_axes(min(len(shape), 3), slice_axis)
-    factors = [scale if axis in plane else 1 for axis in range(max(len(shape), 3))]
-    fine = tuple(n * factor for n, factor in zip(shape, factors, strict=False))
-    return fine, np.asarray(superres_affine(np.asarray(affine, np.float64), factors[:3]))
+    factors = in_plane_factors(min(len(shape), 3), slice_axis, scale)
+    fine = tuple(n * factor for n, factor in zip_longest(shape, factors[: len(shape)], fillvalue=1))
+    return fine, np.asarray(superres_affine(np.asarray(affine, np.float64), factors))

@@ -25,6 +25,13 @@ def in_plane_axes(spatial_dims: int, slice_axis: int) -> tuple[int, int]:
     return first, second
 
 
+def in_plane_factors(spatial_dims: int, slice_axis: int, scale: int) -> tuple[int, int, int]:
+    """Factor of each axis of an affine: ``scale`` in the plane of the slices, 1 across (the third axis of an image)."""
+    plane = in_plane_axes(spatial_dims, slice_axis)
+    first, second, third = (scale if axis in plane else 1 for axis in range(3))
+    return first, second, third
+
+
 def slices_last(image: Tensor, slice_axis: int) -> Tensor:
     """View with the in-plane axes last: ``(C, H, W)`` as it is, a volume as ``(C, slices, H, W)``."""
     return image if image.ndim == 3 else image.movedim(slice_axis + 1, 1)

@@ -1,10 +1,11 @@
 """MONAI transforms that MONAI lacks: k-space truncation, geometry, intensity, training patches, saving."""
 
 from bundle.transforms.edge_taper import RandEdgeTaper, RandEdgeTaperd
-from bundle.transforms.geometry import CropToMultiple, CropToMultipled, SuperResolveAffined
-from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed, RestoreIntensityd
+from bundle.transforms.geometry import CropToMultiple, CropToMultipled
+from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed
 from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
+from bundle.transforms.slices_last import SlicesLast, SlicesLastd
 from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
 from bundle.transforms.voxel_size import RandVoxelSize, RandVoxelSized
 
@@ -21,7 +22,7 @@ __all__ = [
     "RandEdgeTaperd",
     "RandVoxelSize",
     "RandVoxelSized",
-    "RestoreIntensityd",
     "SaveVolumed",
-    "SuperResolveAffined",
+    "SlicesLast",
+    "SlicesLastd",
 ]

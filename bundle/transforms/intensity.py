@@ -1,4 +1,4 @@
-"""Intensity: to order 1 for the network, and back to the units of the file."""
+"""Intensity: to order 1 for the network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 from monai.config import KeysCollection
-from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
-from monai.utils import TransformBackends, ensure_tuple_rep
+from monai.utils import TransformBackends
 from torch import Tensor
-
-OFFSET, SCALE = "intensity_offset", "intensity_scale"
 
 
 def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, float]:
@@ -32,21 +29,18 @@ def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, floa
 
 
 class NormalizeVolume(Transform):
-    """``(x - offset) / scale`` with the :func:`intensity_window` of the whole volume, noted in its metadata.
+    """``(x - offset) / scale`` with the :func:`intensity_window` of the whole volume, as training sees it.
 
-    Works on float32 MetaTensors of any shape, channel-first. :class:`RestoreIntensityd` is the way back.
+    Takes a channel-first image of any shape and number type. Inference does the same and restores the units
+    (:func:`bundle.inference.volume.super_resolve`).
     """
 
     backend = [TransformBackends.TORCH]
 
-    def __call__(self, img: Tensor) -> MetaTensor:
+    def __call__(self, img: Tensor) -> Tensor:
         values = img if img.is_floating_point() else img.float()  # also of types that have no minimum, as uint16
         offset, scale = intensity_window(values)
-        out = MetaTensor(values.sub(offset).div(scale))
-        if isinstance(img, MetaTensor):
-            out.copy_meta_from(img)
-        out.meta[OFFSET], out.meta[SCALE] = offset, scale
-        return out
+        return values.sub(offset).div(scale)
 
 
 class NormalizeVolumed(MapTransform):
@@ -60,25 +54,3 @@ class NormalizeVolumed(MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
-
-
-class RestoreIntensityd(MapTransform):
-    """Bring a network's result back to the units of its input: ``x * scale + offset``, nothing clipped.
-
-    Args:
-        keys: images to restore.
-        ref_keys: the normalised inputs, whose metadata holds offset and scale.
-    """
-
-    def __init__(self, keys: KeysCollection, ref_keys: KeysCollection, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, allow_missing_keys)
-        self.ref_keys = ensure_tuple_rep(ref_keys, len(self.keys))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key, ref in self.key_iterator(data, self.ref_keys):
-            meta = data[ref].meta
-            if SCALE not in meta:
-                raise KeyError(f"{ref!r} was not normalised by NormalizeVolume: its metadata holds no {SCALE!r}")
-            out[key] = data[key] * float(meta[SCALE]) + float(meta[OFFSET])
-        return out

@@ -12,15 +12,14 @@ from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 
 from bundle.physics import fourier_upsample, lowres_affine, superres_affine, truncate
-from bundle.physics.slices import check_slice_axis, in_plane_axes, slices_back, slices_last
+from bundle.physics.slices import check_slice_axis, in_plane_factors, slices_back, slices_last
 
 
 def _scale_affine(image: Tensor, scale: int, slice_axis: int, up: bool) -> None:
     """Write the affine of the grid rule into a MetaTensor (a plain tensor has none)."""
     if not isinstance(image, MetaTensor):
         return
-    plane = in_plane_axes(image.ndim - 1, slice_axis)
-    factors = [float(scale) if axis in plane else 1.0 for axis in range(image.affine.shape[0] - 1)]
+    factors = in_plane_factors(image.ndim - 1, slice_axis, scale)[: image.affine.shape[0] - 1]
     image.affine = (superres_affine if up else lowres_affine)(image.affine, factors)
 
 

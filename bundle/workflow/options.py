@@ -7,13 +7,14 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
 from monai.bundle import ConfigWorkflow
 
 from bundle.networks import NETWORKS
+from bundle.options import CONFIG_OPTIONS, former_names
 
 logger = logging.getLogger("iconet")
 
@@ -26,7 +27,7 @@ ENTRY_POINTS = {
 }
 
 
-def _is_device(name: Any) -> bool:
+def _device_is_there(name: Any) -> bool:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -34,39 +35,15 @@ def _is_device(name: Any) -> bool:
     return device.type != "cuda" or (device.index or 0) < torch.cuda.device_count()
 
 
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value > 0
+def _permits(name: str, value: Any) -> bool:
+    about = CONFIG_OPTIONS[name][1]
+    if name == "network_name":
+        return value in NETWORKS
+    return _device_is_there(value) if about.kind == "device" else about.permits(value)
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) and 0 <= value <= 1
-
-
-ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(
-        ("amp", "resume", "return_stages", "train_consistency"), ("True or False", lambda v: isinstance(v, bool))
-    ),
-    **dict.fromkeys(
-        (
-            "slice_batch",
-            "epochs",
-            "updates_per_epoch",
-            "batch_size",
-            "patches_per_volume",
-            "patch_size",
-            "val_interval",
-        ),
-        ("a positive whole number", _is_count),
-    ),
-    "scale": ("2, 4 or 8", lambda v: type(v) is int and v in (2, 4, 8)),
-    "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
-    "network_name": (", ".join(NETWORKS), lambda v: v in NETWORKS),
-    "data_consistency": ("a weight from 0 (off) to 1", _is_share),
-    **dict.fromkeys(("smooth_prob", "contrast_prob"), ("a share from 0 to 1", _is_share)),
-    "device": ("a device of this machine, such as cpu or cuda", _is_device),
-    "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
-}
-"""Options whose value can be checked before anything is built: what to say, and the check."""
+def _range_text(name: str) -> str:
+    return ", ".join(NETWORKS) if name == "network_name" else CONFIG_OPTIONS[name][1].range_text
 
 
 def check_overrides() -> None:
@@ -100,10 +77,15 @@ def wrong_options(config: dict[str, Any], given: Container[str] | None = None) -
 
 def wrong_values(config: dict[str, Any]) -> list[str]:
     """One line for each option whose value cannot be meant; expressions (``$...``, ``@...``) are not looked at."""
-    given = {key: value for key, value in config.items() if key in ALLOWED}
-    literal = {key: v for key, v in given.items() if not (isinstance(v, str) and v.startswith(("$", "@", "%")))}
+    literal = {
+        key: value
+        for key, value in config.items()
+        if key in CONFIG_OPTIONS and not (isinstance(value, str) and value.startswith(("$", "@", "%")))
+    }
     wrong = [
-        f"--{key} {value}: must be {ALLOWED[key][0]}" for key, value in literal.items() if not ALLOWED[key][1](value)
+        f"--{key} {value}: must be {_range_text(key)}"
+        for key, value in literal.items()
+        if value is not None and not _permits(key, value)
     ]
     batch, patches = (literal.get(key) for key in ("batch_size", "patches_per_volume"))
     if isinstance(batch, int) and isinstance(patches, int) and patches > 0 and batch % patches:
@@ -118,6 +100,8 @@ def unused_keys(config: dict[str, Any]) -> list[str]:
 
 
 def _complaint(key: str, known: Sequence[str]) -> str:
+    if (now := former_names(CONFIG_OPTIONS).get(key)) is not None:
+        return f"--{key} is called --{now} now"
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean --{near[0]}?" if near else ""
     return f"unknown option --{key}: nothing in the configuration uses it{hint}"

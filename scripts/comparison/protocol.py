@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirst, LoadImage
@@ -18,13 +19,13 @@ from tqdm import tqdm
 from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
 from bundle.data.errors import error_line, fail, root_cause
 from bundle.data.splits import bids_subject, locate, read_table
-from bundle.inference.inferers import VolumeInferer
+from bundle.inference.volume import super_resolve
+from bundle.inference.walker import SliceWalker, scale_of
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
-from bundle.physics import restore_magnitude
 from bundle.physics.slices import check_slice_axis
 from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
-from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, NormalizeVolume
-from bundle.transforms.intensity import OFFSET, SCALE, intensity_window
+from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation
+from bundle.transforms.intensity import intensity_window
 from comparison.records import Row
 
 ZERO_FILLED, BICUBIC = "zero-filled Fourier", "aligned bicubic"
@@ -44,6 +45,30 @@ def consistency_weight(text: str) -> float:
 def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
     """The image skip as an argument of the named network: ICONet has its own, a peer without one that of its paper."""
     return {"image_skip": image_skip} if image_skip and not name.startswith("iconet") else {}
+
+
+class RunsOnce(nn.Module):
+    """A network that is run on each batch of a volume once; further walks over the same volume get its results again.
+
+    They differ in what comes after the network alone, such as the weight of the data consistency.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale_of(network)
+        self._known: list[tuple[Tensor, Tensor]] = []
+        self._at = 0
+
+    def again(self) -> None:
+        """The next batch is the first of the volume."""
+        self._at = 0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        known = self._known[self._at] if self._at < len(self._known) else None
+        if known is None or not torch.equal(known[0], batch):  # other batches: memory was short
+            self._known[self._at :] = [(batch, self.network(batch))]
+        self._at += 1
+        return self._known[self._at - 1][1]
 
 
 @dataclass(frozen=True)
@@ -138,7 +163,6 @@ class Protocol:
         self._load = Compose(
             [LoadImage(reader=NiftiVolumeReader()), EnsureChannelFirst(), CropToMultiple(scale, slice_axis)]
         )
-        self._inferer = VolumeInferer(slice_axis, data_consistency=0.0)
 
     def load(self, path: Path) -> MetaTensor:
         """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices.
@@ -176,17 +200,15 @@ class Protocol:
         yield (ZERO_FILLED, None), self._to_volume(fourier_image_upsample(slices, self.scale))
         yield (BICUBIC, None), self._to_volume(aligned_bicubic_upsample(slices, self.scale))
         for name, network in networks.items():
-            out = self.super_resolve(low, network)
+            once = RunsOnce(network)
             for weight in (0.0,) if self.masked else consistency:
-                restored = restore_magnitude(self._to_slices(out), slices, weight) if weight else None
-                yield (name, weight), out if restored is None else self._to_volume(restored)
+                yield (name, weight), self.super_resolve(low, once, weight)
 
-    def super_resolve(self, low: Tensor, network: nn.Module) -> Tensor:
-        """A degraded volume through a network, normalised and restored as in inference, without data consistency."""
-        scaled = NormalizeVolume()(low)
-        with torch.no_grad():
-            out = self._inferer(scaled.as_tensor()[None].to(self.device), network)[0].cpu()
-        return out * float(scaled.meta[SCALE]) + float(scaled.meta[OFFSET])
+    def super_resolve(self, low: Tensor, network: RunsOnce, consistency: float) -> Tensor:
+        """A degraded volume (1, X, Y, Z) through a network, exactly as in inference."""
+        network.again()
+        walker = SliceWalker(data_consistency=consistency)
+        return torch.from_numpy(super_resolve(low[0], np.eye(4), network, self.slice_axis, walker).voxels)[None]
 
     def measure(self, pred: Tensor, truth: Tensor, low: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
         """Metrics of a volume by name, and PSNR and SSIM of each of its slices.

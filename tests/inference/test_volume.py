@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from bundle.inference import volume as pipeline
-from bundle.inference.inferers import VolumeInferer
-from bundle.inference.volume import super_resolve
+from bundle.inference.volume import SuperResolved, super_resolve
+from bundle.inference.walker import SliceWalker
 from bundle.physics import consistency_residual, fourier_upsample
 from bundle.physics.grid import fine_grid
 from bundle.physics.slices import choose_slice_axis
@@ -29,6 +29,10 @@ class ZeroFill(nn.Module):
         if len(image) > self.most:
             raise self.error or torch.OutOfMemoryError("no room")
         return fourier_upsample(image, (2 * image.shape[-2], 2 * image.shape[-1]))
+
+
+def resolved(volume: np.ndarray, network: nn.Module, axis: int | str = 2, **walk: object) -> SuperResolved:
+    return super_resolve(volume, np.eye(4), network, axis, SliceWalker(**walk))
 
 
 def voxels(shape: tuple[int, ...] = (12, 10, 6), seed: int = 0) -> np.ndarray:
@@ -74,9 +78,9 @@ def test_the_first_voxel_stays_and_in_plane_steps_are_divided(shape, axis, expec
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_the_result_of_fourier_interpolation_is_fourier_interpolation_in_the_units_of_the_input(axis):
     volume = voxels()
-    result = super_resolve(volume, ZeroFill(), 2, VolumeInferer(axis, data_consistency=0))
+    result = resolved(volume, ZeroFill(), axis, data_consistency=0)
     planes = torch.from_numpy(np.moveaxis(volume, axis, 0).copy())
-    expected = fourier_upsample(planes, (2 * planes.shape[1], 2 * planes.shape[2])).numpy()
+    expected = fourier_upsample(planes, (2 * planes.shape[1], 2 * planes.shape[2])).clamp(min=0).numpy()
     np.testing.assert_allclose(np.moveaxis(result.voxels, axis, 0), expected, atol=1e-3)
     assert result.voxels.dtype == np.float32 and result.notes == ()
 
@@ -84,19 +88,19 @@ def test_the_result_of_fourier_interpolation_is_fourier_interpolation_in_the_uni
 def test_the_residual_is_that_of_the_whole_volume():
     volume = voxels((8, 8, 3)) - 20
     volume[..., 1] *= 10
-    result = super_resolve(volume, ZeroFill(), 2, VolumeInferer(2, data_consistency=0))
+    result = resolved(volume, ZeroFill(), 2, data_consistency=0)
     seen = torch.from_numpy((volume - result.offset) / result.scale).movedim(2, 0)
     own = torch.from_numpy((result.voxels - result.offset) / result.scale).movedim(2, 0)
     assert result.residual == pytest.approx(consistency_residual(own, seen), rel=1e-3)
 
 
 def test_an_image_of_two_axes_stays_one():
-    assert super_resolve(voxels((7, 5)), ZeroFill(), 2, VolumeInferer()).voxels.shape == (14, 10)
+    assert resolved(voxels((7, 5)), ZeroFill()).voxels.shape == (14, 10)
 
 
 @pytest.mark.parametrize("value", [0.0, 37.25, -5.5, 1e30])
 def test_row_13_a_constant_comes_out_as_it_is(value):
-    result = super_resolve(np.full((6, 5, 2), value, np.float32), ZeroFill(), 2, VolumeInferer())
+    result = resolved(np.full((6, 5, 2), value, np.float32), ZeroFill())
     assert np.all(result.voxels == np.float32(value)) and result.residual == 0
 
 
@@ -104,7 +108,7 @@ def test_row_58_an_outlier_changes_its_own_slice_alone():
     plain = voxels((24, 20, 6))
     spoilt = plain.copy()
     spoilt[5, 6, 3] = 1e9
-    first, second = (super_resolve(v, ZeroFill(), 2, VolumeInferer()).voxels for v in (plain, spoilt))
+    first, second = (resolved(v, ZeroFill()).voxels for v in (plain, spoilt))
     others = [0, 1, 2, 4, 5]
     np.testing.assert_allclose(second[..., others], first[..., others], atol=1e-3 * plain.max())
     assert np.isfinite(second).all()
@@ -117,17 +121,17 @@ CPU_ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllo
 
 @pytest.mark.parametrize("error", [None, MemoryError(), CPU_ALLOCATOR], ids=["CUDA", "Python", "CPU"])
 def test_row_71_batches_shrink_until_they_fit_and_it_is_said(error):
-    network, inferer = ZeroFill(1, error), VolumeInferer(2, slice_batch=4)
-    result = super_resolve(voxels(), network, 2, inferer)
-    np.testing.assert_allclose(result.voxels, super_resolve(voxels(), ZeroFill(), 2, VolumeInferer()).voxels)
+    network, walker = ZeroFill(1, error), SliceWalker(slice_batch=4)
+    result = super_resolve(voxels(), np.eye(4), network, 2, walker)
+    np.testing.assert_allclose(result.voxels, resolved(voxels(), ZeroFill()).voxels)
     assert network.batches[:2] == [4, 2] and set(network.batches[2:]) == {1}
     assert result.notes[-1] == "memory was short: 1 slices at a time from here on"
-    assert inferer.slice_batch == 1 and super_resolve(voxels(), network, 2, inferer).notes == ()
+    assert walker.slice_batch == 1 and super_resolve(voxels(), np.eye(4), network, 2, walker).notes == ()
 
 
 def test_row_71_a_slice_that_does_not_fit_is_an_error_that_says_so():
     with pytest.raises(MemoryError, match="not even one slice"):
-        super_resolve(voxels(), ZeroFill(0), 2, VolumeInferer(2))
+        resolved(voxels(), ZeroFill(0))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -140,21 +144,19 @@ def test_row_71_a_device_too_small_for_one_slice_leaves_the_volume_to_the_cpu():
 
     network = TooSmall()
     network.bias = nn.Parameter(torch.zeros(1, device="cuda"))
-    result = super_resolve(voxels(), network, 2, VolumeInferer())
-    np.testing.assert_allclose(result.voxels, super_resolve(voxels(), ZeroFill(), 2, VolumeInferer()).voxels, atol=1e-3)
+    result = resolved(voxels(), network)
+    np.testing.assert_allclose(result.voxels, resolved(voxels(), ZeroFill()).voxels, atol=1e-3)
     assert "runs on the CPU" in result.notes[-1] and network.bias.is_cuda
 
 
 def test_another_error_of_the_network_is_not_taken_for_one_of_memory():
     with pytest.raises(RuntimeError, match="shapes cannot"):
-        super_resolve(
-            voxels(), ZeroFill(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")), 2, VolumeInferer()
-        )
+        resolved(voxels(), ZeroFill(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
 
 
 def test_a_result_larger_than_the_memory_of_the_machine_is_refused_before_the_network_runs(monkeypatch):
     monkeypatch.setattr(pipeline.os, "sysconf", lambda name: 100)
     network = ZeroFill()
     with pytest.raises(MemoryError, match="this machine has"):
-        super_resolve(voxels(), network, 2, VolumeInferer())
+        resolved(voxels(), network)
     assert network.batches == []

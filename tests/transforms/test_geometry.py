@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 
-from bundle.transforms import CropToMultiple, CropToMultipled, KSpaceTruncationd, SuperResolveAffined
+from bundle.transforms import CropToMultiple, CropToMultipled
 
 axes = pytest.mark.parametrize("slice_axis", [0, 1, 2])
 
@@ -60,51 +60,6 @@ def test_a_series_of_volumes_is_an_error() -> None:
         CropToMultiple(2)(torch.zeros(1, 8, 8, 8, 3))
 
 
-# ---------------------------------------------------------------------------------------------------- super-resolved
-
-
-@axes
-@pytest.mark.parametrize("scale", [2, 4])
-def test_the_result_lies_where_its_input_lay(slice_axis: int, scale: int) -> None:
-    x = volume(1, 4, 5, 6)
-    factors = [1 if axis == slice_axis else scale for axis in range(3)]
-    pred = torch.rand(1, *(n * f for n, f in zip((4, 5, 6), factors, strict=True)))
-    out = SuperResolveAffined("pred", "image", scale, slice_axis)({"pred": pred, "image": x})["pred"]
-    j = torch.tensor([2.0, 3.0, 1.0, 1.0], dtype=torch.float64)
-    assert torch.equal(out.as_tensor(), pred)
-    assert torch.allclose(out.affine @ (j * torch.tensor([*factors, 1])), x.affine @ j)
-    assert torch.equal(out.meta["affine"], out.affine) and out.meta["filename_or_obj"] == "a.nii.gz"
-
-
-def test_an_image_of_two_axes_gets_the_affine_of_its_plane() -> None:
-    x = volume(1, 4, 5)
-    out = SuperResolveAffined("pred", "image", 2)({"pred": torch.zeros(1, 8, 10), "image": x})["pred"]
-    assert torch.allclose(out.affine, x.affine / torch.tensor([2, 2, 1, 1]))
-
-
-@axes
-def test_truncation_and_super_resolution_return_to_the_same_affine(slice_axis: int) -> None:
-    x = volume(1, 8, 8, 8)
-    low = KSpaceTruncationd("image", 2, slice_axis)({"image": x})
-    back = SuperResolveAffined("pred", "image", 2, slice_axis)({**low, "pred": x.as_tensor()})
-    assert torch.allclose(back["pred"].affine, x.affine)
-
-
-def test_the_input_is_not_changed() -> None:
-    x = volume(1, 4, 4, 2)
-    affine, keys = x.affine.clone(), set(x.meta)
-    SuperResolveAffined("pred", "image", 2)({"pred": torch.zeros(1, 8, 8, 2), "image": x})
-    assert torch.equal(x.affine, affine) and set(x.meta) == keys
-
-
-@pytest.mark.parametrize("shape", [(1, 4, 4, 2), (1, 8, 8, 4), (1, 8, 8)])
-def test_a_result_of_another_size_is_an_error(shape: tuple[int, ...]) -> None:
-    data = {"pred": torch.zeros(shape), "image": volume(1, 4, 4, 2)}
-    with pytest.raises(ValueError, match=r"expected \(8, 8, 2\)"):
-        SuperResolveAffined("pred", "image", 2)(data)
-
-
-@pytest.mark.parametrize("make", [CropToMultiple, lambda scale, axis: SuperResolveAffined("a", "b", scale, axis)])
-def test_a_wrong_slice_axis_is_an_error(make) -> None:
+def test_a_wrong_slice_axis_is_an_error() -> None:
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):
-        make(2, 3)
+        CropToMultiple(2, 3)

@@ -12,8 +12,9 @@ from monai.inferers import SimpleInferer
 
 from bundle.inference.inferers import VolumeInferer
 from bundle.networks import iconet
+from bundle.options import CONFIG_OPTIONS
 from bundle.workflow import VolumesFailed, run_folder
-from bundle.workflow.options import ALLOWED, unused_keys, wrong_values
+from bundle.workflow.options import unused_keys, wrong_options, wrong_values
 
 CONFIGS = ("train.json", "evaluate.json", "inference.json")
 
@@ -64,9 +65,19 @@ def test_the_shipped_configs_have_no_unused_option_and_no_wrong_value(name, bund
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_boolean_option_is_checked(name, bundle_root):
+def test_every_plain_value_of_a_config_is_the_default_of_a_declared_option(name, bundle_root):
     config = json.loads((bundle_root / "configs" / name).read_text())
-    assert {key for key, value in config.items() if isinstance(value, bool)} <= set(ALLOWED)
+    plain = {
+        key: value
+        for key, value in config.items()
+        if key != "bundle_root" and not isinstance(value, (dict, list)) and not str(value).startswith(("$", "%"))
+    }
+    declared = {key: CONFIG_OPTIONS[key][0] for key in plain}
+    assert plain == declared
+
+
+def test_a_former_name_is_answered_with_the_name_of_today():
+    assert wrong_options({"nan": "zero"}) == ["--nan is called --nonfinite now"]
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ class VolumeFile:
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine, header, warnings: as in `Volume`.
         storage: number type and scaling of the file.
+        signed: some voxel of any of its volumes is negative.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class VolumeFile:
     affine: np.ndarray
     header: Header
     storage: Storage
+    signed: bool
     warnings: tuple[str, ...]
     _nonfinite: NonFinite
     _max_bytes: int
@@ -125,6 +127,7 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
         layout.geometry.affine,
         clean_header(layout),
         storage,
+        reader.low < 0,
         tuple(layout.warnings),
         nonfinite,
         max_bytes,

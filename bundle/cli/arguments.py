@@ -1,0 +1,76 @@
+"""Options of the command line, made from their declaration in :mod:`bundle.options`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bundle.options import Option, declared, former_names
+
+Function = Callable[..., Any]
+
+
+class OwnedCommand(click.Command):
+    """A command that knows what its options were called before."""
+
+    def __init__(self, *args: Any, options_of: type, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._options = declared(options_of)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise self._explained(error) from error
+
+    def _explained(self, error: click.NoSuchOption) -> click.UsageError:
+        name = error.option_name.lstrip("-").replace("-", "_")
+        now = former_names(self._options).get(name)
+        if now is not None:
+            return click.UsageError(f"--{dashed(name)} is called --{dashed(now)} now", error.ctx)
+        near = difflib.get_close_matches(name, self._options, n=1)
+        hint = f"; did you mean --{dashed(near[0])}?" if near else ""
+        return click.UsageError(f"no such option: {error.option_name}{hint}", error.ctx)
+
+
+def dashed(name: str) -> str:
+    """`slice_axis` as the command line writes it: `slice-axis`."""
+    return name.replace("_", "-")
+
+
+def options_of(cls: type, only: Sequence[str] | None = None) -> Callable[[Function], Function]:
+    """Decorator that gives a command the options of a dataclass, or some of them, in the order of their declaration."""
+
+    def decorate(function: Function) -> Function:
+        for name, (default, about) in reversed(declared(cls).items()):
+            if only is None or name in only:
+                function = _click_option(name, default, about)(function)
+        return function
+
+    return decorate
+
+
+def _click_option(name: str, default: Any, about: Option) -> Callable[[Function], Function]:
+    flag = f"--{dashed(name)}"
+    if about.kind == "flag":
+        return click.option(flag, is_flag=True, default=default, help=about.help)
+    text = about.help if about.default_text is None else f"{about.help}  [default: {about.default_text}]"
+    shown = about.default_text is None
+    return click.option(flag, type=_type(name, about), default=default, show_default=shown, help=text)
+
+
+def _type(name: str, about: Option) -> Any:
+    if about.choices:
+        return click.Choice(about.choices)
+    if about.kind == "path":
+        reading = name == "weights"
+        return click.Path(exists=reading, dir_okay=False, path_type=Path)
+    if about.kind == "whole":
+        return click.IntRange(min=None if about.minimum is None else int(about.minimum))
+    if about.kind == "share":
+        return click.FloatRange(0, 1)
+    return float if about.kind == "number" else str

@@ -1,0 +1,149 @@
+"""A 2-D network over the slices of one volume: batches that fit the memory, data consistency, constant slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.inferers import SliceInferer
+from torch import Tensor, nn
+
+from bundle.physics import in_plane_axes, restore_magnitude, restore_measured
+
+
+class SliceWalker:
+    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the walking).
+
+    A constant slice holds nothing to super-resolve: it is copied to the fine grid and the network is not asked.
+    When memory is short, the batches of slices are halved, and stay so for the volumes that follow; a CUDA device too
+    small for a single slice leaves the volume to the CPU.
+
+    Args:
+        slice_batch: slices per call of the network.
+        data_consistency: how far the k-space of each input slice is put back into its result: 1 wholly, 0 not at all
+            (the paper has no such step), in between in part.
+        progress: show a progress bar over the batches of slices.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    def __init__(self, slice_batch: int = 4, data_consistency: float = 1.0, progress: bool = False) -> None:
+        if slice_batch < 1:
+            raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
+        if not 0.0 <= data_consistency <= 1.0:
+            raise ValueError(f"data_consistency is a weight from 0 to 1, got {data_consistency}")
+        self.slice_batch, self.data_consistency, self.progress = slice_batch, float(data_consistency), progress
+
+    @torch.no_grad()
+    def __call__(
+        self, volume: Tensor, network: Callable[..., Any], slice_axis: int, signed: bool, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        """Super-resolve one normalised image or volume.
+
+        Args:
+            volume: ``(X, Y)`` or ``(X, Y, Z)``, float32.
+            network: slices ``(B, 1, h, w)`` in, ``(B, 1, scale * h, scale * w)`` out; it stays on its device.
+            slice_axis: 0, 1 or 2; ignored for an image.
+            signed: the input may hold negative values, so it is data consistent as it is
+                (:func:`bundle.physics.restore_measured`); otherwise it is a magnitude image
+                (:func:`bundle.physics.restore_magnitude`).
+            args, kwargs: further arguments of the network.
+
+        Returns:
+            The same with in-plane axes ``scale`` times longer, on the CPU, and what was done for lack of memory.
+
+        Raises:
+            MemoryError: not even one slice fits.
+        """
+        restore = restore_measured if signed else restore_magnitude
+        scale = scale_of(network)
+
+        def by_slice(slices: Tensor) -> Tensor:
+            """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
+            low, high = slices.amin(dim=(1, 2, 3)), slices.amax(dim=(1, 2, 3))
+            batch, _, height, width = slices.shape
+            out = slices.new_empty((batch, 1, scale * height, scale * width))
+            out[:] = low[:, None, None, None]
+            busy = (high > low).nonzero().squeeze(1)
+            if busy.numel():
+                images = slices[busy]
+                fine = network(images, *args, **kwargs)
+                fine = restore(fine, images, self.data_consistency) if self.data_consistency else fine
+                out[busy] = fine.to(out.dtype)
+            return out
+
+        return self._within_memory(volume[None, None], network, slice_axis, by_slice)
+
+    def _within_memory(
+        self, volume: Tensor, network: Any, slice_axis: int, by_slice: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, tuple[str, ...]]:
+        notes: list[str] = []
+        module = _module_of(network)
+        home = device = _device_of(module)
+        try:
+            while True:
+                try:
+                    return self._walk(volume.to(device), slice_axis, by_slice)[0, 0].cpu(), tuple(notes)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                # Outside the handler: the exception would keep the tensors of the failed attempt alive.
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if self.slice_batch > 1:
+                    self.slice_batch //= 2
+                    notes.append(f"memory was short: {self.slice_batch} slices at a time from here on")
+                elif device.type != "cpu":
+                    device = torch.device("cpu")
+                    module.to(device)
+                    notes.append(f"{home} has too little memory for one slice: this volume runs on the CPU")
+                else:
+                    raise MemoryError("not even one slice at a time fits in memory; crop the volume")
+        finally:
+            if device != home:
+                module.to(home)
+
+    def _walk(self, volume: Tensor, slice_axis: int, by_slice: Callable[[Tensor], Tensor]) -> Tensor:
+        """(1, 1, X, Y[, Z]) -> the same with longer in-plane axes."""
+        if volume.ndim == 4:
+            return by_slice(volume)
+        size = volume.shape[2:]
+        walker = SliceInferer(
+            spatial_dim=slice_axis,
+            roi_size=[size[axis] for axis in in_plane_axes(len(size), slice_axis)],
+            sw_batch_size=self.slice_batch,
+            progress=self.progress,
+        )
+        out = walker(volume, by_slice)
+        assert isinstance(out, Tensor)  # one output, so SliceInferer returns it bare
+        return out
+
+
+def scale_of(network: Any) -> int:
+    """Factor of the network, also of a scripted one, of one in a data-parallel wrapper, and of its bound methods.
+
+    Raises:
+        ValueError: it has no attribute ``scale``.
+    """
+    module = _module_of(network)
+    scale = getattr(getattr(module, "module", module), "scale", None)
+    if scale is None:
+        raise ValueError(f"{type(network).__name__} does not say by which factor it upsamples (attribute 'scale')")
+    return int(scale)
+
+
+def _module_of(network: Any) -> Any:
+    return getattr(network, "__self__", network)
+
+
+def _device_of(module: Any) -> torch.device:
+    parameters = module.parameters() if isinstance(module, nn.Module) else iter(())
+    return next(parameters, torch.empty(0)).device
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's, CUDA's, and the RuntimeError of the CPU allocator, which only its text tells apart."""
+    texts = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)

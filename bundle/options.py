@@ -1,0 +1,217 @@
+"""The options of the project, each declared once: name, default, range, help and former names.
+
+The command line (:mod:`bundle.cli.command`), the guard of the configs (:mod:`bundle.workflow.options`) and the tables
+of the documents (``scripts/option_tables.py``) are made from these dataclasses. A name is the same everywhere;
+the command line writes a dash for an underscore. Only the standard library is imported here, so that ``--help`` is
+quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+SCALES = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option besides its name and default.
+
+    Attributes:
+        help: one or two sentences.
+        choices: the values that are permitted, if they can be listed.
+        kind: ``whole`` (a whole number), ``number``, ``share`` (a number from 0 to 1), ``flag``, ``path``, ``device``
+            or ``text``; of listed values it is ``choice``.
+        minimum: of a number.
+        default_text: the default in words, where the value alone would not tell.
+        former: names that the option had before.
+    """
+
+    help: str
+    choices: tuple[Any, ...] = ()
+    kind: str = "text"
+    minimum: float | None = None
+    default_text: str | None = None
+    former: tuple[str, ...] = ()
+
+    @property
+    def range_text(self) -> str:
+        """The permitted values in words."""
+        if self.choices:
+            *most, last = map(str, self.choices)
+            return f"{', '.join(most)} or {last}"
+        return {
+            "whole": f"a whole number of at least {self.minimum:g}" if self.minimum is not None else "a whole number",
+            "number": f"a number of at least {self.minimum:g}" if self.minimum is not None else "a number",
+            "share": "a number from 0 to 1",
+            "flag": "True or False",
+            "device": "a device of this machine, such as cpu or cuda",
+        }.get(self.kind, "text")
+
+    def permits(self, value: Any) -> bool:
+        """Whether a value from a config or a command line can be meant (devices and paths are checked when used)."""
+        if self.choices:
+            return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        if self.kind == "flag":
+            return isinstance(value, bool)
+        if self.kind == "whole":
+            return type(value) is int and (self.minimum is None or value >= self.minimum)
+        if self.kind in ("number", "share"):
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                return self.kind == "share" and isinstance(value, bool)  # True is 1: data consistency on
+            top = 1.0 if self.kind == "share" else float("inf")
+            return (0.0 if self.kind == "share" else self.minimum or -float("inf")) <= value <= top
+        return True
+
+
+def option(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field of an option."""
+    return field(default=default, metadata={"option": Option(help, **about)})
+
+
+def declared(*classes: type) -> dict[str, tuple[Any, Option]]:
+    """Name -> (default, option) of the options of dataclasses, those of their bases first."""
+    found: dict[str, tuple[Any, Option]] = {}
+    for cls in classes:
+        every: Sequence[Field[Any]] = fields(cls)
+        found |= {f.name: (f.default, f.metadata["option"]) for f in every if "option" in f.metadata}
+    return found
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a volume becomes its result, by the command, the configs and from Python."""
+
+    scale: int = option(2, "Factor in the plane of the slices: 2 or 4; 8 with weights of your own.", choices=SCALES)
+    network_name: str = option(
+        "iconet_small", "Network; any other than the default needs weights of your own.", former=("network",)
+    )
+    weights: Path | None = option(
+        None,
+        "Its weights, a plain state dict (.pt or .safetensors).",
+        kind="path",
+        default_text="those shipped for network and scale",
+    )
+    device: str | None = option(
+        None, "cpu, cuda, cuda:1...", kind="device", default_text="cuda where there is one, else cpu"
+    )
+    slice_axis: int | Literal["auto"] = option(
+        "auto",
+        "Array axis that runs over the slices, which is not super-resolved. auto: the one of the largest voxel "
+        "spacing, the last if no single one has it.",
+        choices=("auto", 0, 1, 2),
+    )
+    data_consistency: float = option(
+        1.0,
+        "How far the measured k-space is put back into the result: 1 wholly, 0 not at all (the network alone).",
+        kind="share",
+    )
+    slice_batch: int = option(
+        4, "Slices per call of the network; halved when memory is short.", kind="whole", minimum=1
+    )
+    nonfinite: Literal["error", "zero"] = option(
+        "error",
+        "What to do with NaN and infinite voxels: refuse the volume, or set them to zero.",
+        choices=("error", "zero"),
+        former=("nan",),
+    )
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """What the configs read and write."""
+
+    dataset_dir: str = option("", "Folder of volumes, or one file.", default_text="the sample")
+    output_dir: str = option("", "Folder that is written.", default_text="outputs, runs/... or eval/...")
+    split_file: str | None = option(
+        None, "CSV with the columns file, subject, split (train, val or test).", default_text="none"
+    )
+    split: str = option(
+        "test", "Which split to evaluate; without a split file every volume.", choices=("train", "val", "test")
+    )
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What training takes besides network, scale, slice axis and device."""
+
+    epochs: int = option(40, "Length of the training.", kind="whole", minimum=1)
+    updates_per_epoch: int = option(
+        250, "An epoch is a number of updates, not a pass through the data.", kind="whole", minimum=1
+    )
+    batch_size: int = option(8, "Patches per update and process.", kind="whole", minimum=1)
+    patches_per_volume: int = option(2, "Patches cut from a volume once it is drawn.", kind="whole", minimum=1)
+    patch_size: int = option(
+        96, "High-resolution voxels on each side of a patch.", kind="whole", minimum=1, default_text="96 (4x: 128)"
+    )
+    learning_rate: float = option(0.001, "Of Adam, after the warm-up.", kind="number", minimum=0)
+    warmup_updates: int = option(200, "Updates over which the learning rate rises.", kind="whole", minimum=0)
+    ema_momentum: float = option(
+        0.002, "Part of the new weights in the moving average that is validated and kept.", kind="share"
+    )
+    alpha: float = option(0.9, "Weight of the super-resolved images against the reconstructions.", kind="share")
+    return_stages: bool = option(True, "False supervises the last stage alone.", kind="flag")
+    train_consistency: bool = option(
+        True, "Put the result after data consistency into the loss, besides the plain one.", kind="flag"
+    )
+    smooth_prob: float = option(
+        0.4, "Share of the patches that are smoothed.", kind="share", default_text="0.4 (4x: 0)"
+    )
+    noise_std: float = option(
+        0.0, "Rician noise on the input, in units of the normalised volume.", kind="number", minimum=0
+    )
+    line_mask_acceleration: float = option(
+        1, "Extra corruption: all k-space lines / kept lines.", kind="number", minimum=1
+    )
+    val_interval: int = option(5, "Epochs between validations on whole volumes.", kind="whole", minimum=1)
+    resume: bool = option(False, "Go on from last.pt in the output folder.", kind="flag")
+    amp: bool = option(False, "Mixed precision, on a GPU.", kind="flag")
+    seed: int = option(0, "Of the split, the patches and the initial weights.", kind="whole", minimum=0)
+    cache_rate: float = option(1.0, "Share of the volumes that is kept in memory.", kind="share")
+    num_workers: int = option(0, "Processes that load volumes and cut patches.", kind="whole", minimum=0)
+
+
+@dataclass(frozen=True)
+class CommandOptions(InferenceOptions):
+    """What the command takes besides; `input` and `output` are its two arguments."""
+
+    input: Path = Path()
+    output: Path = Path()
+    allow_gap: bool = option(False, "Accept DICOM series with missing or unevenly spaced slices.", kind="flag")
+    dtype: Literal["float32", "same"] = option(
+        "float32",
+        "Number type of NIfTI results; same: that of the input, with a new slope where values do not fit.",
+        choices=("float32", "same"),
+    )
+    to: Literal["nifti", "dicom"] | None = option(
+        None, "Format of the results.", choices=("nifti", "dicom"), default_text="that of the input"
+    )
+    overwrite: bool = option(False, "Redo finished volumes, and replace files of other programs.", kind="flag")
+    dry_run: bool = option(False, "Say what would be done, and write nothing.", kind="flag")
+    report: bool = option(False, "Write OUTPUT/report.html: images, spectra and header of every volume.", kind="flag")
+    quiet: bool = option(False, "Show warnings and errors alone.", kind="flag")
+    log_json: Path | None = option(None, "Append what happens as JSON lines.", kind="path", default_text="no log")
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of a result, besides the input and the weights, for its sidecar."""
+        return {
+            "Scale": self.scale,
+            "Network": self.network_name,
+            "SliceAxis": self.slice_axis,
+            "DataConsistency": self.data_consistency,
+            "NonFinite": self.nonfinite,
+            "AllowGap": self.allow_gap,
+            "DataType": self.dtype,
+        }
+
+
+CONFIG_OPTIONS = declared(InferenceOptions, FolderOptions, TrainingOptions)
+"""Options of the configs."""
+
+
+def former_names(options: dict[str, tuple[Any, Option]]) -> dict[str, str]:
+    """Former name -> name of today."""
+    return {old: name for name, (_, about) in options.items() for old in about.former}

@@ -1,0 +1,68 @@
+"""Volumes with their slices along the last axis."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends
+from torch import Tensor
+
+from bundle.physics import choose_slice_axis
+from bundle.physics.slices import check_slice_axis
+
+
+class SlicesLast(Transform):
+    """Move the slice axis of a volume behind its in-plane axes; the affine of a MetaTensor follows.
+
+    What comes after (crops, truncation, metrics) can then take the last axis for that of the slices, whichever way a
+    volume is stored.
+
+    Args:
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the one of the largest voxel spacing
+            (:func:`bundle.physics.choose_slice_axis`; of a plain tensor the last axis).
+
+    Raises:
+        ValueError: another axis.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, slice_axis: int | Literal["auto"] = "auto") -> None:
+        self.slice_axis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
+
+    def __call__(self, img: Tensor) -> Tensor:
+        """Channel-first volume (C, X, Y, Z); an image (C, X, Y) stays as it is."""
+        if img.ndim == 3:
+            return img
+        if self.slice_axis != "auto":
+            axis = int(self.slice_axis)
+        else:
+            axis = choose_slice_axis(img.shape[1:], img.affine.numpy()) if isinstance(img, MetaTensor) else 2
+        order = [*(a for a in range(3) if a != axis), axis]
+        moved = torch.as_tensor(img).permute(0, *(a + 1 for a in order)).contiguous()
+        if not isinstance(img, MetaTensor):
+            return moved
+        return MetaTensor(moved, meta={**img.meta, "affine": img.affine[:, [*order, 3]]})
+
+
+class SlicesLastd(MapTransform):
+    """Dictionary form of :class:`SlicesLast`."""
+
+    backend = SlicesLast.backend
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        slice_axis: int | Literal["auto"] = "auto",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = SlicesLast(slice_axis)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
