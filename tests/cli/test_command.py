@@ -103,7 +103,7 @@ def test_rows_10_and_11_nan_and_inf_become_zero_on_request_and_it_is_recorded(tm
     data[3, 4, 1], data[0, 0, 0] = np.nan, np.inf
     source = write_nifti(tmp_path / "x.nii", data)
     assert command(source, tmp_path / "y.nii").exit_code == 1
-    assert command(source, tmp_path / "y.nii", "--nan", "zero").exit_code == 0
+    assert command(source, tmp_path / "y.nii", "--nonfinite", "zero").exit_code == 0
     assert np.isfinite(nib.load(tmp_path / "y.nii").get_fdata()).all()
     assert "1 NaN and 1 infinite voxels of 360 are set to zero" in record_of(tmp_path / "y.json")["Warnings"]
 
@@ -282,7 +282,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("in",), "Missing argument 'OUTPUT'"),
         (("gone", "out"), "does not exist"),
         (("in", "out", "--scale", "3"), "'3' is not one of '2', '4', '8'"),
-        (("in", "out", "--slice-axes", "1"), "No such option"),
+        (("in", "out", "--slice-axes", "1"), "no such option"),
         (("in", "out", "--data-consistency", "2"), "not in the range"),
         (("in", "in"), "input and output folder are the same"),
         (("in", "in/a/x.nii.gz"), "would overwrite an input"),
@@ -292,7 +292,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("empty", "out"), "no NIfTI volumes"),
         (("empty.nii", "out"), "no NIfTI volumes"),
         (("notes.txt", "out"), "notes.txt"),
-        (("in", "out", "--network", "nonet"), "no network 'nonet'; there are iconet_small"),
+        (("in", "out", "--network-name", "nonet"), "no network 'nonet'; there are iconet_small"),
         (("in", "out", "--device", "abacus"), "no device 'abacus'"),
         (("in", "out", "--scale", "8"), "no such weights"),
         (("in", "out", "--weights", "notes.txt"), "not a file of plain tensors"),
@@ -371,7 +371,7 @@ def test_row_64_any_file_name_is_carried_and_shown_without_harm(
 
 
 def test_row_112_options_are_text_and_nothing_in_them_is_evaluated(one: Path, tmp_path: Path) -> None:
-    done = command(one, tmp_path / "out", "--network", f"$__import__('os').mkdir('{tmp_path / 'ran'}')")
+    done = command(one, tmp_path / "out", "--network-name", f"$__import__('os').mkdir('{tmp_path / 'ran'}')")
     assert done.exit_code == 2 and "no network" in done.stderr and not (tmp_path / "ran").exists()
 
 

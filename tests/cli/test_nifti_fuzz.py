@@ -19,7 +19,6 @@ from conftest import blob_volume
 from torch import nn
 
 from bundle.data import VolumeError, check_volume_file, writing_volume
-from bundle.inference.inferers import VolumeInferer
 from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
 from bundle.physics.grid import fine_grid
@@ -132,7 +131,7 @@ def run_through(path: Path, target: Path) -> str:
     shape, affine = fine_grid(file.shape, file.affine, 2, axis)
     with writing_volume(target, shape, affine, file.header, source=path) as write:
         for frame in frames:
-            write(super_resolve(frame, ZeroFill(), 2, VolumeInferer(axis)).voxels)
+            write(super_resolve(frame, file.affine, ZeroFill(), axis, signed=file.signed).voxels)
     check_geometry(file.shape, file.affine, axis, nib.load(target))
     return "done"
 

@@ -14,8 +14,8 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from bundle.data import check_volume_file, writing_volume
-from bundle.inference.inferers import VolumeInferer
 from bundle.inference.volume import super_resolve
+from bundle.inference.walker import SliceWalker
 from bundle.physics import fourier_upsample
 from bundle.physics.grid import fine_grid
 
@@ -50,8 +50,8 @@ def test_a_measured_voxel_is_found_again_in_its_place(data, shape, kind, affine,
         source, target = Path(folder, "a.nii.gz"), Path(folder, "b.nii.gz")
         nib.save(nib.Nifti1Image(voxels, affine), source)
         file = check_volume_file(source)
-        inferer = VolumeInferer(axis, data_consistency=0)
-        results = [super_resolve(frame, ZeroFill(), 2, inferer).voxels for frame in file.frames()]
+        walker = SliceWalker(data_consistency=0)
+        results = [super_resolve(frame, affine, ZeroFill(), axis, walker).voxels for frame in file.frames()]
         storage = file.storage.covering(*(float(of(results)) for of in (np.min, np.max)))
         fine_shape, fine_affine = fine_grid(file.shape, file.affine, 2, axis)
         with writing_volume(target, fine_shape, fine_affine, file.header, storage=storage) as write:

@@ -25,7 +25,6 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Resize, SaveImaged
 
 from bundle.cli.export_bundle import ExportError, export_bundle
-from bundle.inference.inferers import VolumeInferer
 from bundle.inference.volume import super_resolve
 from bundle.inference.weights import WeightsError, load_weights
 from bundle.networks import build_network, weights_path
@@ -53,7 +52,8 @@ def expected(root, volume, scale, weights=None):
     """What the command line makes of a volume."""
     network = build_network(scale=scale)
     load_weights(network, weights or weights_path(root / "models", "iconet_small", scale))
-    return super_resolve(nib.load(volume).get_fdata(dtype=np.float32), network, scale, VolumeInferer()).voxels
+    image = nib.load(volume)
+    return super_resolve(image.get_fdata(dtype=np.float32), image.affine, network).voxels
 
 
 # The folder

@@ -38,8 +38,8 @@ from release.exports.operators import (
 )
 from torch import Tensor
 
-from bundle.inference.inferers import VolumeInferer
 from bundle.inference.volume import super_resolve
+from bundle.inference.walker import SliceWalker
 from bundle.inference.weights import load_weights
 from bundle.networks import ICONet, iconet
 from bundle.networks.fusion import SRRecFusion
@@ -177,7 +177,9 @@ def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consis
 
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
 
-    expected = super_resolve(voxels - np.float32(20.0), network, 2, VolumeInferer(data_consistency=0.0)).voxels
+    expected = super_resolve(
+        voxels - np.float32(20.0), source.affine, network, 2, SliceWalker(data_consistency=0.0)
+    ).voxels
     result = nib.load(tmp_path / "out.nii.gz")
     assert np.abs(result.get_fdata() - expected).max() < TOLERANCE * np.abs(expected).max()
     assert np.allclose(result.affine, source.affine @ np.diag([0.5, 0.5, 1, 1]), atol=1e-6)
