@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,16 @@ from bundle.cli.bids import Bids
 from bundle.cli.plan import Job
 from bundle.cli.progress import Progress
 from bundle.cli.read import Source, open_source
-from bundle.cli.record import content_digest, generated_by, result_files, versions, write_json
+from bundle.cli.record import content_digest, generated_by, result_files, write_json
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.inference.model import Model
-from bundle.inference.volume import resolve_slice_axis, super_resolve
+from bundle.inference.record import describe
+from bundle.inference.volume import SuperResolved, resolve_slice_axis, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
 from bundle.physics import fine_grid
 from bundle.trust import check_volume
-
-GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its place"
-DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +85,12 @@ def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.nd
     slices = source.shape[axis] if len(source.shape) > 2 else 1
     with bar.slices(slices * int(np.prod(source.shape[3:]))):
         for frame in source.frames():
-            if not outcome.scales:  # of a series, the first volume stands for all
+            if not outcome.results:  # of a series, the first volume stands for all
                 spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
                 trained_on = task.model.trained_on
                 outcome.warn(check_volume(frame, spacing, axis, source.modality, trained_on))
             result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.signed)
-            outcome.offsets.append(result.offset)
-            outcome.scales.append(result.scale)
-            outcome.residuals.append(result.residual)
-            outcome.set_to_zero.append(result.set_to_zero)
+            outcome.results.append(replace(result, voxels=np.empty(0)))
             outcome.warn(result.notes)
             yield result.voxels
 
@@ -110,10 +105,7 @@ class _Outcome:
     shape: tuple[int, ...]
     affine: np.ndarray
     warnings: list[str] = field(default_factory=list)
-    offsets: list[float] = field(default_factory=list)
-    scales: list[float] = field(default_factory=list)
-    residuals: list[float] = field(default_factory=list)
-    set_to_zero: list[float | None] = field(default_factory=list)
+    results: list[SuperResolved] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -142,30 +134,14 @@ class _Outcome:
 
     def _content(self, digest: str | None) -> dict[str, Any]:
         task, job = self.task, self.task.job
-        spacing = [round(float(size), 6) for size in np.linalg.norm(self.affine[:3, :3], axis=0)[: len(self.shape)]]
-        size = " x ".join(f"{length:g}" for length in spacing)
+        facts = describe(task.model.scale, self.source.shape, self.shape, self.results, self.warnings)
+        size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
         finer = f"{task.model.scale} times finer in the plane of the slices than the source"
-        series = len(self.shape) == 4
         return {
             **({} if task.bids is None else task.bids.metadata(job.files[0])),
             "Description": f"Super-resolved by {task.options.network_name}, slice by slice",
             "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
             "GeneratedBy": generated_by(),
             "Resolution": f"{size} mm, {finer}",
-            "SuperResolution": {
-                "Scale": task.model.scale,
-                "SliceAxis": self.slice_axis,
-                "SourceShape": self.source.shape,
-                "Shape": self.shape,
-                "VoxelSize": spacing,
-                "GridRule": GRID_RULE,
-                "DegradationAssumed": DEGRADATION,
-                "DataConsistencyResidual": max(self.residuals),
-                "IntensityOffset": self.offsets if series else self.offsets[0],
-                "IntensityScale": self.scales if series else self.scales[0],
-                "NegativeVoxelsSetToZero": self.set_to_zero if series else self.set_to_zero[0],
-                "Warnings": self.warnings,
-                "Versions": versions(),
-                "Provenance": {**task.provenance, "OutputSha256": digest},
-            },
+            "SuperResolution": {**facts, "Provenance": {**task.provenance, "OutputSha256": digest}},
         }

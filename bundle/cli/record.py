@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -104,8 +103,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def generated_by() -> list[dict[str, str]]:
     return [{"Name": TOOL, "Version": tool_version()}]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes the result."""
-    return {"Python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}

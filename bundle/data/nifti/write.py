@@ -93,7 +93,7 @@ def writing_volume(
         fail(target, "the output is the input file", "choose another output folder or suffix")
     if len(shape) not in (2, 3, 4) or 0 in shape:
         fail(target, f"cannot write an array of shape {shape}", "give real numbers of 2 to 4 dimensions")
-    header = _output_header(target, shape, affine, like, storage)
+    header = output_header(target, shape, affine, like, storage)
     with disk_errors(target), replacing(target, before) as raw, ExitStack() as stack:
         stream: Any = raw
         if target.name.lower().endswith(".gz"):
@@ -136,9 +136,14 @@ def _write_voxels(stream: Any, array: np.ndarray, storage: Storage, target: Path
         stream.write(slab.tobytes(order="F"))
 
 
-def _output_header(
-    target: Path, shape: tuple[int, ...], affine: np.ndarray, like: Header | None, storage: Storage
+def output_header(
+    target: Path, shape: tuple[int, ...], affine: np.ndarray, like: Header | None, storage: Storage = FLOAT32
 ) -> Header:
+    """Header of a NIfTI-1 file (NIfTI-2 if an axis is longer than 32767); see :func:`writing_volume`.
+
+    Raises:
+        VolumeError: an affine that is not finite or not invertible; `target` is for its message.
+    """
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or usable(np.eye(4), affine) is None:
         fail(target, "the affine to write is not a finite, invertible 4x4 matrix", "check the geometry of the source")

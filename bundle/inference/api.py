@@ -1,0 +1,195 @@
+"""Super-resolution from Python: an image in memory in, the same kind of image out."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from nibabel.nifti1 import Nifti1Image, Nifti1Pair
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.spatialimages import SpatialImage
+
+from bundle.data import VolumeError
+from bundle.data.errors import fail
+from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
+from bundle.data.nifti.write import output_header
+from bundle.inference.model import Model, load_model
+from bundle.inference.record import describe
+from bundle.inference.volume import SliceAxis
+from bundle.inference.volume import super_resolve as super_resolve_volume
+from bundle.inference.walker import SliceWalker
+from bundle.trust import check_volume
+
+logger = logging.getLogger("iconet")
+
+RECORD = "super_resolution"
+"""Where a result keeps its record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
+
+
+class SuperResolvedArray(NamedTuple):
+    """A super-resolved array.
+
+    Attributes:
+        voxels: float32, in the units of the input.
+        affine: voxel index to world, float64 (4, 4).
+        record: what it was made from and how, and what was doubtful.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    record: dict[str, Any]
+
+
+def super_resolve(
+    image: SpatialImage | MetaTensor | np.ndarray,
+    affine: np.ndarray | None = None,
+    *,
+    scale: int = 2,
+    network_name: str = "iconet_small",
+    weights: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    slice_axis: SliceAxis = "auto",
+    data_consistency: float = 1.0,
+    slice_batch: int = 4,
+    modality: str | None = None,
+) -> Any:
+    """Super-resolve an image or volume in the plane of its slices.
+
+    The network is loaded once and kept. What is doubtful about the input is logged to "iconet" and is in the record::
+
+        out = super_resolve(nib.load("scan.nii.gz"), scale=2)
+        out.extra["super_resolution"]["Warnings"]
+
+    Args:
+        image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a MetaTensor with a
+            channel axis first: (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
+        affine: voxel index to world (4, 4), mm; for arrays, which do not bring their own.
+        scale, network_name, weights, device, slice_axis, data_consistency, slice_batch: as the options of the command
+            (:class:`bundle.options.InferenceOptions`).
+        modality: "MR" or "PET", to compare the input with what the weights have seen of it.
+
+    Returns:
+        What was given, float32 and in the units of the input, with its record: a nibabel image of the same class
+        (NIfTI-2 instead of NIfTI-1 where the matrix needs it) with ``extra["super_resolution"]``, a MetaTensor with
+        ``meta["super_resolution"]``, or for an array a :class:`SuperResolvedArray`.
+
+    Raises:
+        VolumeError: voxels that are no finite real numbers, another number of axes, or no usable affine.
+        ModelError: no such network, weights or device.
+    """
+    given = _given(image, affine)
+    model = _kept_model(network_name, scale, *_identity(weights), device)
+    walker = SliceWalker(slice_batch, data_consistency)
+    signed = any(bool((frame < 0).any()) for frame in given.frames)
+    results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, signed) for f in given.frames]
+    first, count = results[0], [] if given.single else [len(results)]
+    spacing = np.linalg.norm(given.affine[:3, :3], axis=0).tolist()
+    doubtful = check_volume(given.frames[0], spacing, first.slice_axis, modality, model.trained_on)
+    notes = [note for result in results for note in result.notes]
+    warnings = list(dict.fromkeys([*given.warnings, *doubtful, *notes]))
+    shape, fine_shape = ([*volume.shape, *count] for volume in (given.frames[0], first.voxels))
+    record = {
+        **describe(scale, shape, fine_shape, results, warnings),
+        "Network": network_name,
+        "WeightsSha256": model.digest,
+        "DataConsistency": data_consistency,
+    }
+    for warning in warnings:
+        logger.warning("%s: %s", given.name, warning)
+    return _like(image, given, [result.voxels for result in results], first.affine, record)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What was given: float32 frames (X, Y) or (X, Y, Z); `single` if they are no series; what was doubtful."""
+
+    name: str
+    frames: list[np.ndarray]
+    single: bool
+    affine: np.ndarray
+    header: Header | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def _given(image: Any, affine: np.ndarray | None) -> _Given:
+    if isinstance(image, MetaTensor):
+        name = str(image.meta.get("filename_or_obj", "MetaTensor"))
+        channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4)))
+        return _Given(name, channels, len(channels) == 1, _usable(name, image.affine.cpu().numpy()))
+    if isinstance(image, SpatialImage):
+        name = image.get_filename() or type(image).__name__
+        voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4))
+        if isinstance(image, Nifti1Pair):
+            header, warnings = image.header.as_byteswapped("<"), list[str]()
+            geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
+            store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
+            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings))
+        return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
+    if affine is None:
+        raise VolumeError("an array has no affine of its own; give affine=, voxel index to world (4, 4) in mm")
+    voxels = _checked("array", np.asarray(image), (2, 3, 4))
+    return _Given("array", _frames(voxels), voxels.ndim < 4, _usable("array", affine))
+
+
+def _frames(voxels: np.ndarray) -> list[np.ndarray]:
+    return [voxels] if voxels.ndim < 4 else list(np.moveaxis(voxels, 3, 0))
+
+
+def _checked(name: str, voxels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Float32, if they can be that."""
+    if voxels.ndim not in axes or voxels.size == 0:
+        fail(name, f"voxels of shape {voxels.shape}", f"give {axes[0]} to {axes[-1]} axes, none of them empty")
+    if voxels.dtype.kind not in "biuf":
+        fail(name, f"voxels of type {voxels.dtype}", "give real numbers")
+    with np.errstate(over="ignore"):
+        voxels = voxels.astype(np.float32)
+    if bad := int(voxels.size - np.isfinite(voxels).sum()):
+        fail(name, f"{bad} of {voxels.size} voxels are NaN, infinite or beyond float32", "repair the image first")
+    return voxels
+
+
+def _usable(name: str, affine: Any) -> np.ndarray:
+    place = np.asarray(affine, np.float64)
+    if place.shape != (4, 4) or usable(np.eye(4), place) is None:
+        fail(name, "the affine is no finite, invertible 4x4 matrix of plausible voxel size", "correct the geometry")
+    return place
+
+
+def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarray, record: dict[str, Any]) -> Any:
+    """The fine frames as the kind of image that was given."""
+    if isinstance(image, MetaTensor):
+        meta = {**image.meta, "affine": torch.from_numpy(affine), RECORD: record}
+        return MetaTensor(torch.from_numpy(np.stack(frames)).to(image.device), meta=meta)
+    fine = frames[0] if given.single else np.stack(frames, -1)
+    if not isinstance(image, SpatialImage):
+        return SuperResolvedArray(fine, affine, record)
+    if given.header is None:
+        header = image.header.copy()
+        header.set_data_dtype(np.float32)
+        out = image.__class__(fine, affine, header)
+    else:  # with the form codes, units and timing of the source, as in a file that is written
+        header = output_header(Path("image.nii"), fine.shape, affine, given.header)
+        out = (Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(fine, affine, header)
+    out.extra = {**image.extra, RECORD: record}
+    return out
+
+
+def _identity(weights: str | os.PathLike[str] | None) -> Sequence[Any]:
+    """Path of a file of weights and what changes when it is written anew."""
+    if weights is None or not Path(weights).is_file():
+        return (weights, 0, 0)
+    status = Path(weights).stat()
+    return (os.fspath(weights), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _kept_model(name: str, scale: int, weights: str | None, changed: int, size: int, device: str | None) -> Model:
+    return load_model(name, scale, weights, device)

@@ -1,0 +1,63 @@
+"""What a result was made from and how, in words and numbers: the part of the record that every route shares."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from bundle.inference.volume import SuperResolved
+
+GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its place"
+DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
+
+
+def describe(
+    scale: int,
+    source_shape: Sequence[int],
+    shape: Sequence[int],
+    results: Sequence[SuperResolved],
+    warnings: Iterable[str],
+) -> dict[str, Any]:
+    """The facts of a result; of a series (four axes) those that each volume has for itself are lists.
+
+    Args:
+        scale: factor in the plane of the slices.
+        source_shape, shape: before and after.
+        results: of the image or volume, or of each volume of a series; their voxels are not looked at.
+        warnings: what was doubtful.
+    """
+    first, series = results[0], len(shape) == 4
+
+    def each(name: str) -> Any:
+        values = [getattr(result, name) for result in results]
+        return values if series else values[0]
+
+    return {
+        "Scale": scale,
+        "SliceAxis": first.slice_axis,
+        "SourceShape": list(source_shape),
+        "Shape": list(shape),
+        "VoxelSize": voxel_size(first.affine, len(shape)),
+        "GridRule": GRID_RULE,
+        "DegradationAssumed": DEGRADATION,
+        "DataConsistencyResidual": max(result.residual for result in results),
+        "IntensityOffset": each("offset"),
+        "IntensityScale": each("scale"),
+        "NegativeVoxelsSetToZero": each("set_to_zero"),
+        "Warnings": list(warnings),
+        "Versions": versions(),
+    }
+
+
+def voxel_size(affine: np.ndarray, ndim: int) -> list[float]:
+    """Length of each spatial axis of a voxel, mm."""
+    return [round(float(size), 6) for size in np.linalg.norm(affine[:3, :3], axis=0)[:ndim]]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes the result."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}
