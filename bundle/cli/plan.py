@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from bundle.cli.bids import Bids
-from bundle.cli.log import held_back
 from bundle.cli.options import Options, RunError
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
-from bundle.data.find import is_volume_name, volumes_below
+from bundle.data.find import files_below, is_volume_name
 from bundle.data.outputs import check_target
 from bundle.data.paths import pair_paths
 
@@ -72,8 +71,7 @@ def find_jobs(options: Options) -> Plan:
             raise RunError(f"{options.output}: exists and is no folder; give a folder")
         check_folders(options.input, options.output)
         bids = Bids.at(options.input)
-        volumes = bids.volumes(options.output) if bids else _volumes(options)
-        series = [] if bids else _series(options)
+        volumes, series = (bids.volumes(options.output), []) if bids else _found(options)
         if not volumes and not series:
             raise RunError(f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images")
         jobs = [*_nifti_jobs(options, volumes, bids), *_dicom_jobs(options, series)]
@@ -88,22 +86,16 @@ def _is_named_volume(path: Path) -> bool:
     return is_volume_name(path) or path.name.lower().endswith((".img", ".hdr.gz", ".img.gz"))
 
 
-def _volumes(options: Options) -> list[Path]:
-    if options.input.is_file():
-        return [options.input] if _is_named_volume(options.input) else []
-    return volumes_below(options.input, options.output)
-
-
-def _series(options: Options) -> list[DicomSeries]:
-    """DICOM series of the input. What was left out is of interest only where there are some."""
+def _found(options: Options) -> tuple[list[Path], list[DicomSeries]]:
+    """NIfTI volumes and DICOM series of the input. Files that are neither are worth a line only beside a series."""
     if options.input.is_file() and _is_named_volume(options.input):
-        return []
-    with held_back() as records:
-        series = find_series(options.input, options.output)
+        return [options.input], []
+    files = [] if options.input.is_file() else files_below(options.input, options.output)
+    series, left_out = find_series(options.input, files)
     if series:
-        for record in records:
-            _log.handle(record)
-    return series
+        for line in left_out:
+            _log.info("%s", line)
+    return [path for path in files if is_volume_name(path)], series
 
 
 def _single_file(options: Options) -> Job:
@@ -113,7 +105,8 @@ def _single_file(options: Options) -> Job:
         raise RunError(f"{target}: results are written as .nii or .nii.gz; choose such a name or a folder")
     if options.to == "dicom":
         raise RunError(f"{target}: a NIfTI file by its name, but --to dicom; give a folder")
-    sources: list[Path | DicomSeries] = [*_volumes(options), *_series(options)]
+    volumes, series = _found(options)
+    sources = [*volumes, *series]
     if len(sources) != 1:
         raise RunError(f"{options.input}: {len(sources)} volumes for the one file {target}; give a folder")
     source = sources[0]

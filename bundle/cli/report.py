@@ -93,6 +93,6 @@ def _first(source: Path | DicomSeries, options: Options) -> tuple[np.ndarray, np
         space, time = volume.header.get_xyzt_units()
         number_type = str(volume.header.get_data_dtype())
         return volume.array, volume.affine, {"number type": number_type, "units": f"{space}, {time}"}
-    series = source if isinstance(source, DicomSeries) else find_series(source)[0]
+    series = source if isinstance(source, DicomSeries) else find_series(source).series[0]
     stack = read_series(series, allow_gap=options.allow_gap)
     return stack.voxels, stack.affine, {"number type": "DICOM"}

@@ -37,7 +37,7 @@ def tree(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
 
 
 def read(folder: Path):
-    (series,) = find_series(folder)
+    (series,) = find_series(folder).series
     return read_series(series)
 
 
@@ -97,7 +97,7 @@ def test_a_series_becomes_nifti_in_the_same_place_with_the_same_values(modality:
     # Integers round, and those of MR have no sign.
     expected = image.get_fdata().clip(0) if modality == "MR" else image.get_fdata()
     np.testing.assert_allclose(derived.voxels, expected, atol=1.2)
-    assert record(tmp_path / "out.nii.gz")["Sources"] == [find_series(tmp_path / "in")[0].label]
+    assert record(tmp_path / "out.nii.gz")["Sources"] == [find_series(tmp_path / "in").series[0].label]
 
 
 def test_one_instance_is_enough_and_is_taken_alone(tmp_path: Path) -> None:
