@@ -106,7 +106,7 @@ def _single_file(options: Options) -> Job:
     if options.to == "dicom":
         raise RunError(f"{target}: a NIfTI file by its name, but --to dicom; give a folder")
     volumes, series = _found(options)
-    sources = [*volumes, *series]
+    sources: list[Path | DicomSeries] = [*volumes, *series]
     if len(sources) != 1:
         raise RunError(f"{options.input}: {len(sources)} volumes for the one file {target}; give a folder")
     source = sources[0]

@@ -6,7 +6,6 @@ from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed, Resto
 from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
 from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
-from bundle.transforms.voxel_size import RandVoxelSize, RandVoxelSized
 
 __all__ = [
     "CartesianLineMask",
@@ -19,8 +18,6 @@ __all__ = [
     "NormalizeVolumed",
     "RandEdgeTaper",
     "RandEdgeTaperd",
-    "RandVoxelSize",
-    "RandVoxelSized",
     "RestoreIntensityd",
     "SaveVolumed",
     "SuperResolveAffined",

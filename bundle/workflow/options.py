@@ -62,7 +62,7 @@ ALLOWED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "slice_axis": ("0, 1 or 2, an array axis of the volumes", lambda v: type(v) is int and v in (0, 1, 2)),
     "network_name": (", ".join(NETWORKS), lambda v: v in NETWORKS),
     "data_consistency": ("a weight from 0 (off) to 1", _is_share),
-    **dict.fromkeys(("smooth_prob", "contrast_prob"), ("a share from 0 to 1", _is_share)),
+    "smooth_prob": ("a share from 0 to 1", _is_share),
     "device": ("a device of this machine, such as cpu or cuda", _is_device),
     "nonfinite": ("error or zero", lambda v: v in ("error", "zero")),
 }
