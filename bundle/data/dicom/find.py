@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -20,20 +19,8 @@ from bundle.data.errors import VolumeError, error_line, fail
 from bundle.data.find import files_below, is_volume_name
 from bundle.data.paths import PathLike
 
-__all__ = ["DicomSeries", "SeriesFound", "find_series", "is_dicom"]
-
 _NOT_DICOM = "not DICOM"
 _UNKNOWN = ("", "", "")
-
-
-def is_dicom(path: PathLike) -> bool:
-    """Whether a file is DICOM by its content: the DICM mark, or a bare data set of an image class that is read."""
-    file = Path(path)
-    with suppress(OSError, VolumeError, ImportError):
-        if file.is_file():
-            marked = starts_as_dicom(file)
-            return read_frames(file) is not None if marked is None else marked
-    return False
 
 
 class SeriesFound(NamedTuple):
