@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -56,6 +57,20 @@ def test_a_tree_of_both_gives_results_of_both_kinds(tree: Path) -> None:
         facts = json.loads(path.with_suffix(".json").read_text())["SuperResolution"]
         assert facts["SliceAxis"] == 2 and 0 <= facts["DataConsistencyResidual"] < 0.1
     assert "files left out" in done.stderr
+
+
+def test_a_folder_that_cannot_be_listed_is_named_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, scandir = tree / "in" / "closed", os.scandir
+    closed.mkdir()
+
+    def refuse(path: str = ".") -> object:
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    done = command(tree / "in", tree / "out", "--dry-run")
+    assert done.exit_code == 0 and done.stderr.count("cannot be listed") == 1
 
 
 def test_row_117_nothing_that_is_written_beside_the_images_names_the_patient(tree: Path) -> None:
