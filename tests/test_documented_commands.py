@@ -162,11 +162,6 @@ COMMANDS: dict[str, Run | NotRun] = {
     "--network_name iconet_paper --learning_rate 0.0001 --output_dir eval/ablation": NotRun(
         "three trainings; covered by tests/scripts/test_experiments.py::test_one_command_makes_a_table"
     ),
-    "python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv --every 8 --epochs 1 "
-    "--updates_per_epoch 1000 --val_interval 1 --batch_size 4 --patch_size 64 --warmup_updates 50 "
-    "--ema_momentum 0.01 --runs_dir runs/ablation_1000": NotRun(
-        "trainings of minutes; covered by tests/scripts/test_experiments.py::test_one_command_makes_a_table"
-    ),
     # measuring
     "python scripts/benchmark.py": NotRun("a quarter of an hour of timing"),
     "python scripts/benchmark.py --quick": NotRun("minutes of timing"),

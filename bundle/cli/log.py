@@ -41,22 +41,6 @@ def logging_to(json_lines: Path | None, prefix: str = "") -> Iterator[None]:
                 _LOGGER.removeHandler(handler)
 
 
-@contextmanager
-def held_back() -> Iterator[list[logging.LogRecord]]:
-    """Collect the messages of a block instead of showing them."""
-    records: list[logging.LogRecord] = []
-
-    def keep(record: logging.LogRecord) -> bool:
-        records.append(record)
-        return False
-
-    _LOGGER.addFilter(keep)
-    try:
-        yield records
-    finally:
-        _LOGGER.removeFilter(keep)
-
-
 def printable(text: str) -> str:
     """Text without what could drive a terminal or what it cannot show: file names may hold anything."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

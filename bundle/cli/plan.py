@@ -11,11 +11,10 @@ from typing import Literal
 
 from bundle.cli.bids import Bids
 from bundle.cli.errors import RunError
-from bundle.cli.log import held_back
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
-from bundle.data.find import is_volume_name, volumes_below
+from bundle.data.find import files_below, is_volume_name
 from bundle.data.outputs import check_target
 from bundle.data.paths import pair_paths
 from bundle.options import CommandOptions
@@ -73,8 +72,7 @@ def find_jobs(options: CommandOptions) -> Plan:
             raise RunError(f"{options.output}: exists and is no folder; give a folder")
         check_folders(options.input, options.output)
         bids = Bids.at(options.input)
-        volumes = bids.volumes(options.output) if bids else _volumes(options)
-        series = [] if bids else _series(options)
+        volumes, series = (bids.volumes(options.output), []) if bids else _found(options)
         if not volumes and not series:
             raise RunError(f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images")
         jobs = [*_nifti_jobs(options, volumes, bids), *_dicom_jobs(options, series)]
@@ -89,22 +87,16 @@ def _is_named_volume(path: Path) -> bool:
     return is_volume_name(path) or path.name.lower().endswith((".img", ".hdr.gz", ".img.gz"))
 
 
-def _volumes(options: CommandOptions) -> list[Path]:
-    if options.input.is_file():
-        return [options.input] if _is_named_volume(options.input) else []
-    return volumes_below(options.input, options.output)
-
-
-def _series(options: CommandOptions) -> list[DicomSeries]:
-    """DICOM series of the input. What was left out is of interest only where there are some."""
+def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
+    """NIfTI volumes and DICOM series of the input. Files that are neither are worth a line only beside a series."""
     if options.input.is_file() and _is_named_volume(options.input):
-        return []
-    with held_back() as records:
-        series = find_series(options.input, options.output)
+        return [options.input], []
+    files = [] if options.input.is_file() else files_below(options.input, options.output)
+    series, left_out = find_series(options.input, files)
     if series:
-        for record in records:
-            _log.handle(record)
-    return series
+        for line in left_out:
+            _log.info("%s", line)
+    return [path for path in files if is_volume_name(path)], series
 
 
 def _single_file(options: CommandOptions) -> Job:
@@ -114,7 +106,8 @@ def _single_file(options: CommandOptions) -> Job:
         raise RunError(f"{target}: results are written as .nii or .nii.gz; choose such a name or a folder")
     if options.to == "dicom":
         raise RunError(f"{target}: a NIfTI file by its name, but --to dicom; give a folder")
-    sources: list[Path | DicomSeries] = [*_volumes(options), *_series(options)]
+    volumes, series = _found(options)
+    sources: list[Path | DicomSeries] = [*volumes, *series]
     if len(sources) != 1:
         raise RunError(f"{options.input}: {len(sources)} volumes for the one file {target}; give a folder")
     source = sources[0]

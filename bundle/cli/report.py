@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 
 NAME = "report.html"
 
+_LABELS = {
+    "Scale": "scale",
+    "Network": "network",
+    "SliceAxis": "slice axis",
+    "DataConsistency": "data consistency",
+    "NonFinite": "NaN and infinite voxels",
+    "AllowGap": "gaps in DICOM series allowed",
+    "DataType": "data type of results",
+}
+_ANSWERS: dict[str, dict[Any, str]] = {
+    "NonFinite": {"error": "refused", "zero": "set to 0"},
+    "AllowGap": {False: "no", True: "yes"},
+}
+"""What the page calls the settings of a record and their values; others are shown as they are."""
+
 
 class Report:
     """Sections of the volumes as they get done, and at the end the page.
@@ -63,7 +78,7 @@ class Report:
             facts["DataConsistencyResidual"],
             facts["Warnings"],
             float(row.seconds) if row.status == "done" else None,
-            {"result": job.target.name, "shown": "the first volume"} if len(facts["Shape"]) > 3 else {},
+            {"shown": f"the first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {},
             header,
             fine_header,
         )
@@ -73,11 +88,12 @@ class Report:
         """Raises OSError if the disk refuses."""
         from bundle.report import write_report
 
+        settings = self._options.settings()
         facts = {
-            "Made by": f"{TOOL} {tool_version()}",
-            **self._options.settings(),
-            "Weights": f"{self._model.weights.name}, SHA-256 {self._model.digest}",
-            "Device": next(self._model.network.parameters()).device,
+            "made by": f"{TOOL} {tool_version()}",
+            **{_LABELS.get(key, key): _ANSWERS.get(key, {}).get(value, value) for key, value in settings.items()},
+            "weights": f"{self._model.weights.name}, SHA-256 {self._model.digest}",
+            "device": next(self._model.network.parameters()).device,
             **versions(),
         }
         failures = {row.volume: row.error for row in rows if row.status == "failed"}
@@ -91,10 +107,10 @@ def _beside(target: Path) -> Path:
 def _first(source: Path | DicomSeries, options: CommandOptions) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """Voxels, affine and header lines of a NIfTI file (the first volume) or a DICOM series."""
     if isinstance(source, Path) and not source.is_dir():
+        from bundle.report import header_facts
+
         volume = read_first_volume(source, options.nonfinite)
-        space, time = volume.header.get_xyzt_units()
-        number_type = str(volume.header.get_data_dtype())
-        return volume.array, volume.affine, {"number type": number_type, "units": f"{space}, {time}"}
-    series = source if isinstance(source, DicomSeries) else find_series(source)[0]
+        return volume.array, volume.affine, header_facts(volume.header)
+    series = source if isinstance(source, DicomSeries) else find_series(source).series[0]
     stack = read_series(series, allow_gap=options.allow_gap)
-    return stack.voxels, stack.affine, {"number type": "DICOM"}
+    return stack.voxels, stack.affine, {"format": "DICOM"}

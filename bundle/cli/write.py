@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -11,7 +10,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from bundle.cli.log import held_back
 from bundle.cli.plan import Job
 from bundle.cli.read import Source
 from bundle.data import writing_volume
@@ -19,8 +17,6 @@ from bundle.data.dicom.read import DicomVolume
 from bundle.data.dicom.write import write_series
 from bundle.data.errors import disk_errors
 from bundle.data.nifti.storage import FLOAT32, Storage
-
-_log = logging.getLogger("iconet")
 
 
 def write_nifti(
@@ -80,8 +76,6 @@ def write_dicom(
     scale: int,
     slice_axis: int,
     provenance: Mapping[str, Any],
-) -> list[str]:
+) -> tuple[str, ...]:
     """Write a derived series; returns warnings."""
-    with held_back() as records:
-        write_series(volume, voxels, affine, job.target, scale, slice_axis, provenance)
-    return [record.getMessage().removeprefix(f"{job.target}: ") for record in records if record.levelno > logging.INFO]
+    return write_series(volume, voxels, affine, job.target, scale, slice_axis, provenance).warnings

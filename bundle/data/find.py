@@ -44,8 +44,13 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
 
 def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
     """What `find_volumes` finds below a folder; an empty list where there is nothing."""
+    return [path for path in files_below(root, exclude) if is_volume_name(path)]
+
+
+def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
+    """All files below a folder, sorted, as `find_volumes` goes through it; a folder that cannot be listed is logged."""
     skipped = None if exclude is None else os.path.realpath(exclude)
-    return sorted(path for path in walk_files(Path(root), skipped) if is_volume_name(path))
+    return sorted(_walk_files(Path(root), skipped))
 
 
 def is_volume_name(path: PathLike) -> bool:
@@ -58,7 +63,7 @@ def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -
     return [{"image": str(path)} for path in find_volumes(dataset_dir, exclude)]
 
 
-def walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
+def _walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
     """All files below `root` that are not hidden. Each real folder is visited once: links may form loops."""
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=_log_unreadable, followlinks=True):

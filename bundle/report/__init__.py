@@ -1,4 +1,4 @@
-"""A page that shows what was done: one self-contained HTML file for a run."""
+"""The report of a run: one self-contained HTML page."""
 
 try:
     import jinja2  # noqa: F401
@@ -7,7 +7,7 @@ try:
 except ImportError as error:
     raise ImportError(f"the report needs {error.name}, which is not installed: pip install {error.name}") from error
 
-from bundle.report.entry import ReportEntry
+from bundle.report.entry import ReportEntry, header_facts
 from bundle.report.page import Section, section, write_report
 
-__all__ = ["ReportEntry", "Section", "section", "write_report"]
+__all__ = ["ReportEntry", "Section", "header_facts", "section", "write_report"]

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data import Volume, read_volume
 from bundle.data.nifti.geometry import Header
-from bundle.data.paths import PathLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +25,8 @@ class ReportEntry:
         residual: how far the truncated output is from the input, relative root mean square; ``None``: not measured.
         warnings: one line each.
         seconds: time that the volume took; ``None``: not measured.
-        facts: more lines for the volume, as settings or modality.
-        input_header, output_header: more lines for the table of the headers, as number type and units.
+        facts: more lines for the volume, such as its modality.
+        input_header, output_header: more lines for the table of the headers, such as data type and units.
     """
 
     name: str
@@ -62,36 +60,9 @@ class ReportEntry:
                 f"{self.scale} with slices along axis {self.slice_axis}, got {self.output_voxels.shape}"
             )
 
-    @classmethod
-    def from_files(
-        cls, name: str, input_path: PathLike, output_path: PathLike, scale: int, slice_axis: int = 2, **more: Any
-    ) -> ReportEntry:
-        """The entry of two NIfTI files; of a series, its first volume.
-
-        Args:
-            more: the other attributes; ``facts`` and the headers are added to what the files tell.
-
-        Raises:
-            bundle.data.VolumeError: a file cannot be read.
-            ValueError: the shapes do not belong together.
-        """
-        before, after = read_volume(input_path), read_volume(output_path)
-        more["warnings"] = [*before.warnings, *more.get("warnings", ())]
-        if before.array.ndim == 4:
-            more["facts"] = {"shown": f"the first of {before.array.shape[3]} volumes", **more.get("facts", {})}
-        for key, volume in (("input_header", before), ("output_header", after)):
-            more[key] = {**header_facts(volume.header), **more.get(key, {})}
-        return cls(
-            name, _first(before), before.affine, _first(after), after.affine, scale=scale, slice_axis=slice_axis, **more
-        )
-
 
 def header_facts(header: Header) -> dict[str, str]:
-    """Lines for the table of the headers: number type and units of a NIfTI header."""
+    """Lines of a NIfTI header for the table of the headers: data type and units."""
     space, time = header.get_xyzt_units()
     units = space if time == "unknown" else f"{space}, {time}"
-    return {"number type": str(header.get_data_dtype()), "units": units}
-
-
-def _first(volume: Volume) -> np.ndarray:
-    return volume.array[..., 0] if volume.array.ndim == 4 else volume.array
+    return {"data type": str(header.get_data_dtype()), "units": units}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ _environment = Environment(
 
 @dataclass(frozen=True)
 class Section:
-    """The finished part of one volume: its HTML and its row in the table on top. Holds no voxels."""
+    """The finished section of one volume and its row in the table at the top. Holds no voxels."""
 
     name: str
     html: str
@@ -77,7 +78,7 @@ class _Row:
 
 
 def section(entry: ReportEntry) -> Section:
-    """Draw one volume; afterwards its voxels are not needed any more."""
+    """Draw one volume; its voxels are not needed afterwards."""
     cuts = planes(entry)
     shown, across = cuts[0], cuts[1:]
     view = _View(_window(cuts), _reach(cuts))
@@ -137,19 +138,19 @@ def _row(plane: Plane, view: _View, name: str, longest: int, enlarged: bool) -> 
         plane.title,
         plane.directions,
         grey(plane.interpolated, "Fourier interpolation"),
-        grey(plane.output, "network"),
+        grey(plane.output, "network output"),
         signed_picture(plane.difference, view.reach, f"difference, {plane.title}, {name}", plane.aspect, longest),
         enlarged,
     )
 
 
 def _detail(plane: Plane) -> Plane:
-    """The middle of a plane, to be shown sample by sample."""
+    """The centre of a plane, to be shown voxel by voxel."""
     height, width = plane.output.shape
     h, w = min(_DETAIL, height), min(_DETAIL, width)
     middle = slice((height - h) // 2, (height - h) // 2 + h), slice((width - w) // 2, (width - w) // 2 + w)
     return Plane(
-        f"enlarged, {w} x {h} voxels of the middle",
+        f"Centre of this slice, {w} x {h} voxels",
         plane.directions,
         plane.interpolated[middle],
         plane.output[middle],
@@ -176,7 +177,7 @@ def _reach(cuts: list[Plane]) -> float:
 def _spectra(shown: Plane, measured: tuple[int, int], name: str) -> list[tuple[str, Picture]]:
     """k-space of the shown slice before and after, on one scale."""
     peak = spectrum_peak(shown.output)
-    images = (("Fourier interpolation", shown.interpolated), ("network", shown.output))
+    images = (("Fourier interpolation", shown.interpolated), ("network output", shown.output))
     return [
         (title, spectrum(image, measured, f"k-space of the slice, {title}, {name}", peak)) for title, image in images
     ]
@@ -190,13 +191,13 @@ def _statistics(entry: ReportEntry) -> list[tuple[str, str, str]]:
         "maximum": np.max,
     }
     before, after = entry.input_voxels, entry.output_voxels
-    return [(name, f"{float(of(before)):.6g}", f"{float(of(after)):.6g}") for name, of in measures.items()]
+    return [(name, f"{float(of(before)):.5g}", f"{float(of(after)):.5g}") for name, of in measures.items()]
 
 
 def _header(entry: ReportEntry) -> list[tuple[str, str, str]]:
     """Rows of the table: what, before, after."""
     columns = [
-        _geometry(voxels, affine) | {"number type": str(voxels.dtype)} | {k: str(v) for k, v in header.items()}
+        _geometry(voxels, affine) | {k: str(v) for k, v in header.items()}
         for voxels, affine, header in (
             (entry.input_voxels, entry.input_affine, entry.input_header),
             (entry.output_voxels, entry.output_affine, entry.output_header),
@@ -211,9 +212,8 @@ def _geometry(voxels: np.ndarray, affine: np.ndarray) -> dict[str, str]:
     return {
         "matrix": _shape(voxels),
         "voxel size, mm": " x ".join(f"{s:.5g}" for s in spacing),
-        "axes run to": axis_codes(affine),
-        "first voxel at, mm": ", ".join(f"{x:.6g}" for x in affine[:3, 3]),
-        "affine": "\n".join("  ".join(f"{x:10.5g}" for x in row) for row in affine[:3]),
+        "orientation": axis_codes(affine),
+        "affine, mm": textwrap.dedent("\n".join("  ".join(f"{x:10.5g}" for x in row) for row in affine[:3])),
     }
 
 

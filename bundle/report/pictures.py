@@ -79,10 +79,10 @@ def histograms(before: np.ndarray, after: np.ndarray, alt: str) -> Picture:
     edges = np.linspace(min(low, 0.0), high + reach, 81)
     figure = Figure(figsize=(5.4, 2.4), layout="constrained")
     axes = figure.add_subplot()
-    for voxels, label, colour in ((before, "input", "#3b82f6"), (after, "network", "#f97316")):
+    for voxels, label, colour in ((before, "input", "#3b82f6"), (after, "output", "#f97316")):
         shares = np.histogram(voxels, edges)[0] / voxels.size
         axes.stairs(shares, edges, label=label, color=colour, linewidth=1.4)
-    axes.set(yscale="log", xlabel="intensity, units of the file", ylabel="share of voxels")
+    axes.set(yscale="log", xlabel="intensity in the units of the file", ylabel="share of voxels")
     axes.minorticks_off()
     axes.legend(frameon=False, labelcolor="#808080")
     axes.tick_params(colors="#808080")

@@ -13,7 +13,7 @@ from torch import Tensor
 from bundle.physics import fourier_upsample
 from bundle.report.entry import ReportEntry
 
-_NAMES = ("sagittal", "coronal", "axial")
+_NAMES = ("Sagittal", "Coronal", "Axial")
 _TOWARDS = (("L", "R"), ("P", "A"), ("I", "S"))
 _BATCH = 16
 
@@ -23,7 +23,7 @@ class Plane:
     """A plane through a volume, turned so that the patient's right, front or head is right or up.
 
     Attributes:
-        title: such as "axial, in the plane of the slices".
+        title: such as "Axial, in-plane".
         directions: what lies left and right, below and above in the picture.
         interpolated, output: (height, width), rows from the top.
         aspect: width over height in millimetres.
@@ -85,7 +85,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
     left_name, right_name = _TOWARDS[world[horizontal]]
     below, above = _TOWARDS[world[vertical]]
     (across,) = {0, 1, 2} - set(world)
-    title = f"{_NAMES[across]}, {'across' if entry.slice_axis in axes else 'in the plane of'} the slices"
+    title = f"{_NAMES[across]}, {'through-plane' if entry.slice_axis in axes else 'in-plane'}"
 
     def turned(image: np.ndarray) -> np.ndarray:
         rows = np.moveaxis(image, vertical, 0)
@@ -94,7 +94,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
     size = [n * spacing[a] for n, a in zip(output.shape, axes, strict=True)]
     return Plane(
         title=title,
-        directions=f"{left_name} left, {right_name} right, {above} up, {below} down",
+        directions=f"{left_name} on the left, {right_name} on the right, {above} at the top, {below} at the bottom",
         interpolated=turned(interpolated),
         output=turned(output),
         aspect=float(size[horizontal] / size[vertical]),

@@ -7,7 +7,6 @@ from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
 from bundle.transforms.slices_last import SlicesLast, SlicesLastd
 from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
-from bundle.transforms.voxel_size import RandVoxelSize, RandVoxelSized
 
 __all__ = [
     "CartesianLineMask",
@@ -20,8 +19,6 @@ __all__ = [
     "NormalizeVolumed",
     "RandEdgeTaper",
     "RandEdgeTaperd",
-    "RandVoxelSize",
-    "RandVoxelSized",
     "SaveVolumed",
     "SlicesLast",
     "SlicesLastd",

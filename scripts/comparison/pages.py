@@ -23,7 +23,7 @@ from comparison.tables import (
     worst_table,
 )
 
-SUMMARY, COSTS, LINES = "compare.md", "cost.csv", "lines"
+SUMMARY, COSTS = "compare.md", "cost.csv"
 _COMPARISON = re.compile(r"compare_(?P<lines>lines_)?x(?P<scale>\d)\.csv")
 
 _INTRODUCTION = """# Results
@@ -78,9 +78,6 @@ _ALIKE = {
     COMPUTE: "Networks trained alike: equal compute",
     "longer_updates": "Two networks trained alike for longer: equal updates",
     "longer_compute": "Two networks trained alike for longer: equal compute",
-    "early_updates": "Earlier trainings alike: equal updates",
-    "early_compute": "Earlier trainings alike: equal compute",
-    LINES: "Networks trained alike: truncation and missing lines",
 }
 """Folders of results of networks trained alike, in the order of the page, and their headings."""
 
@@ -122,7 +119,7 @@ def page(folder: Path, link: str) -> str:
         parts.append(_COSTS.format(machine="; ".join(machines)) + cost_table(costs))
     ablations = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("ablation_table*.md"))]
     if ablations:
-        parts.append(_ABLATIONS + _about(folder / "about_ablations.md") + "\n".join(ablations) + "\n")
+        parts.append(_ABLATIONS + "\n".join(ablations) + "\n")
     figures = folder.parent / "figures"
     if pictures := sorted([*figures.glob("methods_x?.png"), *figures.glob("stages_x?.png")]):
         links = [f"![{path.stem}]({link}/../figures/{path.name})" for path in pictures]

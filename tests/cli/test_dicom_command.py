@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -37,7 +38,7 @@ def tree(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
 
 
 def read(folder: Path):
-    (series,) = find_series(folder)
+    (series,) = find_series(folder).series
     return read_series(series)
 
 
@@ -56,6 +57,20 @@ def test_a_tree_of_both_gives_results_of_both_kinds(tree: Path) -> None:
         facts = json.loads(path.with_suffix(".json").read_text())["SuperResolution"]
         assert facts["SliceAxis"] == 2 and 0 <= facts["DataConsistencyResidual"] < 0.1
     assert "files left out" in done.stderr
+
+
+def test_a_folder_that_cannot_be_listed_is_named_once(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, scandir = tree / "in" / "closed", os.scandir
+    closed.mkdir()
+
+    def refuse(path: str = ".") -> object:
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    done = command(tree / "in", tree / "out", "--dry-run")
+    assert done.exit_code == 0 and done.stderr.count("cannot be listed") == 1
 
 
 def test_row_117_nothing_that_is_written_beside_the_images_names_the_patient(tree: Path) -> None:
@@ -97,7 +112,7 @@ def test_a_series_becomes_nifti_in_the_same_place_with_the_same_values(modality:
     # Integers round, and those of MR have no sign.
     expected = image.get_fdata().clip(0) if modality == "MR" else image.get_fdata()
     np.testing.assert_allclose(derived.voxels, expected, atol=1.2)
-    assert record(tmp_path / "out.nii.gz")["Sources"] == [find_series(tmp_path / "in")[0].label]
+    assert record(tmp_path / "out.nii.gz")["Sources"] == [find_series(tmp_path / "in").series[0].label]
 
 
 def test_one_instance_is_enough_and_is_taken_alone(tmp_path: Path) -> None:

@@ -99,9 +99,7 @@ def test_the_network_is_loaded_once(scan: nib.Nifti1Image, monkeypatch: pytest.M
     super_resolve(scan)
 
 
-def test_weights_that_were_written_anew_are_read_anew(
-    scan: nib.Nifti1Image, tmp_path: Path, bundle_root: Path
-) -> None:
+def test_weights_that_were_written_anew_are_read_anew(scan: nib.Nifti1Image, tmp_path: Path, bundle_root: Path) -> None:
     weights = tmp_path / "mine.pt"
     state = torch.load(bundle_root / "models/model.pt", weights_only=True)
     torch.save(state, weights)

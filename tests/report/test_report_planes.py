@@ -40,10 +40,10 @@ def test_the_planes_are_cuts_of_the_interpolated_and_the_super_resolved_volume(s
     number = int(np.moveaxis(low, slice_axis, 0).reshape(low.shape[slice_axis], -1).std(axis=1).argmax())
     cut = np.take(before, number, slice_axis)  # in RAS, the lower axis goes right and the higher one up
     assert np.allclose(in_plane.interpolated, cut.T[::-1], atol=1e-5)
-    assert "in the plane of" in in_plane.title
+    assert in_plane.title.endswith(", in-plane")
     middles = [n // 2 for n in after.shape]
     for axis in (a for a in range(3) if a != slice_axis):
-        plane = next(p for p in across if p.title.startswith(("sagittal", "coronal", "axial")[axis]))
+        plane = next(p for p in across if p.title.startswith(("Sagittal", "Coronal", "Axial")[axis]))
         assert np.array_equal(plane.output, np.take(after, middles[axis], axis).T[::-1])
         assert np.allclose(plane.difference, np.take(after - before, middles[axis], axis).T[::-1], atol=1e-5)
 
@@ -66,8 +66,8 @@ def test_the_patients_right_front_and_head_are_right_or_up_for_every_array_order
         for plane in planes(entry(np.zeros(shape, np.float32), coordinate, affine, 2, slice_axis)):
             down, right = np.gradient(plane.output)
             kind = plane.title.split(",")[0]
-            horizontal = {"axial": "x", "coronal": "x", "sagittal": "y"}[kind]
-            vertical = {"axial": "y", "coronal": "z", "sagittal": "z"}[kind]
+            horizontal = {"Axial": "x", "Coronal": "x", "Sagittal": "y"}[kind]
+            vertical = {"Axial": "y", "Coronal": "z", "Sagittal": "z"}[kind]
             assert (right > 0).all() if name == horizontal else np.allclose(right, 0)
             assert (down < 0).all() if name == vertical else np.allclose(down, 0)
 

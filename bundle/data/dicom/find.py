@@ -5,52 +5,47 @@ pydicom is needed as soon as a DICOM file is met, not to import this module.
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import defaultdict
-from collections.abc import Hashable
-from contextlib import suppress
+from collections.abc import Hashable, Iterable
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from bundle.data.dicom.frame import Broken, Frame, Skipped
 from bundle.data.dicom.header import read_frames, starts_as_dicom
 from bundle.data.dicom.library import require_pydicom
 from bundle.data.dicom.series import DicomSeries, split_volumes
 from bundle.data.errors import VolumeError, error_line, fail
-from bundle.data.find import is_volume_name, walk_files
+from bundle.data.find import files_below, is_volume_name
 from bundle.data.paths import PathLike
-
-__all__ = ["DicomSeries", "find_series", "is_dicom"]
-
-_log = logging.getLogger("iconet")
 
 _NOT_DICOM = "not DICOM"
 _UNKNOWN = ("", "", "")
 
 
-def is_dicom(path: PathLike) -> bool:
-    """Whether a file is DICOM by its content: the DICM mark, or a bare data set of an image class that is read."""
-    file = Path(path)
-    with suppress(OSError, VolumeError, ImportError):
-        if file.is_file():
-            marked = starts_as_dicom(file)
-            return read_frames(file) is not None if marked is None else marked
-    return False
+class SeriesFound(NamedTuple):
+    """What `find_series` finds.
+
+    Attributes:
+        series: sorted by the path of the first file; empty where there is no DICOM image of MR, CT or PET.
+        left_out: one line for each kind of file that is none: how many there are, and the name of the first.
+    """
+
+    series: list[DicomSeries]
+    left_out: tuple[str, ...]
 
 
-def find_series(root: PathLike, exclude: PathLike | None = None) -> list[DicomSeries]:
-    """Every MR, CT and PET volume in a DICOM file or below a folder, sorted by the path of its first file.
+def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFound:
+    """Every MR, CT and PET volume in a DICOM file or below a folder.
 
     Headers are read, pixels are not. A series that holds several volumes (echoes, time points, b-values, the planes
     of a localizer) gives one result for each. Files that are no images of these modalities (reports, presentation
-    states, secondary captures, DICOMDIR, anything else) are left out with one line in the log per kind. A DICOM file
-    too damaged to tell its series comes back as a series of its own that fails when it is read, so that it is not
-    lost from sight. An empty list means that the folder holds none of all this.
+    states, secondary captures, DICOMDIR, anything else) are left out. A DICOM file too damaged to tell its series
+    comes back as a series of its own that fails when it is read, so that it is not lost from sight.
 
     Args:
         root: a folder, or one file (then that file alone is looked at).
-        exclude: a folder that is not searched (the output folder, when it lies inside).
+        files: the files to look at, where those below the folder are already listed or some are to be left out.
 
     Raises:
         VolumeError: no such file or folder, a file that is no DICOM image, or pydicom is missing.
@@ -58,17 +53,20 @@ def find_series(root: PathLike, exclude: PathLike | None = None) -> list[DicomSe
     start = Path(root)
     if not start.exists():
         fail(start, "no such file or folder", "check the path")
-    skipped = None if exclude is None else os.path.realpath(exclude)
+    if start.is_file():
+        files = [start]
     groups: dict[Hashable, list[Frame | Broken]] = defaultdict(list)
     left_out: dict[str, list[Path]] = defaultdict(list)
-    for path in [start] if start.is_file() else sorted(walk_files(start, skipped)):
+    for path in files_below(start) if files is None else files:
         _sort_in(path, groups, left_out)
-    for reason, paths in sorted(left_out.items()):
-        _log.info("%s: %d files left out (%s), the first is %s", start, len(paths), reason, paths[0].name)
     if start.is_file() and not groups:
         fail(start, f"no DICOM image of MR, CT or PET ({next(iter(left_out))})", "give another file or a folder")
     found = chain.from_iterable(split_volumes(members) for members in groups.values())
-    return sorted(found, key=lambda series: (series.paths[0], series.label))
+    lines = (
+        f"{start}: {len(paths)} files left out ({reason}), the first is {paths[0].name}"
+        for reason, paths in sorted(left_out.items())
+    )
+    return SeriesFound(sorted(found, key=lambda series: (series.paths[0], series.label)), tuple(lines))
 
 
 def _sort_in(path: Path, groups: dict[Hashable, list[Frame | Broken]], left_out: dict[str, list[Path]]) -> None:

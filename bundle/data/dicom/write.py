@@ -6,7 +6,6 @@ for their attributes, so they must still be there.
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
@@ -15,7 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -33,13 +32,23 @@ from bundle.physics import superres_affine
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_log = logging.getLogger("iconet")
-
 PREFIX = "SR"
 """Files are SR00001.dcm and so on, by InstanceNumber."""
 
 MAX_PIXEL_BYTES = 2**32 - 2
 """Largest pixel data of one object with a defined length."""
+
+
+class SeriesWritten(NamedTuple):
+    """What `write_series` wrote.
+
+    Attributes:
+        paths: the files, in the order of InstanceNumber.
+        warnings: what the integers of the source could not hold, one line each.
+    """
+
+    paths: list[Path]
+    warnings: tuple[str, ...]
 
 
 def write_series(
@@ -50,7 +59,7 @@ def write_series(
     scale: int,
     slice_axis: int = 2,
     provenance: Mapping[str, Any] | None = None,
-) -> list[Path]:
+) -> SeriesWritten:
     """Write the derived series of a volume into a folder of its own.
 
     Voxel j of the source is on voxel scale * j of the result, so ImagePositionPatient stays and PixelSpacing is
@@ -67,9 +76,6 @@ def write_series(
         slice_axis: must be 2: DICOM slices are the images.
         provenance: what made the voxels; only the keys named above are used.
 
-    Returns:
-        The files, in the order of InstanceNumber.
-
     Raises:
         VolumeError: bad arguments, a source file that is gone or cannot be converted, or the disk refuses; nothing
             is left in the folder then, and what was there before stays.
@@ -80,7 +86,6 @@ def write_series(
     _check_folder(target, volume)
     derivation = derivation_from(provenance or {}, scale, volume.series.label, _version(), _creation_time())
     encoding = plan_encoding(volume.frames, voxels_sr)
-    _log_encoding(target, encoding)
     numbers = _instance_numbers(volume)
     names: list[str] = []
     with disk_errors(target), _replacing_folder(target) as partial:
@@ -89,7 +94,7 @@ def write_series(
             dataset = _derived(image, slices, voxels_sr, encoding, derivation, number)
             names.append(f"{PREFIX}{number:05d}.dcm")
             _save(partial / names[-1], dataset, image)
-    return [target / name for name in sorted(names)]
+    return SeriesWritten([target / name for name in sorted(names)], tuple(_doubts(encoding)))
 
 
 # ---------------------------------------------------------------------------------------------------- one instance
@@ -253,11 +258,11 @@ def _sync(folder: Path) -> None:
             os.close(handle)
 
 
-def _log_encoding(target: Path, encoding: Encoding) -> None:
+def _doubts(encoding: Encoding) -> Iterator[str]:
     if encoding.cut:
-        _log.warning("%s: %d voxels below 0 are set to 0: the source's integers have no sign", target, encoding.cut)
+        yield f"{encoding.cut} voxels below 0 are set to 0: the source's integers have no sign"
     if (coarser := encoding.coarser.max()) > 1:
-        _log.warning("%s: beyond 16 bits at the source's scaling; slopes grow by up to %.4g", target, coarser)
+        yield f"beyond 16 bits at the source's scaling; slopes grow by up to {coarser:.4g}"
 
 
 def _creation_time() -> datetime:

@@ -132,7 +132,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
 def outcomes(folder: Path, out: Path) -> Iterator[str]:
     """Read, write and read again each volume of a folder; "refused" or "read"."""
     try:
-        found = find_series(folder)
+        found = find_series(folder).series
     except VolumeError as error:
         assert "\n" not in str(error)
         yield "refused"
@@ -154,7 +154,7 @@ def outcomes(folder: Path, out: Path) -> Iterator[str]:
 
 
 def only(folder: Path) -> DicomVolume:
-    (series,) = find_series(folder)
+    (series,) = find_series(folder).series
     return read_series(series)
 
 
