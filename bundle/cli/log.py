@@ -19,14 +19,16 @@ _LOGGER = logging.getLogger("iconet")
 
 
 @contextmanager
-def logging_to(json_lines: Path | None, prefix: str = "") -> Iterator[None]:
+def logging_to(json_lines: Path | None, prefix: str = "", quiet: bool = False) -> Iterator[None]:
     """Show the messages of the project on stderr, after a prefix, and append them to a file, if one is given.
+
+    `quiet` shows warnings and errors alone; the file gets everything.
 
     Raises:
         RunError: the file cannot be written, or is another kind of file.
     """
     with ExitStack() as stack:
-        handlers: list[logging.Handler] = [_PeopleHandler(prefix)]
+        handlers: list[logging.Handler] = [_PeopleHandler(prefix, logging.WARNING if quiet else logging.INFO)]
         if json_lines is not None:
             handlers.append(_JsonHandler(stack.enter_context(_open_log(json_lines))))
         level = _LOGGER.level
@@ -51,8 +53,8 @@ def printable(text: str) -> str:
 class _PeopleHandler(logging.Handler):
     """Lines between the progress bars."""
 
-    def __init__(self, prefix: str) -> None:
-        super().__init__()
+    def __init__(self, prefix: str, level: int) -> None:
+        super().__init__(level)
         self.prefix = prefix
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from bundle.cli.bids import Bids
 from bundle.cli.errors import RunError
+from bundle.cli.formats import ending_of, unread, unread_among
+from bundle.cli.record import read_record
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
@@ -66,6 +68,7 @@ def find_jobs(options: CommandOptions) -> Plan:
         RunError: nothing to do, or an output that cannot be written or would harm an input.
     """
     try:
+        _check_arguments(options)
         if is_volume_name(options.output) and not options.output.is_dir():
             return Plan([_single_file(options)], None)
         if options.output.exists() and not options.output.is_dir():
@@ -73,8 +76,10 @@ def find_jobs(options: CommandOptions) -> Plan:
         check_folders(options.input, options.output)
         bids = Bids.at(options.input)
         volumes, series = (bids.volumes(options.output), []) if bids else _found(options)
-        if not volumes and not series:
-            raise RunError(f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images")
+        if bids is not None and not volumes:
+            raise RunError(f"{options.input}: a BIDS dataset without NIfTI volumes below its sub-... folders")
+        if bids is None and options.output.resolve().is_relative_to(options.input.resolve()):
+            _log.info("%s: lies below the input; nothing in it is taken as input", options.output)
         jobs = [*_nifti_jobs(options, volumes, bids), *_dicom_jobs(options, series)]
         return Plan(jobs, options.output, bids)
     except (DatasetError, VolumeError) as error:
@@ -90,13 +95,44 @@ def _is_named_volume(path: Path) -> bool:
 def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
     """NIfTI volumes and DICOM series of the input. Files that are neither are worth a line only beside a series."""
     if options.input.is_file() and _is_named_volume(options.input):
+        if _is_result(options.input):
+            raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
         return [options.input], []
     files = [] if options.input.is_file() else files_below(options.input, options.output)
     series, left_out = find_series(options.input, files)
+    volumes = [path for path in files if is_volume_name(path)]
+    if not volumes and not series:
+        other = unread(options.input) if options.input.is_file() else unread_among(files)
+        looked_for = f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        raise RunError(looked_for if other is None else other if options.input.is_file() else f"{looked_for}; {other}")
     if series:
         for line in left_out:
             _log.info("%s", line)
-    return [path for path in files if is_volume_name(path)], series
+    originals = [path for path in volumes if not _is_result(path)]
+    own_series = [item for item in series if not _is_result(_folder_of(item))]
+    if results := len(volumes) + len(series) - len(originals) - len(own_series):
+        _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
+    if not originals and not own_series:
+        raise RunError(f"{options.input}: holds results of this program alone; give the folder of the originals")
+    return originals, own_series
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a NIfTI file or the folder of a series has a record beside it that this program wrote."""
+    return read_record(_sidecar(path)) is not None
+
+
+def _folder_of(series: DicomSeries) -> Path:
+    return Path(os.path.commonpath([path.parent for path in series.paths]))
+
+
+def _check_arguments(options: CommandOptions) -> None:
+    """Mistakes that the names of the arguments tell."""
+    if not options.input.exists():
+        swapped = "; are INPUT and OUTPUT swapped?" if options.output.exists() else "; check the path"
+        raise RunError(f"{options.input}: no such file or folder{swapped}")
+    if not options.output.is_dir() and (ending := ending_of(options.output)) is not None:
+        raise RunError(f"{options.output}: {ending} is not written; give a folder, or a name with .nii or .nii.gz")
 
 
 def _single_file(options: CommandOptions) -> Job:
@@ -134,8 +170,7 @@ def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[
     inputs = {os.path.realpath(path) for item in series for path in item.paths}
     to = options.to or "dicom"
     for item in series:
-        folder = Path(os.path.commonpath([path.parent for path in item.paths]))
-        place = Path(os.path.relpath(folder, base))
+        place = Path(os.path.relpath(_folder_of(item), base))
         target = options.output / place / f"{item.label}_SRx{options.scale}{'.nii.gz' if to == 'nifti' else ''}"
         check_target(target, options.output, inputs)
         name = f"{(place / item.paths[0].name).as_posix()} ({item.description_for_log})"

@@ -1,13 +1,20 @@
-"""Two bars on a terminal: all volumes, with the time left, and the slices of the one in hand."""
+"""How far a run is: two bars on a terminal, a line now and then where stderr is a file or a pipe."""
 
 from __future__ import annotations
 
+import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 from tqdm import tqdm
+
+_log = logging.getLogger("iconet")
+
+EVERY = 20.0
+"""Seconds between the lines of a run without a terminal."""
 
 _ALL = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
 _ONE = "{desc}{n:.0f} of {total:.0f} slices|{bar}| {remaining} left"
@@ -19,12 +26,13 @@ class Progress:
     Args:
         sizes: work of each volume, in any unit.
         network: its calls are counted in slices.
-        shown: on stderr, which should be a terminal.
+        shown: as bars on stderr, which should be a terminal.
+        told: by lines of the log instead, for volumes that take longer than `EVERY`.
     """
 
-    def __init__(self, sizes: Sequence[int], network: nn.Module, shown: bool) -> None:
+    def __init__(self, sizes: Sequence[int], network: nn.Module, shown: bool, told: bool = False) -> None:
         self._sizes, self._network, self._number, self._done = sizes, network, 0, 0
-        self._off = not shown
+        self._off, self._told = not shown, told
         self._all = tqdm(total=sum(sizes) or 1, bar_format=_ALL, disable=self._off, file=sys.stderr, position=0)
         self._describe()
 
@@ -43,12 +51,20 @@ class Progress:
         self._describe()
 
     @contextmanager
-    def slices(self, total: int) -> Iterator[None]:
-        """Count the slices that go through the network inside the block."""
+    def slices(self, total: int, name: str) -> Iterator[None]:
+        """Count the slices of a volume that go through the network inside the block."""
         share = self._sizes[self._number] / total
+        started = last = time.monotonic()
+        done = 0
         with tqdm(total=total, bar_format=_ONE, disable=self._off, file=sys.stderr, position=1, leave=False) as bar:
 
             def count(module: nn.Module, inputs: tuple, output: object) -> None:
+                nonlocal done, last
+                done += len(inputs[0])
+                if self._told and (now := time.monotonic()) - last >= EVERY:
+                    last = now
+                    left = (now - started) / done * max(total - done, 0)
+                    _log.info("%s: %d of %d slices, about %.0f s left", name, done, total, left)
                 bar.update(len(inputs[0]))
                 self._all.update(len(inputs[0]) * share)
 

@@ -48,19 +48,20 @@ def run(options: CommandOptions) -> int:
     share = Share.of_environment()
     if options.report and not share.alone:
         raise RunError("--report: run it in one process afterwards; what is done is skipped, and drawn")
-    with logging_to(options.log_json and share.own_file(options.log_json), "" if share.alone else f"[{share.mark}] "):
+    prefix = "" if share.alone else f"[{share.mark}] "
+    with logging_to(options.log_json and share.own_file(options.log_json), prefix, options.quiet):
         plan = find_jobs(options)
         model = _model(options)
         decides = options.settings(), options.to, options.overwrite, model.digest, tool_version()
         share, own = share.of_run(plan.jobs, *decides)
         device = next(model.network.parameters()).device
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
-        start = f"volumes: {count}, by {options.scale} with {options.network_name} on {device}"
+        start = f"volumes: {count}, {options.scale}x with {options.network_name} on {device}"
         _say("start", start, volumes=len(own), weights_sha256=model.digest)
         set_determinism(seed=0)
         work = _Run(replace(plan, jobs=own), options, model, share)
         if options.dry_run:
-            return work.foretell()
+            return work.dry_run()
         if plan.folder is None:
             return work.do()
         with locked(plan.folder / LOCK, share) as held:
@@ -77,7 +78,7 @@ class _Run:
         self.walker = SliceWalker(options.slice_batch, options.data_consistency)
         self.report = Report(plan, options, model) if options.report else None
 
-    def foretell(self) -> int:
+    def dry_run(self) -> int:
         """Say what would be done; of the volumes, only headers and digests are looked at."""
         failures = 0
         for job in self.plan.jobs:
@@ -137,10 +138,11 @@ class _Run:
     def _volumes(self) -> Iterator[Row]:
         """Do one volume after the other; raises OSError if the disk refuses what belongs to no volume."""
         jobs = self.plan.jobs
-        shown = sys.stderr.isatty() and self.share.rank == 0
+        terminal = sys.stderr.isatty()
+        shown = terminal and self.share.rank == 0 and not self.options.quiet
         # Sizes are for the bars alone: where none are shown the headers are not read twice.
         sizes = [_size(job) for job in jobs] if shown else [0] * len(jobs)
-        bar = Progress(sizes, self.model.network, shown)
+        bar = Progress(sizes, self.model.network, shown, told=not terminal)
         try:
             if self.plan.bids and self.plan.folder:
                 self.plan.bids.describe(self.plan.folder)
@@ -208,9 +210,6 @@ class _Run:
         text = ", ".join(f"{count} {status}" for status, count in counts.items())
         where = f"; see {self.plan.folder / TABLE}" if self.plan.folder else ""
         _say("end", f"{text}{where}", **counts)
-        for row in self.rows:
-            if row.status == "failed":
-                _log.error("%s", row.error)
         return int(counts["failed"] + self.undrawn > 0)
 
 
