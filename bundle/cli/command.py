@@ -119,7 +119,9 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
 @click.option("--report", is_flag=True, help="Write OUTPUT/report.html: images, spectra and header of every volume.")
 @click.option("--log-json", type=click.Path(dir_okay=False, path_type=Path), help="Append what happens as JSON lines.")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it and exit.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it and exit."
+)
 def super_resolve(**given: Any) -> None:
     """Super-resolve MR, PET and CT volumes in the plane of their slices.
 

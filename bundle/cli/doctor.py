@@ -36,7 +36,7 @@ def command() -> None:
         "Versions": _versions(),
         "Machine": _machine(),
         "Back ends": _back_ends(),
-        f"Weights ({models_origin()})": weights,
+        f"Weights in {models_folder()}, {models_origin()}": weights,
     }
     for title, rows in sections.items():
         click.echo(title)

@@ -49,7 +49,7 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
         network = build_network(name, scale)
         path = Path(weights or weights_path(models_folder(), name, scale))
         if weights is None and not path.is_file():
-            wrong = f"no such weights for {name} at {scale}x ({models_origin()})"
+            wrong = f"no such weights (looked in {models_origin()})"
             raise ModelError(f"{path}: {wrong}; train them, or choose a scale and a network that have some")
         digest = load_weights(network, path)
         trained_on = load_training_range(path)

@@ -25,9 +25,10 @@ def models_folder() -> Path:
 
 
 def models_origin() -> str:
-    """Where :func:`models_folder` looked, for messages."""
-    which = f"which {MODELS_VARIABLE} names" if os.environ.get(MODELS_VARIABLE) else f"{MODELS_VARIABLE} is not set"
-    return f"looked in {models_folder()}, {which}"
+    """Whose folder :func:`models_folder` is, for messages."""
+    if os.environ.get(MODELS_VARIABLE):
+        return f"the folder that {MODELS_VARIABLE} names"
+    return f"the folder {'inside' if (PACKAGE / 'models').is_dir() else 'beside'} the package"
 
 
 def configs_folder() -> Path:
