@@ -30,22 +30,23 @@ def command() -> None:
 
     Writes nothing. Exit status: 0, or 1 if shipped weights are missing or damaged.
     """
+    _show(f"ICONet SR {tool_version()}", {"package": str(PACKAGE), "system": platform.platform()})
+    _show("Versions", _versions())
+    if lacking := [name for name in REQUIRED if _version(name) is None]:
+        raise click.ClickException(f"not installed: {', '.join(lacking)}; install ICONet SR again")
+    _show("Machine", _machine())
+    _show("Back ends", _back_ends())
     weights = weights_report(models_folder())
-    sections = {
-        f"ICONet SR {tool_version()}": {"package": str(PACKAGE), "system": platform.platform()},
-        "Versions": _versions(),
-        "Machine": _machine(),
-        "Back ends": _back_ends(),
-        f"Weights in {models_folder()}, {models_origin()}": weights,
-    }
-    for title, rows in sections.items():
-        click.echo(title)
-        for name, value in rows.items():
-            click.echo(f"  {name:<20} {value}")
+    _show(f"Weights in {models_folder()}, {models_origin()}", weights)
     if wrong := [name for name, state in weights.items() if state.startswith(("missing", "damaged", "none"))]:
         remedy = "install ICONet SR again" if MODELS_VARIABLE not in os.environ else f"correct {MODELS_VARIABLE}"
-        click.echo(f"Weights are missing or damaged: {', '.join(wrong)}; {remedy}", err=True)
-        sys.exit(1)
+        raise click.ClickException(f"weights are missing or damaged: {', '.join(wrong)}; {remedy}")
+
+
+def _show(title: str, rows: dict[str, str]) -> None:
+    click.echo(title)
+    for name, value in rows.items():
+        click.echo(f"  {name:<20} {value}")
 
 
 def weights_report(folder: Path) -> dict[str, str]:
@@ -73,7 +74,7 @@ def weights_report(folder: Path) -> dict[str, str]:
 def _versions() -> dict[str, str]:
     rows = {"Python": f"{platform.python_version()} ({sys.executable})"}
     for name in REQUIRED:
-        rows[name] = _version(name) or "not installed, and needed: install ICONet SR again"
+        rows[name] = _version(name) or "not installed"
     for name, extra in OPTIONAL.items():
         rows[name] = _version(name) or f"not installed: pip install 'iconet-sr[{extra}]'"
     return rows

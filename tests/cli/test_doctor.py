@@ -67,7 +67,7 @@ def test_missing_or_damaged_weights_are_status_1(fault, words, doctor, models):
     done = doctor(models)
     assert done.exit_code == 1
     assert words in next(row for row in done.output.splitlines() if row.split()[:1] == ["model.pt"])
-    assert done.stderr.splitlines() == ["Weights are missing or damaged: model.pt; correct ICONET_MODELS"]
+    assert done.stderr.splitlines() == ["Error: weights are missing or damaged: model.pt; correct ICONET_MODELS"]
 
 
 def test_weights_of_ones_own_without_a_list_are_no_fault(doctor, models):
@@ -88,10 +88,16 @@ def test_nothing_is_compiled_and_no_folder_made(bundle_root, tmp_path):
 
 
 def test_a_package_that_is_not_installed_is_told_with_its_extra(doctor, models, monkeypatch):
-    from bundle.cli import doctor as module
+    monkeypatch.setattr("bundle.cli.doctor._version", lambda name: None if name == "pydicom" else "1.0")
+    done = doctor(models)
+    assert done.exit_code == 0 and "not installed: pip install 'iconet-sr[dicom]'" in done.output
 
-    monkeypatch.setattr(module, "_version", lambda name: None if name == "pydicom" else "1.0")
-    assert "not installed: pip install 'iconet-sr[dicom]'" in doctor(models).output
+
+def test_a_needed_package_that_is_not_installed_is_status_1(doctor, models, monkeypatch):
+    monkeypatch.setattr("bundle.cli.doctor._version", lambda name: None if name == "monai" else "1.0")
+    done = doctor(models)
+    assert done.exit_code == 1
+    assert done.stderr == "Error: not installed: monai; install ICONet SR again\n"
 
 
 @pytest.mark.parametrize("words", [("--version",), ("--help",), ("doctor", "--help"), ("export-bundle", "--help")])
