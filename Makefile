@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint env clean docs test-docs zoo-check label-env label-server label-test export
+.PHONY: demo test test-all lint env clean docs test-docs zoo-check label-env label-server label-test export wheel docker
 
 demo: env
 	$(RUN) scripts/demo.py
@@ -23,6 +23,16 @@ zoo-check: env
 export: env
 	$(RUN) scripts/export.py
 
+# one wheel in dist/, with weights and configs; what an earlier build left would get into it
+wheel: env
+	rm -rf build
+	$(RUN) -m pip wheel . --no-deps --wheel-dir dist
+
+# the image iconet-sr; DOCKER_ARGS="--build-arg TORCH=... --build-arg PIP_EXTRA_INDEX_URL=..." for another PyTorch
+DOCKER_ARGS ?=
+docker:
+	docker build --tag iconet-sr $(DOCKER_ARGS) .
+
 # the documentation as a site in site/; `python -m http.server -d site` shows it
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
@@ -39,7 +49,7 @@ lint: env
 env: $(STAMP)
 
 # torch comes first and exactly: anything looser makes pip fetch another build of several gigabytes
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
@@ -66,4 +76,4 @@ label-test: env label-env
 	$(RUN) -m pytest -n 0 -m label tests/label
 
 clean:
-	rm -rf $(VENV) $(LABEL_VENV) demo outputs runs eval site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LABEL_VENV) build dist demo outputs runs eval site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,7 +31,7 @@ def prepare(work: Path) -> list[str]:
     for scale in (2, 4):
         folder = work / f"app/model/iconet_x{scale}"
         try:
-            export_bundle(ROOT, folder, scale)
+            export_bundle(folder, scale)
         except ExportError as error:
             if not folder.exists():
                 raise

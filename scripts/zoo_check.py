@@ -3,7 +3,7 @@
     python scripts/zoo_check.py [BUNDLE_ROOT] [--schema FILE] [--install] [--processes N]
 
 One line for each check: PASS, FAIL with the reasons, or SKIP with the reason; exit status 1 if any failed. The folder
-is this repository, or what scripts/export_bundle.py makes: such a folder may lack what only the repository needs, and
+is this repository, or what `iconet-sr export-bundle` makes: such a folder may lack what only the repository needs, and
 those checks are skipped. No network is needed, except for --install. Nothing is written into the folder.
 """
 
@@ -25,8 +25,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="runs at once, besides this process")
     args = parser.parse_args()
     root = args.root.resolve()
-    if not (root / "bundle/zoo").is_dir():
-        sys.exit(f"{root}: no bundle of this project; it holds no bundle/zoo")
+    if not (root / "bundle/networks").is_dir():
+        sys.exit(f"{root}: no bundle of this project; it holds no bundle/networks")
     sys.path.insert(0, str(root))  # the folder's own package is built and judged, whichever is installed
 
     from release.zoo.folder import Folder

@@ -49,6 +49,10 @@ INFER = "python -m monai.bundle run inference --config_file configs/inference.js
 ENVIRONMENT = NotRun(
     "makes an environment by downloading gigabytes; every `make` target, and so CI, begins with make env"
 )
+WHEEL = NotRun("covered by tests/test_install.py::test_the_installed_command_runs_from_any_folder")
+IMAGE = NotRun(
+    "needs Docker; covered by tests/test_install.py::test_the_steps_of_the_dockerfile_make_a_command_that_runs"
+)
 ENTER = "source .venv/bin/activate"
 SERVER = NotRun("a server that runs until it is stopped")
 
@@ -73,6 +77,23 @@ COMMANDS: dict[str, Run | NotRun] = {
     ),
     "python3 -m venv .venv": ENVIRONMENT,
     "pip install --constraint constraints.txt --editable .": ENVIRONMENT,
+    'pip install --constraint constraints.txt --editable ".[dicom]"': ENVIRONMENT,
+    # installing
+    "pip wheel . --no-deps --wheel-dir dist": WHEEL,
+    "pip install dist/iconet_sr-*.whl": WHEEL,
+    'pip install "$(echo dist/iconet_sr-*.whl)[dicom]"': IMAGE,
+    "iconet-sr doctor": NotRun("covered by tests/test_install.py::test_the_doctor_finds_the_weights_of_the_wheel"),
+    "make docker": IMAGE,
+    'docker run --rm --network none --user "$(id -u):$(id -g)" --volume "$PWD:/data" iconet-sr IN OUT': IMAGE,
+    'make docker DOCKER_ARGS="--build-arg TORCH=torch==2.13.0+cpu --build-arg PIP_EXTRA_INDEX_URL=$INDEX"': IMAGE,
+    "pip wheel . --no-deps --wheel-dir wheelhouse": WHEEL,
+    'pip download --dest wheelhouse --constraint constraints.txt "$(echo wheelhouse/iconet_sr-*.whl)[dicom]"': (
+        ENVIRONMENT
+    ),
+    'pip install --no-index --find-links wheelhouse "iconet-sr[dicom]"': ENVIRONMENT,
+    "iconet-sr export-bundle exported/iconet_x4 --scale 4": NotRun(
+        "covered by tests/test_install.py::test_the_wheel_exports_the_bundle_that_the_repository_exports"
+    ),
     ENTER: Run(),
     "tensorboard --logdir runs": SERVER,
     # python -m bundle
@@ -129,7 +150,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     "python scripts/label_client.py train iconet_x2 sharp_1.nii.gz sharp_2.nii.gz sharp_3.nii.gz --epochs 5": (
         label_server("test_training_changes_what_the_next_inference_gives")
     ),
-    "python scripts/export_bundle.py .label/app/model/mine_x2 --scale 2 --weights runs/mine/model.pt": Run(
+    "iconet-sr export-bundle .label/app/model/mine_x2 --weights runs/mine/model.pt": Run(
         ".label/app/model/mine_x2/models/model.pt"
     ),
     # the paper's tables

@@ -1,7 +1,10 @@
-"""A self-contained bundle folder for one network and one scale, as applications that serve bundles want it.
+"""`iconet-sr export-bundle`: a self-contained bundle folder of one network and one scale.
 
 The repository is a bundle with many networks and both scales. MONAI Label builds the network of a folder once, takes
-``models/model.pt`` for its weights and reads ``configs/inference.json`` alone, so that one folder is one model.
+``models/model.pt`` for its weights and reads ``configs/inference.json`` alone, so that one folder is one model. The
+folder holds the part of the package that inference and fine-tuning through the configs import, and no more.
+
+PyTorch is imported by the functions that need it, so that the help of the command is quick.
 """
 
 from __future__ import annotations
@@ -15,31 +18,61 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundle.data.paths import PathLike, sha256_of
-from bundle.inference.weights import load_weights, save_atomically
-from bundle.networks import build_network, weights_path
+import click
 
+from bundle.cli.arguments import OwnedCommand, options_of
+from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
+from bundle.options import InferenceOptions
+
+PARTS = ("physics", "ops", "networks", "data", "transforms", "trust", "inference", "training", "workflow")
+"""Folders of the package that the configs need."""
+MODULES = ("__init__.py", "options.py")
+LEFT_OUT = ("dicom", "baselines")
+"""Folders in :data:`PARTS` that the configs do not need: they read NIfTI, and run one network."""
 RECORD = "configs/exported.json"
 """By this file an exported folder is known: the options of its export, and the checksum of every other file."""
 TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
 """MONAI Label takes a bundle with one of these words in its name for another kind of model."""
+BASELINES = "bundle.networks.baselines."
 WEIGHTS = "$@bundle_root + '/models/model.pt'"
 INPUT = "$@bundle_root + '/input'"
 
 Config = dict[str, Any]
+PathLike = str | os.PathLike[str]
 
 
 class ExportError(ValueError):
     """The folder cannot be written; the message is one line."""
 
 
+@click.command(
+    "export-bundle",
+    cls=OwnedCommand,
+    options_of=InferenceOptions,
+    short_help="Write a folder for `python -m monai.bundle` and MONAI Label.",
+)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@options_of(InferenceOptions, only=("scale", "network_name", "weights"))
+def command(folder: Path, scale: int, network_name: str, weights: Path | None) -> None:
+    """Write FOLDER as a MONAI bundle of one network and one scale.
+
+    It holds the configs, one file of weights and the part of the package that they need: `python -m monai.bundle run`
+    works in it, and MONAI Label serves it. A folder that the same export made before is replaced, unless something in
+    it was changed since.
+    """
+    try:
+        out = export_bundle(folder, scale, network_name, weights)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{out}: {network_name}, {scale}x")
+
+
 def export_bundle(
-    root: PathLike, out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
+    out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
 ) -> Path:
     """Write the bundle folder `out`, whole or not at all; what the same export made before is replaced.
 
     Args:
-        root: the repository.
         out: the folder to write, named by letters, digits, ``_ . -`` and without :data:`TASK_WORDS`.
         scale: factor of the network.
         network_name: a key of :data:`bundle.networks.NETWORKS`.
@@ -51,20 +84,24 @@ def export_bundle(
         WeightsError: the weights are missing or not those of this network.
         ValueError: unknown network or scale.
     """
-    root, out = Path(root), Path(out).resolve()
+    from bundle.inference.weights import load_weights, save_atomically
+    from bundle.networks import build_network, weights_path
+
+    out = Path(out).resolve()
     _check_name(out.name)
     options = {"network_name": network_name, "scale": scale, "weights": "shipped" if weights is None else "given"}
-    source = Path(weights or weights_path(root / "models", network_name, scale))
+    source = Path(weights or weights_path(models_folder(), network_name, scale))
     network = build_network(network_name, scale)
     load_weights(network, source)  # nothing is written for weights that do not fit
     _check_target(out, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        _copy_files(root, partial)
+        _copy_package(partial / "bundle", with_baselines=type(network).__module__.startswith(BASELINES))
+        _copy_texts(partial)
         (partial / "models").mkdir()
         save_atomically(network.state_dict(), partial / "models/model.pt")
-        _write_configs(root, partial, scale, network_name)
+        _write_configs(partial, scale, network_name)
         _write_page(partial, scale, network_name)
         _write_json(partial / RECORD, {"options": options, "sha256": _digests(partial)})
         _take_place(partial, out)
@@ -101,17 +138,29 @@ def _check_target(out: Path, options: Config) -> None:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Path -> checksum of every file but the record and Python's byte code."""
+    from bundle.data.paths import sha256_of
+
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
     kept = {name: path for name, path in files.items() if name != RECORD and not name.endswith(".pyc")}
     return {name: sha256_of(path) for name, path in kept.items()}
 
 
-def _copy_files(root: Path, out: Path) -> None:
-    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-    shutil.copytree(root / "bundle", out / "bundle", ignore=unwanted)
-    for name in ("LICENSE", "docs/data_license.txt", "configs/logging.conf", "configs/multi_gpu_train.json"):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, out / name)
+def _copy_package(out: Path, with_baselines: bool) -> None:
+    left_out = LEFT_OUT if not with_baselines else tuple(name for name in LEFT_OUT if name != "baselines")
+    unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", *left_out)
+    for room in PARTS:
+        shutil.copytree(PACKAGE / room, out / room, ignore=unwanted)
+    for name in MODULES:
+        shutil.copyfile(PACKAGE / name, out / name)
+
+
+def _copy_texts(out: Path) -> None:
+    (out / "docs").mkdir()
+    (out / "configs").mkdir()
+    for name in LICENCES:
+        (out / name).write_text(licence_text(name), encoding="utf-8")
+    for name in ("logging.conf", "multi_gpu_train.json"):
+        shutil.copyfile(configs_folder() / name, out / "configs" / name)
 
 
 def _take_place(partial: Path, out: Path) -> None:
@@ -128,13 +177,10 @@ def _take_place(partial: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_configs(root: Path, out: Path, scale: int, network_name: str) -> None:
-    for name, change in (("inference", slim_inference), ("train", slim_training)):
-        _write_json(
-            out / f"configs/{name}.json", change(_read_json(root / f"configs/{name}.json"), scale, network_name)
-        )
-    metadata = slim_metadata(_read_json(root / "configs/metadata.json"), scale, network_name)
-    _write_json(out / "configs/metadata.json", metadata)
+def _write_configs(out: Path, scale: int, network_name: str) -> None:
+    changes = {"inference.json": slim_inference, "train.json": slim_training, "metadata.json": slim_metadata}
+    for name, change in changes.items():
+        _write_json(out / "configs" / name, change(_read_json(configs_folder() / name), scale, network_name))
 
 
 def slim_inference(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
@@ -189,8 +235,8 @@ def slim_metadata(metadata: Mapping[str, Any], scale: int, network_name: str) ->
     """`metadata.json` that says the scale, in words and in the spatial shapes."""
     new: Config = json.loads(json.dumps(metadata))
     new["name"] = f"{metadata['name']} x{scale}"
-    new["task"] = f"In-plane super-resolution of MR and PET volumes by {scale}"
-    new["description"] = f"In-plane super-resolution by {scale} ({network_name}). {metadata['description']}"
+    new["task"] = f"In-plane {scale}x super-resolution of MR and PET volumes"
+    new["description"] = f"In-plane {scale}x super-resolution ({network_name}). {metadata['description']}"
     formats = new["network_data_format"]
     sizes = [f"{8 * scale}*n" for _ in formats["inputs"]["image"]["spatial_shape"]]
     formats["outputs"]["pred"]["spatial_shape"] = sizes
@@ -222,8 +268,8 @@ def _write_json(path: Path, config: Config) -> None:
 
 PAGE = """# Model Overview
 
-ICONet SR: in-plane super-resolution by {scale} of MR and PET volumes, slice by slice ({network_name}). This folder is
-one network with its weights, exported from the ICONet SR repository for applications that serve bundles.
+ICONet SR: in-plane {scale}x super-resolution of MR and PET volumes, slice by slice ({network_name}). This folder is
+one network with its weights, written by `iconet-sr export-bundle` for applications that serve bundles.
 
 Input: a 3-D NIfTI volume of any matrix and intensity. Output: float32, in-plane matrix times {scale}, in-plane voxel
 size divided by {scale}, same origin, units of the input.
@@ -237,7 +283,7 @@ python -m monai.bundle run inference --config_file configs/inference.json --data
 python -m monai.bundle run training --config_file configs/train.json --dataset_dir HIGH_RESOLUTION_VOLUMES
 ```
 
-Training starts from `models/model.pt` and replaces it where the validation volumes say that the result is better.
+Training starts from `models/model.pt` and replaces it when the result on the validation volumes gets better.
 
 ## License
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
+from bundle.inference.shipped import tool_version
 
 TOOL = "ICONet SR"
 
@@ -22,14 +21,6 @@ _CHANGED = {
     "Settings": "the settings changed",
     "Version": "made by another version",
 }
-
-
-def tool_version() -> str:
-    """Version of the installed package, or of the bundle's folder where it runs from there."""
-    with suppress(PackageNotFoundError):
-        return version("iconet-sr")
-    metadata = json.loads((Path(__file__).parents[2] / "configs" / "metadata.json").read_bytes())
-    return str(metadata["version"])
 
 
 def content_digest(files: Iterable[Path]) -> str:

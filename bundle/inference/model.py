@@ -10,12 +10,10 @@ import torch
 from torch import nn
 
 from bundle.data.paths import PathLike
+from bundle.inference.shipped import models_folder, models_origin
 from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network, weights_path
 from bundle.trust import TrainingRange, load_training_range
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
-"""Shipped weights: beside the package, in the folder of the bundle."""
 
 
 class ModelError(ValueError):
@@ -49,7 +47,10 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
         raise ModelError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     try:
         network = build_network(name, scale)
-        path = Path(weights or weights_path(MODELS, name, scale))
+        path = Path(weights or weights_path(models_folder(), name, scale))
+        if weights is None and not path.is_file():
+            wrong = f"no such weights (looked in {models_origin()})"
+            raise ModelError(f"{path}: {wrong}; train them, or choose a scale and a network that have some")
         digest = load_weights(network, path)
         trained_on = load_training_range(path)
     except ValueError as error:  # also WeightsError

@@ -38,7 +38,7 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights; train them, or choose a scale and a network that have some")
     digest = sha256_of(path)
-    listed = _listed_digest(path)
+    listed = listed_digests(path.parent).get(path.name)
     if listed not in (None, digest):
         raise WeightsError(f"{path}: not the file that {CHECKSUMS} beside it lists (SHA-256 {digest}); get it again")
     try:
@@ -52,13 +52,13 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
     return digest
 
 
-def _listed_digest(path: Path) -> str | None:
-    """The checksum that the list beside a file gives for it (format of the program sha256sum), if any."""
-    table = path.with_name(CHECKSUMS)
+def listed_digests(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of the files that ``sha256sums.txt`` in a folder lists, if there is one (format of sha256sum)."""
+    table = folder / CHECKSUMS
     if not table.is_file():
-        return None
-    rows = (line.split(maxsplit=1) for line in table.read_text(encoding="utf-8").splitlines())
-    return next((row[0].lower() for row in rows if len(row) == 2 and row[1].lstrip("*") == path.name), None)
+        return {}
+    rows = [line.split(maxsplit=1) for line in table.read_text(encoding="utf-8").splitlines()]
+    return {row[1].lstrip("*"): row[0].lower() for row in reversed(rows) if len(row) == 2}
 
 
 def _read_tensors(path: Path) -> Mapping[str, Tensor]:

@@ -5,37 +5,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bundle.networks.baselines.divanet import DiVANet
-from bundle.networks.baselines.fmisr import FMISR
-from bundle.networks.baselines.mambair import MambaIR
-from bundle.networks.baselines.srcnn import SRCNN
-from bundle.networks.baselines.t2net import T2Net
-from bundle.networks.baselines.vdsr import VDSR
 from bundle.networks.iconet import iconet
 
 
-def _swinir(**kwargs: Any) -> nn.Module:
-    """The one network that needs MONAI's blocks, whose import takes seconds."""
-    from bundle.networks.baselines.swinir import SwinIR
+def _baseline(module: str, name: str) -> Callable[..., nn.Module]:
+    """Builder of a baseline, imported when it is built: exported bundles leave out the baselines they do not run."""
 
-    return SwinIR(**kwargs)
+    def build(**kwargs: Any) -> nn.Module:
+        network: nn.Module = getattr(import_module(f"bundle.networks.baselines.{module}"), name)(**kwargs)
+        return network
+
+    return build
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "iconet_small": partial(iconet, "small"),
     "iconet_paper": partial(iconet, "paper"),
-    "srcnn": SRCNN,
-    "vdsr": VDSR,
-    "fmisr": FMISR,
-    "t2net": T2Net,
-    "divanet": DiVANet,
-    "swinir_light": _swinir,
-    "mambair_light": MambaIR,
+    "srcnn": _baseline("srcnn", "SRCNN"),
+    "vdsr": _baseline("vdsr", "VDSR"),
+    "fmisr": _baseline("fmisr", "FMISR"),
+    "t2net": _baseline("t2net", "T2Net"),
+    "divanet": _baseline("divanet", "DiVANet"),
+    "swinir_light": _baseline("swinir", "SwinIR"),
+    "mambair_light": _baseline("mambair", "MambaIR"),
 }
 """Builders; each takes ``scale``, ``in_channels`` and what its class takes besides."""
 

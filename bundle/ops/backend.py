@@ -7,7 +7,7 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextvars import ContextVar
 
 import torch
@@ -133,6 +133,10 @@ def _rank(name: str, candidates: tuple[str, ...]) -> int:
     return candidates.index(name) if name in candidates else len(candidates)
 
 
-def backend_report() -> dict[str, str]:
-    """For every back end ``"available"`` or the reason why it is not."""
-    return {name: unavailable(name) or "available" for name in BACKENDS}
+def backend_report(without: Container[str] = ()) -> dict[str, str]:
+    """For every back end ``"available"`` or the reason why it is not.
+
+    Args:
+        without: back ends that are not asked: asking ``native`` for the first time compiles it.
+    """
+    return {name: unavailable(name) or "available" for name in BACKENDS if name not in without}

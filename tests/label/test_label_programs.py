@@ -162,7 +162,7 @@ def test_a_changed_bundle_is_kept_and_named_at_the_start(starter, tmp_path, caps
 
 
 def test_bad_shipped_weights_are_told_in_one_line(starter, tmp_path, monkeypatch):
-    monkeypatch.setattr(starter, "ROOT", tmp_path / "no repository")
+    monkeypatch.setenv("ICONET_MODELS", str(tmp_path / "no weights"))
     monkeypatch.setattr(starter, "check_port", lambda host, port: None)
     done = CliRunner().invoke(starter.main, ["--work", str(tmp_path / "work")])
     assert done.exit_code == 1

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 
@@ -24,6 +23,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import Compose, LoadImaged, Resize, SaveImaged
 
+from bundle.cli.command import main
 from bundle.cli.export_bundle import ExportError, export_bundle
 from bundle.inference.volume import super_resolve
 from bundle.inference.weights import WeightsError, load_weights
@@ -31,14 +31,13 @@ from bundle.networks import build_network, weights_path
 
 
 @pytest.fixture(scope="module")
-def exported(request, tmp_path_factory):
-    root = request.config.rootpath
-    return {scale: export_bundle(root, tmp_path_factory.mktemp("out") / f"iconet_x{scale}", scale) for scale in (2, 4)}
+def exported(tmp_path_factory):
+    return {scale: export_bundle(tmp_path_factory.mktemp("out") / f"iconet_x{scale}", scale) for scale in (2, 4)}
 
 
 @pytest.fixture
-def fresh(bundle_root, tmp_path):
-    return export_bundle(bundle_root, tmp_path / "iconet_x2", 2)
+def fresh(tmp_path):
+    return export_bundle(tmp_path / "iconet_x2", 2)
 
 
 @pytest.fixture
@@ -67,6 +66,11 @@ def test_the_folder_holds_what_serving_needs_and_nothing_else(scale, exported):
     assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 4e6
     assert not list(folder.rglob("__pycache__"))
     assert "@_meta_" not in (folder / "configs/inference.json").read_text()
+    assert not {"cli", "report"} & {p.name for p in (folder / "bundle").iterdir()}
+
+
+def test_the_folder_holds_under_8000_lines_of_python(exported):
+    assert sum(len(p.read_text().splitlines()) for p in exported[2].rglob("*.py")) < 8000
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -107,11 +111,42 @@ def test_the_folder_runs_by_itself_and_gives_what_the_command_line_gives(exporte
     np.testing.assert_allclose(result.get_fdata(), expected(bundle_root, volume, 4), atol=1e-3)
 
 
-def test_an_export_can_be_repeated_in_its_place(fresh, bundle_root):
+def in_folder(folder, *words):
+    """Run Python in an exported folder, as a user does: its own package is the one that is imported."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    command = [sys.executable, "-W", "ignore", *map(str, words)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
+
+
+def test_monai_bundle_run_works_in_the_folder(fresh, bundle_root, volume, tmp_path):
+    words = ["-m", "monai.bundle", "run", "inference", "--config_file", "configs/inference.json", "--device", "cpu"]
+    in_folder(fresh, *words, "--dataset_dir", volume, "--output_dir", tmp_path / "out")
+    result = nib.load(tmp_path / "out/scan_SRx2.nii.gz")
+    np.testing.assert_allclose(result.get_fdata(), expected(bundle_root, volume, 2), atol=1e-3)
+
+
+def test_every_module_of_the_folder_can_be_imported_and_comes_from_it(fresh):
+    files = sorted(path.relative_to(fresh) for path in (fresh / "bundle").rglob("*.py"))
+    modules = [".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in files]
+    code = f"import importlib; [print(importlib.import_module(name).__file__) for name in {modules}]"
+    assert in_folder(fresh, "-c", code).split() == [str(fresh / path) for path in files]
+
+
+def test_a_baseline_is_exported_with_its_module(tmp_path):
+    torch.save(build_network("mambair_light", 2).state_dict(), tmp_path / "weights.pt")
+    folder = export_bundle(tmp_path / "baseline", 2, "mambair_light", tmp_path / "weights.pt")
+    code = "from bundle.networks import build_network; print(type(build_network('mambair_light')).__module__)"
+    assert in_folder(folder, "-c", code).strip() == "bundle.networks.baselines.mambair"
+
+
+def test_an_export_can_be_repeated_in_its_place(fresh):
     before = {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()}
     (fresh / "bundle/__pycache__").mkdir()
     (fresh / "bundle/__pycache__/slim.pyc").write_text("of the folder that is replaced")
-    export_bundle(bundle_root, fresh, 2)
+    export_bundle(fresh, 2)
     assert {p.relative_to(fresh): p.read_bytes() for p in fresh.rglob("*") if p.is_file()} == before
     assert [p.name for p in fresh.parent.iterdir()] == ["iconet_x2"]
 
@@ -120,23 +155,23 @@ def test_another_folder_is_not_overwritten(bundle_root, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("all of it")
     with pytest.raises(ExportError, match="not an exported bundle"):
-        export_bundle(bundle_root, tmp_path / "mine", 2)
+        export_bundle(tmp_path / "mine", 2)
     with pytest.raises(ExportError, match="not an exported bundle"):
-        export_bundle(bundle_root, bundle_root, 2)
+        export_bundle(bundle_root, 2)
     assert [p.name for p in tmp_path.rglob("*")] == ["mine", "thesis.txt"]
 
 
-def test_trained_weights_are_not_overwritten(fresh, bundle_root):
+def test_trained_weights_are_not_overwritten(fresh):
     torch.save(build_network(scale=2).state_dict(), fresh / "models/model.pt")
     with pytest.raises(ExportError, match="trained or changed since"):
-        export_bundle(bundle_root, fresh, 2)
+        export_bundle(fresh, 2)
 
 
 @pytest.mark.parametrize("name", ["configs/train.json", "configs/metadata.json", "docs/note.txt"])
-def test_an_edited_or_added_file_is_not_lost(name, fresh, bundle_root):
+def test_an_edited_or_added_file_is_not_lost(name, fresh):
     (fresh / name).write_text("{}")
     with pytest.raises(ExportError, match=f"{name} was changed since"):
-        export_bundle(bundle_root, fresh, 2)
+        export_bundle(fresh, 2)
     assert (fresh / name).read_text() == "{}"
 
 
@@ -144,39 +179,39 @@ def test_an_edited_or_added_file_is_not_lost(name, fresh, bundle_root):
 def test_an_export_of_other_options_is_not_replaced(options, fresh, bundle_root):
     options = {**options, **({"weights": bundle_root / options["weights"]} if "weights" in options else {})}
     with pytest.raises(ExportError, match="another network, scale or weights"):
-        export_bundle(bundle_root, fresh, **options)
+        export_bundle(fresh, **options)
 
 
 @pytest.mark.parametrize("name", ["spleen_Segmentation", "deepgrow2", "two words", "größe", ".hidden"])
-def test_a_name_with_which_monai_label_fails_is_refused(name, bundle_root, tmp_path):
+def test_a_name_with_which_monai_label_fails_is_refused(name, tmp_path):
     with pytest.raises(ExportError, match="name the folder by letters|choose a name without"):
-        export_bundle(bundle_root, tmp_path / name, 2)
+        export_bundle(tmp_path / name, 2)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_link_leads_to_the_folder_that_is_replaced(fresh, bundle_root, tmp_path, monkeypatch):
+def test_a_link_leads_to_the_folder_that_is_replaced(fresh, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(fresh)
-    export_bundle(bundle_root, tmp_path / "link", 2)
+    export_bundle(tmp_path / "link", 2)
     assert (tmp_path / "link").readlink() == fresh
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert export_bundle(bundle_root, ".", 2) == tmp_path / "here"
+    assert export_bundle(".", 2) == tmp_path / "here"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "iconet_x2", "link"]
 
 
 def test_weights_of_another_scale_leave_nothing_behind(bundle_root, tmp_path):
     with pytest.raises(WeightsError, match="not the weights of this network"):
-        export_bundle(bundle_root, tmp_path / "out", 4, weights=bundle_root / "models/model.pt")
+        export_bundle(tmp_path / "out", 4, weights=bundle_root / "models/model.pt")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_program_says_in_one_line_what_is_wrong(bundle_root, tmp_path):
-    main = runpy.run_path(str(bundle_root / "scripts/export_bundle.py"))["main"]
-    done = CliRunner().invoke(main, [str(tmp_path / "out"), "--scale", "4", "--weights", str(tmp_path / "none.pt")])
+def test_the_program_says_in_one_line_what_is_wrong(tmp_path):
+    export = ["export-bundle", str(tmp_path / "out"), "--scale"]
+    done = CliRunner().invoke(main, [*export, "4", "--weights", str(tmp_path / "none.pt")])
     assert done.exit_code == 1
     assert done.output.startswith(f"Error: {tmp_path / 'none.pt'}: no such weights")
     assert len(done.output.splitlines()) == 1
-    done = CliRunner().invoke(main, [str(tmp_path / "out"), "--scale", "8"])
+    done = CliRunner().invoke(main, [*export, "8"])
     assert done.exit_code == 1
     assert len(done.output.splitlines()) == 1
 

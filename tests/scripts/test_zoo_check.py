@@ -20,6 +20,8 @@ from release.zoo import built, documents, files, metadata, requirements, runs
 from release.zoo.folder import Check, Folder
 from release.zoo.gate import READING, judge, verdicts
 
+from bundle.cli.export_bundle import export_bundle
+
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file")
 
 PARTS = (
@@ -300,8 +302,7 @@ def test_a_run_that_fails_or_gives_another_grid_fails_with_the_reason(folder):
 
 @pytest.mark.slow
 def test_a_slim_bundle_by_4_passes_the_whole_gate(bundle_root, tmp_path):
-    export = [sys.executable, str(bundle_root / "scripts/export_bundle.py"), str(tmp_path / "slim"), "--scale", "4"]
-    subprocess.run(export, check=True, capture_output=True)
+    export_bundle(tmp_path / "slim", 4)
     weights = (tmp_path / "slim/models/model.pt").read_bytes()
     done = subprocess.run(
         [sys.executable, str(bundle_root / "scripts/zoo_check.py"), str(tmp_path / "slim")],

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Library", "load", "reason"]
+__all__ = ["Library", "Unavailable", "cache_folder", "library_path", "load", "reason"]
 
 logger = logging.getLogger(__name__)
 
@@ -261,14 +261,17 @@ def _run(command: list[str]) -> str:
     return done.stdout
 
 
-def _cache_dir() -> Path:
-    """First writable of the cache folders; a fresh temporary folder as the last resort."""
+def cache_folder() -> Path:
+    """Where the library is kept: ``ICONET_CACHE_DIR``, else ``XDG_CACHE_HOME/iconet``, else ``~/.cache/iconet``."""
     if os.environ.get("ICONET_CACHE_DIR"):
-        folder = Path(os.environ["ICONET_CACHE_DIR"]).expanduser()
-    elif os.environ.get("XDG_CACHE_HOME"):
-        folder = Path(os.environ["XDG_CACHE_HOME"]).expanduser() / "iconet"
-    else:
-        folder = Path(os.path.expanduser("~")) / ".cache" / "iconet"
+        return Path(os.environ["ICONET_CACHE_DIR"]).expanduser()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).expanduser() / "iconet"
+    return Path(os.path.expanduser("~")) / ".cache" / "iconet"
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made if need be; a fresh temporary folder where it cannot be written."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -286,16 +289,28 @@ def _cpu_name() -> str:
         return platform.processor()
 
 
+def library_path() -> Path:
+    """The library for this machine in the cache folder, whether or not it has been compiled; writes nothing.
+
+    Raises:
+        Unavailable: it cannot be compiled here.
+    """
+    target, compiler = _target_flags(), _compiler()
+    parts = [source.read_bytes() for source in _SOURCES]
+    parts += [" ".join([*compiler, *_FLAGS, *target]).encode()]
+    parts += [_run([*compiler, "--version"]).encode(), _cpu_name().encode()]
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    return cache_folder() / f"iconet-{name}.so"
+
+
 def _build(anew: bool = False) -> Path:
     """Path of the shared library, compiled unless the cache has it."""
-    target, compiler = _target_flags(), _compiler()
-    flags = [*_FLAGS, *target]
-    parts = [source.read_bytes() for source in _SOURCES]
-    parts += [" ".join([*compiler, *flags]).encode(), _run([*compiler, "--version"]).encode(), _cpu_name().encode()]
-    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-    path = _cache_dir() / f"iconet-{name}.so"
+    path = library_path()
     if path.exists() and not anew:
         return path
+    target, compiler = _target_flags(), _compiler()
+    flags = [*_FLAGS, *target]
+    path = _writable(path.parent) / path.name
     logger.info("compiling the native kernels into %s (a few seconds, once)", path)
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=path.parent)
     os.close(handle)

@@ -1,0 +1,65 @@
+"""Where the files lie that come with the package: weights, configs, licences, and the version.
+
+An installed wheel has ``models/`` and ``configs/`` inside the package; in the repository and in an exported bundle they
+lie beside it. Nothing heavy is imported here: ``iconet-sr --version`` needs this module.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+MODELS_VARIABLE = "ICONET_MODELS"
+"""Environment variable that names another folder of weights."""
+PACKAGE = Path(__file__).resolve().parents[1]
+LICENCES = ("LICENSE", "docs/data_license.txt")
+"""Of the code, and of the data behind the weights; by their names in the repository."""
+
+
+def models_folder() -> Path:
+    """The folder of the weights: what ``ICONET_MODELS`` names, else the package's, else the repository's."""
+    given = os.environ.get(MODELS_VARIABLE)
+    return Path(given).expanduser() if given else _inside_or_beside("models")
+
+
+def models_origin() -> str:
+    """Whose folder :func:`models_folder` is, for messages."""
+    if os.environ.get(MODELS_VARIABLE):
+        return f"the folder that {MODELS_VARIABLE} names"
+    return f"the folder {'inside' if (PACKAGE / 'models').is_dir() else 'beside'} the package"
+
+
+def configs_folder() -> Path:
+    """The folder of the configs: the package's, else the repository's."""
+    return _inside_or_beside("configs")
+
+
+def tool_version() -> str:
+    """Version of this copy of the package, from the metadata of the bundle."""
+    metadata = json.loads((configs_folder() / "metadata.json").read_bytes())
+    return str(metadata["version"])
+
+
+def licence_text(name: str) -> str:
+    """Text of one of :data:`LICENCES`: from the repository, else from the records of the installed wheel.
+
+    Raises:
+        FileNotFoundError: it is in neither place.
+    """
+    beside = PACKAGE.parent / name
+    if not (PACKAGE / "configs").is_dir() and beside.is_file():
+        return beside.read_text(encoding="utf-8")
+    try:
+        text = distribution("iconet-sr").read_text(f"licenses/{name}")
+    except PackageNotFoundError:
+        text = None
+    if text is None:
+        raise FileNotFoundError(f"{name}: not found beside the package in {PACKAGE}; install ICONet SR again")
+    return text
+
+
+def _inside_or_beside(name: str) -> Path:
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
