@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
 from bundle.networks import NETWORKS, build_network, iconet, weights_path
+from bundle.networks.baselines.interface import BaselineNetwork
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -20,6 +22,32 @@ def test_every_network_is_built_by_its_name(name: str) -> None:
 def test_iconet_by_name_is_iconet_by_size(size: str) -> None:
     named, sized = build_network(f"iconet_{size}"), iconet(size)
     assert {k: t.shape for k, t in named.state_dict().items()} == {k: t.shape for k, t in sized.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_entry_says_what_its_network_does(name: str) -> None:
+    entry, network = NETWORKS[name], build_network(name)
+    assert getattr(network, "image_skip", None) == entry.image_skip
+    assert entry.is_baseline == isinstance(network, BaselineNetwork)
+    with torch.no_grad():
+        output = network(torch.rand(1, 1, 6, 7), return_stages=True)
+    assert bool(output.reconstructions) == entry.reconstructs
+
+
+def test_every_network_has_a_title_of_its_own() -> None:
+    assert len({entry.title for entry in NETWORKS.values()}) == len(NETWORKS)
+
+
+def test_training_options_of_an_entry_are_options_of_the_training(bundle_root: Path) -> None:
+    config = ConfigParser.load_config_file(bundle_root / "configs/train.json")
+    options = [option for entry in NETWORKS.values() for option in entry.training]
+    assert options == ["alpha"] and all(option in config for option in options)
+
+
+@pytest.mark.parametrize("name", ["iconet_small", "fmisr"])
+def test_an_unknown_argument_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(TypeError, match="widths"):
+        build_network(name, widths=3)
 
 
 def test_without_a_name_the_small_iconet_is_built() -> None:
