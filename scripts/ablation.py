@@ -4,9 +4,9 @@
 
 Every option that is not listed below goes to the training of each row (configs/train.json), so that a table is made at
 any budget. A row is an overlay in configs/experiments on configs/train.json and configs/experiments/paper.yaml, which
-leaves data consistency out as the paper does. Interrupted trainings go on, finished ones are not repeated, rows that
-two tables share are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results and
-makes docs/results.md anew; with another --seed than 0, ablation_tableN_seedS, which tells what chance alone does.
+leaves data consistency out as the paper does. Interrupted trainings go on, finished ones are skipped, rows that two
+tables share are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results and
+makes docs/results.md anew; with another --seed than 0, ablation_tableN_seedS, which shows the effect of chance alone.
 Evaluated is the val split, so that choices made here leave the test split unseen.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     write_rows(target, rows)
     title, note = experiments[-1].overlay["experiment_name"], budget(experiments, options)
     again = f", seed {seed}" if seed != "0" else ""
-    about = f"### {title}, by {rows[0]['scale']}, {rows[0]['degradation']}, {args.split} split{again}\n\n{note}"
+    about = f"### {title}, {rows[0]['scale']}x, {rows[0]['degradation']}, {args.split} split{again}\n\n{note}"
     write_text(target.with_suffix(".md"), f"{about}\n\n{ablation_table(Results(rows))}".rstrip() + "\n")
     own = args.output_dir.resolve() == ROOT / "docs" / "results"
     write_pages(args.output_dir, ROOT / "docs/results.md" if own else args.output_dir / "results.md")

@@ -26,7 +26,7 @@ from comparison.cost import multiply_adds, parameters
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from bundle.networks import NETWORKS, iconet
+from bundle.networks import NETWORKS, build_network, iconet
 from bundle.networks.ss2d import SS2D
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import backend_report, patch_match, selective_scan_2d, use_backend
@@ -221,7 +221,7 @@ with torch.no_grad(): network(image[..., :8, :8])
 """
             call = "network(image)" + ("; torch.cuda.synchronize()" if device == "cuda" else "")
             seconds, gigabytes = in_its_own_process(setup, call, threads)
-            network = NETWORKS[name](scale=scale)
+            network = build_network(name, scale)
             counts = multiply_adds(network, (1, 1, side, side))
             rows.append({"network": f"{name} x{scale}", "input": f"{side}x{side}", "parameters": parameters(network)})
             rows[-1] |= {f"gmacs_{kind}": count / 1e9 for kind, count in counts.items()}

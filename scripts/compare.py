@@ -2,7 +2,7 @@
 
     python scripts/compare.py DATA [--split_file DATA/manifest.csv [--split test]] [--degradation lines]
 
-Every volume is degraded slice by slice and brought back by each method: interpolation and every network of which
+Every volume is degraded slice by slice and reconstructed by each method: interpolation and every network of which
 models/ has weights. Writes the figures of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and of
 costs (cost.csv) to docs/results, and makes compare.md and docs/results.md of all that lies there. Of a split file, the
 columns subject, modality and contrast are used; without one every volume of DATA is compared, and its subject is the
@@ -31,12 +31,14 @@ from comparison.protocol import (
     known_volumes,
 )
 from comparison.records import Row, joined, read_rows, write_rows, write_slices, write_text
-from comparison.tables import TITLES, Results, summary_table
+from comparison.tables import Results, summary_table
 from torch import nn
 
 from bundle.data.paths import sha256_of
 from bundle.data.splits import SPLITS
-from bundle.networks import NETWORKS, build_network, weights_path
+from bundle.inference.shipped import weights_path
+from bundle.networks import NETWORKS, build_network
+from bundle.networks.baselines.interface import IMAGE_SKIPS
 from bundle.workflow import evaluation_data, prepare_network
 from bundle.workflow.errors import one_line_exit
 
@@ -63,7 +65,7 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
 
 
 def check_records(args: argparse.Namespace) -> list[Path]:
-    """The records of --records; weights load into a peer with any image skip, so it must be that of the training."""
+    """The records of --records, checked: weights load with any image skip, so it must be that of the training."""
     if args.records is None:
         return []
     files = sorted(args.records.glob("training_*.json"))
@@ -71,6 +73,8 @@ def check_records(args: argparse.Namespace) -> list[Path]:
         sys.exit(f"{args.records}: no training_*.json in this folder; give the --runs_dir of scripts/train_alike.py")
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
+        if record["network"] not in NETWORKS:
+            sys.exit(f"{file}: of {record['network']!r}, which is no network here; take the record out")
         if record["image_skip"] != image_skip_option(record["network"], args.image_skip).get("image_skip"):
             trained = f"--image_skip {record['image_skip']}" if record["image_skip"] else "no --image_skip"
             sys.exit(f"{file}: trained with {trained}; so also here")
@@ -83,7 +87,7 @@ def check_weights(weights: Path, record: Path) -> None:
         sys.exit(f"{record}: no such record, which {weights} needs; give the --records of its training")
     kept = json.loads(record.read_text(encoding="utf-8"))["weights"].values()
     if sha256_of(weights) not in [budget["sha256"] for budget in kept]:
-        sys.exit(f"{weights}: not the weights of which {record} tells; give the --records of their training")
+        sys.exit(f"{weights}: not the weights of the training in {record}; give the --records of their training")
 
 
 def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: str) -> Row:
@@ -139,7 +143,8 @@ def prepare(scale: int, volumes: list[KnownVolume], args: argparse.Namespace) ->
     except ValueError as error:
         sys.exit(f"x{scale}: {error}")
     networks = {
-        TITLES[name]: prepare_network(network, str(files[name]), args.device).eval() for name, network in built.items()
+        NETWORKS[name].title: prepare_network(network, str(files[name]), args.device).eval()
+        for name, network in built.items()
     }
     if args.records is not None:
         for name, path in files.items():
@@ -192,7 +197,7 @@ def main() -> None:
         "--network", action="append", default=[], metavar="NAME=PATH", help="more weights; {scale} in PATH is filled in"
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="run these networks, keep the rows of the others")
-    parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
+    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="that the baselines were trained with")
     parser.add_argument(
         "--records",
         type=Path,

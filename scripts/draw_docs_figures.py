@@ -24,10 +24,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bundle.data import read_volume
+from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import iconet, weights_path
+from bundle.networks import iconet
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
-from bundle.physics import consistency_residual, measure_grid_shift, restore_magnitude, superres_affine, truncate
+from bundle.physics import consistency_residual, fft2c, measure_grid_shift, restore_magnitude, superres_affine, truncate
 from bundle.training.metrics import psnr
 from bundle.transforms.intensity import intensity_window
 
@@ -64,7 +65,7 @@ def show(axes: Axes, image: Tensor, title: str, **options: object) -> matplotlib
 
 
 def log_spectrum(image: Tensor) -> Tensor:
-    return torch.log10(torch.fft.fftshift(torch.fft.fft2(image)).abs() + 1e-3)
+    return torch.log10(fft2c(image).abs() + 1e-3)
 
 
 def outline(axes: Axes, full: tuple[int, int], kept: tuple[int, int]) -> None:

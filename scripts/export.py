@@ -37,8 +37,9 @@ from release.exports import (
 )
 from torch import Tensor, nn
 
+from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import build_network, weights_path
+from bundle.networks import build_network
 from bundle.ops import use_backend
 from bundle.transforms import NormalizeVolume
 

@@ -1,4 +1,4 @@
-"""Draw what the methods make of a slice, as Figs. 5 to 8 of the paper do.
+"""Draw the results of the methods on one slice, as Figs. 5 to 8 of the paper do.
 
     python scripts/figures.py [VOLUME] [--slice 3] [--networks iconet_small ...] [--output_dir docs/figures]
 
@@ -17,17 +17,19 @@ import torch
 from comparison.figures import draw_methods, draw_stages
 from comparison.protocol import BICUBIC, Protocol, consistency_weight, image_skip_option
 from comparison.records import label
-from comparison.tables import TITLES
+from comparison.tables import TABLE_ORDER
 from torch import Tensor, nn
 
-from bundle.networks import ICONetOutput, build_network, weights_path
+from bundle.inference.shipped import weights_path
+from bundle.networks import NETWORKS, ICONetOutput, build_network
+from bundle.networks.baselines.interface import IMAGE_SKIPS
 from bundle.training.losses import stage_targets
 from bundle.transforms.intensity import intensity_window
 from bundle.workflow import prepare_network
 from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
-STAGED = [name for name in TITLES if name.startswith("iconet") or name == "t2net"]
+STAGED = [name for name in TABLE_ORDER if NETWORKS[name].reconstructs]
 """Networks that make a reconstruction, whose stages can be drawn."""
 
 
@@ -50,8 +52,8 @@ def one_slice(protocol: Protocol, args: argparse.Namespace) -> tuple[Tensor, Ten
 
 def methods(scale: int, args: argparse.Namespace) -> Path:
     """The figure of all methods at one scale."""
-    there = [name for name in TITLES if Path(weights_path(args.models_dir, name, scale)).is_file()]
-    networks = {TITLES[name]: load(name, scale, args) for name in args.networks or there}
+    there = [name for name in TABLE_ORDER if Path(weights_path(args.models_dir, name, scale)).is_file()]
+    networks = {NETWORKS[name].title: load(name, scale, args) for name in args.networks or there}
     protocol = Protocol(scale, device=args.device)
     truth, low, aspect = one_slice(protocol, args)
     predictions = protocol.predictions(low, networks, [args.data_consistency])
@@ -60,7 +62,7 @@ def methods(scale: int, args: argparse.Namespace) -> Path:
         for (name, weight), image in predictions
         if name != BICUBIC
     }
-    title = f"{args.volume.name}, slice {args.slice}: by {scale} from {low.shape[1]}x{low.shape[2]}"
+    title = f"{args.volume.name}, slice {args.slice}: {scale}x from {low.shape[1]}x{low.shape[2]}"
     path = args.output_dir / f"methods_x{scale}.png"
     draw_methods(images, truth[0, ..., 0], path, title, aspect)
     return path
@@ -77,7 +79,7 @@ def stages(scale: int, args: argparse.Namespace) -> Path:
         output = load(args.stages, scale, args)(scaled[None, ..., 0].to(args.device), return_stages=True)
     output = ICONetOutput(*([image.cpu() for image in images] for images in output))
     targets = ICONetOutput(*(stage_targets(target, images) for images in output))
-    title = f"{args.volume.name}, slice {args.slice}: stages of {TITLES[args.stages]} by {scale}"
+    title = f"{args.volume.name}, slice {args.slice}: stages of {NETWORKS[args.stages].title}, {scale}x"
     path = args.output_dir / f"stages_x{scale}.png"
     draw_stages(scaled[0, ..., 0], output, targets, path, title, aspect)
     return path
@@ -90,13 +92,13 @@ def main() -> None:
     parser.add_argument("volume", type=Path, nargs="?", default=sample, help="high-resolution NIfTI volume")
     parser.add_argument("--slice", type=int, default=3, help="along the third axis")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
-    parser.add_argument("--networks", nargs="+", choices=TITLES, help="default: all that have weights")
+    parser.add_argument("--networks", nargs="+", choices=TABLE_ORDER, help="default: all that have weights")
     parser.add_argument("--stages", choices=STAGED, default="iconet_small", help="network whose stages are drawn")
     parser.add_argument(
         "--data_consistency", type=consistency_weight, default=1.0, help="weight for the networks' images"
     )
     parser.add_argument("--models_dir", type=Path, default=ROOT / "models")
-    parser.add_argument("--image_skip", choices=("none", "bicubic", "fourier"), help="that the peers were trained with")
+    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="that the baselines were trained with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")
     args = parser.parse_args()

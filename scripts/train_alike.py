@@ -1,14 +1,14 @@
-"""Train ICONet and its peers alike, for a comparison at equal updates and at equal compute.
+"""Train ICONet and the baselines alike, for a comparison at equal updates and at equal compute.
 
     python scripts/train_alike.py DATA --split_file DATA/manifest.csv --updates 600 --seconds 300 [--batch_size 4 ...]
 
 Every network sees the same patches in the same order, at the learning rate of --learning_rates with which a short trial
-has the smallest loss. Peers get the Fourier image skip of ICONet (--image_skip paper leaves each its own): without it
-a short training is lost to interpolation. Weights go to RUNS/equal_updates and RUNS/equal_compute, records beside them;
+has the smallest loss. Baselines get the Fourier image skip of ICONet (--image_skip paper leaves each its own): without
+it a short training does not reach interpolation. Weights go to RUNS/equal_updates and RUNS/equal_compute, with records;
 `scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir RUNS/equal_updates --image_skip fourier
 --output_dir ...` makes the tables. Every option that is not listed below goes to the training (configs/train.json).
 Seconds, of processor time on a CPU, mean something with one thread (OMP_NUM_THREADS=1) and nothing else at work.
-Finished trainings are not repeated.
+Finished trainings are skipped.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from monai.bundle import ConfigParser
 
 from bundle.data.errors import root_cause
 from bundle.networks import NETWORKS
+from bundle.networks.baselines.interface import IMAGE_SKIPS
 from bundle.workflow.errors import one_line_exit
 from bundle.workflow.options import wrong_options
 
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300, help="of every network, processor time on a CPU")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.0003, 0.001])
     parser.add_argument("--search_updates", type=int, default=100, help="of each learning rate")
-    parser.add_argument("--image_skip", choices=("paper", "none", "bicubic", "fourier"), default="fourier")
+    parser.add_argument("--image_skip", choices=("paper", *IMAGE_SKIPS), default="fourier")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "alike")
     args, rest = parser.parse_known_args()
     logging.getLogger("ignite").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ import pytest
 from comparison.pages import page, summary
 from comparison.records import read_rows
 
-from bundle.networks import weights_path
+from bundle.inference.shipped import weights_path
 
 
 def test_the_readme_shows_the_table_that_the_comparison_wrote(bundle_root):

@@ -184,6 +184,10 @@ COMMANDS: dict[str, Run | NotRun] = {
         "three trainings; covered by tests/scripts/test_experiments.py::test_one_command_makes_a_table"
     ),
     # measuring
+    "python scripts/discretisation.py": NotRun(
+        "minutes; covered by tests/scripts/test_discretisation.py::"
+        "test_the_fast_form_of_the_exact_scan_is_that_of_the_reference"
+    ),
     "python scripts/benchmark.py": NotRun("a quarter of an hour of timing"),
     "python scripts/benchmark.py --quick": NotRun("minutes of timing"),
 }

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from bundle.networks import build_network, weights_path
+from bundle.inference.shipped import weights_path
+from bundle.networks import build_network
 
 SHIPPED = [("iconet_small", 2), ("iconet_small", 4)]
 shipped = pytest.mark.parametrize(("name", "scale"), SHIPPED)

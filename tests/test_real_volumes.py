@@ -13,8 +13,9 @@ import torch
 
 from bundle.data import read_volume, training_datalist
 from bundle.inference.inferers import VolumeInferer
+from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import build_network, weights_path
+from bundle.networks import build_network
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.physics import consistency_residual
 from bundle.training.metrics import psnr

@@ -24,11 +24,12 @@ from bundle.cli.arguments import OwnedCommand, options_of
 from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
 from bundle.options import InferenceOptions
 
-PARTS = ("physics", "ops", "networks", "data", "transforms", "trust", "inference", "training", "workflow")
+PARTS = ("physics", "ops", "networks", "data", "transforms", "inference", "training", "workflow")
 """Folders of the package that the configs need."""
 MODULES = ("__init__.py", "options.py")
-LEFT_OUT = ("dicom", "baselines")
-"""Folders in :data:`PARTS` that the configs do not need: they read NIfTI, and run one network."""
+"""Its modules outside of folders that they need."""
+LEFT_OUT = ("dicom", "baselines", "api.py", "model.py", "record.py", "shipped.py")
+"""What is in :data:`PARTS` but not needed: the configs read NIfTI, and run one network that they name."""
 RECORD = "configs/exported.json"
 """By this file an exported folder is known: the options of its export, and the checksum of every other file."""
 TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
@@ -84,8 +85,9 @@ def export_bundle(
         WeightsError: the weights are missing or not those of this network.
         ValueError: unknown network or scale.
     """
+    from bundle.inference.shipped import weights_path
     from bundle.inference.weights import load_weights, save_atomically
-    from bundle.networks import build_network, weights_path
+    from bundle.networks import build_network
 
     out = Path(out).resolve()
     _check_name(out.name)

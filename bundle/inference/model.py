@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from bundle.data.paths import PathLike
-from bundle.inference.shipped import models_folder, models_origin
+from bundle.inference.shipped import models_folder, models_origin, weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import NETWORKS, build_network, weights_path
+from bundle.networks import NETWORKS, build_network
 from bundle.trust import TrainingRange, load_training_range
 
 

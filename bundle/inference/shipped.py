@@ -63,3 +63,13 @@ def licence_text(name: str) -> str:
 def _inside_or_beside(name: str) -> Path:
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
+
+
+def weights_path(models_dir: str | os.PathLike[str], name: str = "iconet_small", scale: int = 2) -> str:
+    """Where the weights of a network lie in ``models_dir``, shipped or not: the only place that spells their names.
+
+    ``model.pt`` is the small ICONet 2x, as MONAI expects a bundle's weights to be called.
+    """
+    network = "" if name == "iconet_small" else f"_{name}"
+    factor = "" if (name, scale) == ("iconet_small", 2) else f"_x{scale}"
+    return str(Path(models_dir) / f"model{network}{factor}.pt")

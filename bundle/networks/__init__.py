@@ -1,6 +1,16 @@
-"""ICONet, its parts and its peers, as MONAI-style components."""
+"""ICONet, its parts and the baselines, as MONAI-style components."""
 
-from bundle.networks.iconet import NETWORK_SIZES, ICONet, ICONetOutput, iconet
-from bundle.networks.registry import NETWORKS, build_network, weights_path
+from bundle.networks.config import NETWORK_SIZES, ICONetConfig
+from bundle.networks.iconet import ICONet, ICONetOutput, iconet
+from bundle.networks.registry import NETWORKS, NetworkEntry, build_network
 
-__all__ = ["NETWORKS", "NETWORK_SIZES", "ICONet", "ICONetOutput", "build_network", "iconet", "weights_path"]
+__all__ = [
+    "NETWORKS",
+    "NETWORK_SIZES",
+    "ICONet",
+    "ICONetConfig",
+    "ICONetOutput",
+    "NetworkEntry",
+    "build_network",
+    "iconet",
+]

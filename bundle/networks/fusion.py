@@ -12,8 +12,9 @@ from bundle.ops import patch_match
 class SemanticAttentionBlock(nn.Module):
     """SAB: for each query patch the value patch of its most similar key patch (equations 4-6).
 
-    The transferred features are weighted by the similarity itself (the maximum of equation 4). The argmax has no
-    gradient; without this factor the maps that make queries and keys would never learn. The paper leaves it open.
+    Patches are 3x3, as in T2Net, whose attention this is; the paper gives no size. The transferred features are
+    multiplied by the similarity itself (the maximum of equation 4), which is not in equation 6: the argmax has no
+    gradient, so without this factor the maps that make queries and keys would never learn.
     """
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -26,13 +27,13 @@ class SRRecFusion(nn.Module):
     """``F_SR-Rec = SAB(Q_SR, K_Rec, V_Rec) * SAC_SR + SAB(Q_Rec, K_SR, V_SR) * SAC_Rec`` (equation 7).
 
     Queries, keys and values are 1x1 maps of the branch features. The confidence SAC is a 1x1 convolution and a sigmoid
-    on the two transferred features together, split in two. Which kernels is left open by the paper.
+    on the two transferred features together, split in two. The paper gives no kernel sizes.
 
     Args:
         features: channels of both branches.
         match_features: channels of queries and keys (default: ``features``); the cost of the search grows with it.
-        match_stride: side of the blocks of pixels that are matched as one. 1 matches every pixel, as in the paper; 2
-            compares 3x3 blocks of 2x2 pixels, a quarter of the queries with a quarter of the keys.
+        match_stride: side of the blocks of pixels that are matched as one. 1 matches every pixel (equation 4); 2
+            compares patches of 3x3 blocks of 2x2 pixels, a quarter of the queries with a quarter of the keys.
     """
 
     def __init__(self, features: int, match_features: int | None = None, match_stride: int = 1) -> None:

@@ -1,4 +1,4 @@
-"""What makes an image of the features of a branch: a residual, added to the image skip."""
+"""Heads: they turn the features of a branch into a residual image, which is added to the image skip."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from bundle.networks.initial import he_convolution, start_small
 
 
 class ImageHead(nn.Module):
-    """Features and an image skip to an image, by a 3x3 convolution; by 2 after the paper's shuffled pixels.
+    """Features and an image skip to an image by a 3x3 convolution, for 2x after a pixel shuffle.
 
-    Features are of order 10, and Adam's first steps move all weights of the last convolution alike, which would make an
-    image of noise of them: a tenth of the convolution's output is the residual. The convolution starts small besides.
+    The paper upsamples 2x per stage and names no operator for it; pixel shuffle is chosen here.
+
+    Features are of order 10, and Adam's first steps change all weights of the last convolution by the same amount,
+    which would turn them into an image of noise: the residual is a tenth of the convolution's output. The convolution
+    also starts with small weights.
 
     Args:
         features, channels: of the input and of the image.
-        scale: 2 convolves to four times as many features, shuffles them to the finer grid and rectifies them first (the
-            paper's upsampler); 1 does not.
+        scale: 1, or 2 for a convolution to four times as many features, pixel shuffle and a leaky rectifier before.
     """
 
     def __init__(self, features: int, channels: int, scale: int) -> None:
@@ -35,10 +37,10 @@ class ImageHead(nn.Module):
 
 
 class FullResolutionHead(nn.Module):
-    """Features and the interpolated image to an image by 2, by convolutions on the fine grid. Not in the paper.
+    """Features and the interpolated image to an image of twice the size, by convolutions on the fine grid.
 
-    What truncation took lies beyond the band of the coarse grid. Rectifiers on the interpolated image make such
-    frequencies where its edges are.
+    Not in the paper. The frequencies that truncation removed lie beyond the band of the coarse grid; rectifiers on the
+    interpolated image make such frequencies where its edges are.
 
     Args:
         features, channels: of the branch and of the image.
@@ -50,7 +52,7 @@ class FullResolutionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.to_fine = nn.Linear(features, 4 * width, bias=False)
-        with torch.no_grad():  # the image leads at first
+        with torch.no_grad():  # at first the image counts more than the features
             self.to_fine.weight.mul_(0.1)
         self.first = he_convolution(channels, width)
         body = [[he_convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
@@ -60,7 +62,7 @@ class FullResolutionHead(nn.Module):
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> an image like the latter."""
-        # maps are the largest tensors of the network: one name, so that each is freed when the next is there
+        # the maps are the largest tensors of the network: one name, so that each is freed once the next exists
         maps = self.first(skip)
         maps += torch.pixel_shuffle(self.to_fine(self.norm(features)).permute(0, 3, 1, 2), 2)
         maps = maps.relu_()

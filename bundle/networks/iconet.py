@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.config import NETWORK_SIZES, ICONetConfig
 from bundle.networks.fusion import SRRecFusion
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.rscfl import RSCFL
 from bundle.networks.upsample import fourier_image_upsample
-
-ORDERS = ("serial", "parallel")
-UPSAMPLERS = ("pixelshuffle", "full_resolution")
 
 
 class ICONetOutput(NamedTuple):
@@ -29,10 +28,11 @@ class ICONetOutput(NamedTuple):
 class Branch(nn.Module):
     """Head convolution and N RSCFL modules: the features of the reconstruction or the super-resolution branch."""
 
-    def __init__(self, in_channels: int, features: int, num_blocks: int, d_state: int, expand: float) -> None:
+    def __init__(self, config: ICONetConfig) -> None:
         super().__init__()
-        self.head = nn.Conv2d(in_channels, features, kernel_size=3, padding=1)
-        self.body = nn.Sequential(*(RSCFL(features, d_state, expand) for _ in range(num_blocks)))
+        self.head = nn.Conv2d(config.in_channels, config.features, kernel_size=3, padding=1)
+        blocks = [RSCFL(config.features, config.d_state, config.expand) for _ in range(config.num_blocks)]
+        self.body = nn.Sequential(*blocks)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> channels-last features (B, h, w, features)."""
@@ -40,35 +40,21 @@ class Branch(nn.Module):
 
 
 class ICONetStage(nn.Module):
-    """One x2 step: reconstruction branch, super-resolution branch, their fusion (Fig. 2)."""
+    """One 2x step: reconstruction branch, super-resolution branch, their fusion (Fig. 2)."""
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        features: int,
-        num_blocks: int,
-        d_state: int,
-        expand: float,
-        match_features: int | None,
-        match_stride: int,
-        upsampler: str,
-        head_features: int,
-        head_layers: int,
-        reconstruction: bool,
-        fusion: bool,
-        order: str,
-    ) -> None:
+    def __init__(self, config: ICONetConfig) -> None:
         super().__init__()
-        self.serial = order == "serial"
-        self.rec_branch = Branch(channels, features, num_blocks, d_state, expand) if reconstruction else None
-        self.rec_head = ImageHead(features, channels, 1) if reconstruction else None
-        self.sr_branch = Branch(channels, features, num_blocks, d_state, expand)
-        self.fusion = SRRecFusion(features, match_features, match_stride) if reconstruction and fusion else None
+        features, channels = config.features, config.in_channels
+        self.serial = config.order == "serial"
+        self.rec_branch = Branch(config) if config.reconstruction else None
+        self.rec_head = ImageHead(features, channels, 1) if config.reconstruction else None
+        self.sr_branch = Branch(config)
+        fused = config.reconstruction and config.fusion
+        self.fusion = SRRecFusion(features, config.match_features, config.match_stride) if fused else None
         self.sr_head = (
             ImageHead(features, channels, 2)
-            if upsampler == "pixelshuffle"
-            else FullResolutionHead(features, channels, head_features, head_layers)
+            if config.upsampler == "pixelshuffle"
+            else FullResolutionHead(features, channels, config.head_features, config.head_layers)
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -86,87 +72,32 @@ class ICONetStage(nn.Module):
 
 
 class ICONet(nn.Module):
-    """Iterative collaboration network for 2-D super-resolution by 2, 4 or 8.
+    """Iterative collaboration network for 2-D super-resolution, 2x, 4x or 8x.
 
     ``x_1 = LR``; stage ``i`` makes ``Rec_i = x_i + residual`` and, from it, ``SR_i = upsample(Rec_i) + residual``;
     ``x_{i+1} = SR_i``. Upsampling is zero-filled Fourier interpolation, exact on the grid of k-space truncation.
 
-    Fixed by the paper: 96 features, N = 7 RSCFL per branch, serial order, x2 per stage, fusion by hard attention.
-    Chosen here, where it is silent: one fusion per stage, added to the features of the super-resolution branch before
-    its upsampler; the image skips; separate weights for each stage; and what the parts' docstrings name.
+    From the paper: 96 features, N = 7 RSCFL per branch, serial order, 2x per stage, fusion by hard attention. Chosen
+    here, where it is silent: one fusion per stage, added to the features of the super-resolution branch before its
+    upsampler; the upsampler; the image skips; separate weights for each stage; and what the docstrings of the parts
+    name. docs/architecture.md has the whole list.
 
     Args:
-        scale: 2, 4 or 8: ``log2(scale)`` stages.
-        in_channels: channels of the image (the output has as many).
-        features: feature maps.
-        num_blocks: RSCFL modules per branch (the paper's N).
-        d_state, expand: of the selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
-        match_features, match_stride: of the fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
-        upsampler: ``pixelshuffle`` (the paper's, :class:`ImageHead`) or ``full_resolution``
-            (:class:`FullResolutionHead`).
-        head_features, head_layers: width and convolutions of the latter.
-        reconstruction: ``False`` removes the reconstruction branch and with it the fusion (Table IV).
-        fusion: ``False`` removes the fusion (Table IV).
-        order: ``serial`` (the paper) or ``parallel``: both branches read the input of the stage (Table V).
-        share_stages: one set of weights for all stages.
+        config: the options; by default those of the paper's size.
+        options: any of the options by name, in place of those of ``config``: ``ICONet(scale=4, features=32)``.
 
     Raises:
-        ValueError: an argument outside these.
+        ValueError, TypeError: see :class:`bundle.networks.ICONetConfig`.
     """
 
-    def __init__(
-        self,
-        scale: int = 2,
-        in_channels: int = 1,
-        features: int = 96,
-        num_blocks: int = 7,
-        d_state: int = 16,
-        expand: float = 2.0,
-        match_features: int | None = None,
-        match_stride: int = 1,
-        upsampler: str = "pixelshuffle",
-        head_features: int = 48,
-        head_layers: int = 12,
-        reconstruction: bool = True,
-        fusion: bool = True,
-        order: str = "serial",
-        share_stages: bool = False,
-    ) -> None:
+    def __init__(self, config: ICONetConfig | None = None, **options: Any) -> None:
         super().__init__()
-        if scale not in (2, 4, 8):
-            raise ValueError(f"scale must be 2, 4 or 8, got {scale}")
-        if order not in ORDERS:
-            raise ValueError(f"order must be one of {ORDERS}, got {order!r}")
-        if upsampler not in UPSAMPLERS:
-            raise ValueError(f"upsampler must be one of {UPSAMPLERS}, got {upsampler!r}")
-        if num_blocks < 1 or features < 1:
-            raise ValueError(f"num_blocks and features must be positive, got {num_blocks} and {features}")
-        if head_features < 1 or head_layers < 2:
-            raise ValueError(
-                f"head_features must be positive, head_layers at least 2, got {head_features} and {head_layers}"
-            )
-        self.scale = scale
-        self.in_channels = in_channels
-        num_stages = int(math.log2(scale))
-        self.repeats = num_stages if share_stages else 1
-        self.stages = nn.ModuleList(
-            ICONetStage(
-                channels=in_channels,
-                features=features,
-                num_blocks=num_blocks,
-                d_state=d_state,
-                expand=expand,
-                match_features=match_features,
-                match_stride=match_stride,
-                upsampler=upsampler,
-                head_features=head_features,
-                head_layers=head_layers,
-                reconstruction=reconstruction,
-                fusion=fusion,
-                order=order,
-            )
-            for _ in range(1 if share_stages else num_stages)
-        )
+        config = replace(config or ICONetConfig(), **options)
+        self.scale = config.scale
+        self.in_channels = config.in_channels
+        num_stages = int(math.log2(config.scale))
+        self.repeats = num_stages if config.share_stages else 1
+        self.stages = nn.ModuleList(ICONetStage(config) for _ in range(1 if config.share_stages else num_stages))
 
     def _run_stages(self, image: Tensor) -> ICONetOutput:
         reconstructions: list[Tensor] = []
@@ -197,34 +128,17 @@ class ICONet(nn.Module):
         return out.super_resolved[-1]
 
 
-NETWORK_SIZES: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "small": {
-        "features": 32,
-        "num_blocks": 4,
-        "d_state": 4,
-        "expand": 1.5,
-        "match_features": 8,
-        "match_stride": 2,
-        "upsampler": "full_resolution",
-        "head_features": 48,
-        "head_layers": 12,
-    },
-}
-"""Constructor arguments of the named sizes: the paper's, and one for machines without a GPU."""
-
-
-def iconet(size: str = "small", scale: int = 2, **kwargs: Any) -> ICONet:
+def iconet(size: str = "small", scale: int = 2, **options: Any) -> ICONet:
     """Build an :class:`ICONet` of a named size.
 
     Args:
         size: ``small`` or ``paper``.
         scale: 2, 4 or 8.
-        kwargs: further arguments of :class:`ICONet`, which override those of the size.
+        options: of :class:`bundle.networks.ICONetConfig`, in place of those of the size.
 
     Raises:
-        ValueError: unknown size.
+        ValueError: unknown size, or an option outside its range; TypeError: unknown option.
     """
     if size not in NETWORK_SIZES:
         raise ValueError(f"network size must be one of {tuple(NETWORK_SIZES)}, got {size!r}")
-    return ICONet(scale=scale, **{**NETWORK_SIZES[size], **kwargs})
+    return ICONet(NETWORK_SIZES[size], scale=scale, **options)

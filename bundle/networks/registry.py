@@ -1,41 +1,68 @@
-"""The networks by name: one option of the configs chooses among ICONet and its peers."""
+"""The networks by name: one option of the configs chooses among ICONet and the baselines."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bundle.networks.iconet import iconet
+
+@dataclass(frozen=True)
+class NetworkEntry:
+    """All that the project knows of a network besides its code.
+
+    Attributes:
+        builder: takes ``scale``, ``in_channels`` and what the class takes besides.
+        title: its name in tables and figures.
+        image_skip: what the network takes for its option ``image_skip`` if it is not given, as in its paper; ``None``
+            for a network without that option (ICONet has skips of its own).
+        reconstructs: whether it makes a reconstruction on the grid of its input besides the super-resolved image.
+        training: options of configs/train.json in which its paper differs from ICONet's.
+    """
+
+    builder: Callable[..., nn.Module]
+    title: str
+    image_skip: str | None = None
+    reconstructs: bool = False
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a network that ICONet is compared with."""
+        return self.image_skip is not None
 
 
-def _baseline(module: str, name: str) -> Callable[..., nn.Module]:
-    """Builder of a baseline, imported when it is built: exported bundles leave out the baselines they do not run."""
+def _from(module: str, name: str, *first: Any) -> Callable[..., nn.Module]:
+    """Builder that imports its network when it is used.
+
+    Exported bundles leave out the networks that they do not run, and SwinIR's needs MONAI's blocks, whose import takes
+    seconds.
+    """
 
     def build(**kwargs: Any) -> nn.Module:
-        network: nn.Module = getattr(import_module(f"bundle.networks.baselines.{module}"), name)(**kwargs)
+        network: nn.Module = getattr(import_module(f"bundle.networks.{module}"), name)(*first, **kwargs)
         return network
 
     return build
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "iconet_small": partial(iconet, "small"),
-    "iconet_paper": partial(iconet, "paper"),
-    "srcnn": _baseline("srcnn", "SRCNN"),
-    "vdsr": _baseline("vdsr", "VDSR"),
-    "fmisr": _baseline("fmisr", "FMISR"),
-    "t2net": _baseline("t2net", "T2Net"),
-    "divanet": _baseline("divanet", "DiVANet"),
-    "swinir_light": _baseline("swinir", "SwinIR"),
-    "mambair_light": _baseline("mambair", "MambaIR"),
+NETWORKS: dict[str, NetworkEntry] = {
+    "iconet_small": NetworkEntry(_from("iconet", "iconet", "small"), "ICONet small", reconstructs=True),
+    "iconet_paper": NetworkEntry(_from("iconet", "iconet", "paper"), "ICONet paper", reconstructs=True),
+    "srcnn": NetworkEntry(_from("baselines.srcnn", "SRCNN"), "SRCNN", image_skip="none"),
+    "vdsr": NetworkEntry(_from("baselines.vdsr", "VDSR"), "VDSR", image_skip="bicubic"),
+    "fmisr": NetworkEntry(_from("baselines.fmisr", "FMISR"), "FMISR", image_skip="none"),
+    "t2net": NetworkEntry(
+        _from("baselines.t2net", "T2Net"), "T2Net", image_skip="none", reconstructs=True, training={"alpha": 0.8}
+    ),
+    "divanet": NetworkEntry(_from("baselines.divanet", "DiVANet"), "DiVANet", image_skip="bicubic"),
+    "swinir_light": NetworkEntry(_from("baselines.swinir", "SwinIR"), "SwinIR light", image_skip="none"),
+    "mambair_light": NetworkEntry(_from("baselines.mambair", "MambaIR"), "MambaIR light", image_skip="none"),
 }
-"""Builders; each takes ``scale``, ``in_channels`` and what its class takes besides."""
+"""One entry per network, which the options of configs and programs, tables and figures read."""
 
 
 def build_network(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> nn.Module:
@@ -47,26 +74,12 @@ def build_network(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> 
         kwargs: further arguments of the network's class.
 
     Raises:
-        ValueError: unknown name, or an argument that the network does not permit.
+        ValueError: unknown name, or an argument outside its range; TypeError: an argument that it does not have.
     """
-    return _known(name)(scale=scale, **kwargs)
+    return _known(name).builder(scale=scale, **kwargs)
 
 
-def weights_path(models_dir: str | os.PathLike[str], name: str = "iconet_small", scale: int = 2) -> str:
-    """Where the weights of a network lie in ``models_dir``, shipped or not: the only place that spells their names.
-
-    ``model.pt`` is the small ICONet by 2, as MONAI expects a bundle's weights to be called.
-
-    Raises:
-        ValueError: unknown name.
-    """
-    _known(name)
-    network = "" if name == "iconet_small" else f"_{name}"
-    factor = "" if (name, scale) == ("iconet_small", 2) else f"_x{scale}"
-    return str(Path(models_dir) / f"model{network}{factor}.pt")
-
-
-def _known(name: str) -> Callable[..., nn.Module]:
+def _known(name: str) -> NetworkEntry:
     if name not in NETWORKS:
         raise ValueError(f"network name must be one of {tuple(NETWORKS)}, got {name!r}")
     return NETWORKS[name]

@@ -9,9 +9,9 @@ from bundle.networks.vision_mamba import VisionMambaBlock
 
 
 class ChannelRankingBlock(nn.Module):
-    """CRB: weigh each channel by what its mean says of it.
+    """CRB: channel attention, ``x * sigmoid(conv(relu(conv(GAP(x)))))`` with 1x1 convolutions.
 
-    ``x * sigmoid(conv(relu(conv(GAP(x)))))`` with 1x1 convolutions; the paper leaves the reduction open.
+    The paper gives neither kernels nor the reduction.
 
     Args:
         features: channels.

@@ -13,7 +13,10 @@ DT_MIN, DT_MAX = 1e-3, 1e-1
 
 
 class SS2D(nn.Module):
-    """2-D selective scan (paper section III-B; parameters and initial values as VMamba's first version).
+    """2-D selective scan (paper section III-B; parameters and initial values as in VMamba's first version).
+
+    What is computed of equations 1 to 3, and what differs from them: :func:`bundle.ops.selective_scan_2d`. Here A is
+    diagonal, ``-exp(A_log)``.
 
     Args:
         channels: width of the scanned feature map (Di).

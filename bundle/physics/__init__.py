@@ -3,7 +3,10 @@
 from bundle.physics.consistency import consistency_residual, restore_magnitude, restore_measured
 from bundle.physics.grid import divisible_size, fine_grid, lowres_affine, superres_affine
 from bundle.physics.kspace import (
+    fft2c,
+    fftc,
     fourier_upsample,
+    ifft2c,
     smooth_truncate,
     truncate,
     truncate_kspace,
@@ -16,8 +19,11 @@ __all__ = [
     "choose_slice_axis",
     "consistency_residual",
     "divisible_size",
+    "fft2c",
+    "fftc",
     "fine_grid",
     "fourier_upsample",
+    "ifft2c",
     "in_plane_axes",
     "lowres_affine",
     "measure_grid_shift",

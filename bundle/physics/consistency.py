@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bundle.physics.kspace import _centred_spectrum, _cropped, _image_of, _padded, truncate
+from bundle.physics.kspace import crop_kspace, fft2c, ifft2c, pad_kspace, truncate
 
 
 def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Tensor:
@@ -24,7 +24,7 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Te
     Returns:
         real image ``(..., H, W)``.
     """
-    return image + _correction(_centred_spectrum(image), measured, weight).to(image.dtype)
+    return image + _correction(fft2c(image), measured, weight).to(image.dtype)
 
 
 def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> Tensor:
@@ -42,8 +42,8 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> 
     Returns:
         real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
     """
-    spectrum = _centred_spectrum(image)
-    own = _image_of(_cropped(spectrum, (magnitude.shape[-2], magnitude.shape[-1])))
+    spectrum = fft2c(image)
+    own = ifft2c(crop_kspace(spectrum, (magnitude.shape[-2], magnitude.shape[-1])))
     size = own.abs()
     phase = torch.where(size > 0, own / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
     return image + _correction(spectrum, magnitude * phase, weight).to(image.dtype)
@@ -53,12 +53,12 @@ def _correction(spectrum: Tensor, measured: Tensor, weight: float) -> Tensor:
     """Real image (..., H, W) to add to the one of a centred spectrum, see :func:`restore_measured`."""
     height, width = spectrum.shape[-2], spectrum.shape[-1]
     h, w = measured.shape[-2], measured.shape[-1]
-    missing = _centred_spectrum(measured) - _cropped(spectrum, (h, w))
+    missing = fft2c(measured) - crop_kspace(spectrum, (h, w))
     unpaired = torch.zeros(h, w, dtype=torch.bool, device=spectrum.device)
     unpaired[0] |= h % 2 == 0 and h < height
     unpaired[:, 0] |= w % 2 == 0 and w < width
     missing = weight * torch.where(unpaired, 2.0 * missing, missing)
-    return _image_of(_padded(missing, (height, width))).real
+    return ifft2c(pad_kspace(missing, (height, width))).real
 
 
 def consistency_residual(image: Tensor, measured: Tensor) -> float:

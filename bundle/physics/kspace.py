@@ -19,42 +19,66 @@ import torch
 from torch import Tensor
 
 
-def _check_image(image: Tensor) -> None:
-    if image.ndim < 2:
-        raise ValueError(f"an image has at least two axes (..., rows, columns), got shape {list(image.shape)}")
+def fftc(image: Tensor, dim: list[int]) -> Tensor:
+    """Spectrum of an image along some of its axes, with DC at index ``N // 2`` of each.
 
+    Unnormalised: DC is the sum of the samples. The spectrum alone is shifted; sample 0 of the image is its origin, at
+    the first voxel and not in the middle (fastMRI's function of a like name shifts the image too and normalises).
 
-def _centred_spectrum(image: Tensor) -> Tensor:
-    """k-space of ``image`` with DC at index ``N // 2``; half precision is raised to single (FFTs need it)."""
+    Args:
+        image: real or complex, any shape. Half precision and integers are raised to single, which FFTs need.
+        dim: axes to transform.
+
+    Returns:
+        complex, same shape.
+    """
     if image.dtype in (torch.float16, torch.bfloat16) or not (image.is_floating_point() or image.is_complex()):
         image = image.float()
-    return torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+    return torch.fft.fftshift(torch.fft.fftn(image, dim=dim), dim=dim)
 
 
-def _cropped(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """Centre of a centred spectrum, scaled so that the image keeps its mean."""
-    rows, cols = spectrum.shape[-2], spectrum.shape[-1]
+def fft2c(image: Tensor) -> Tensor:
+    """k-space of the slices of an image (..., H, W), with DC at ``(H // 2, W // 2)``; see :func:`fftc`."""
+    return fftc(image, [-2, -1])
+
+
+def ifft2c(kspace: Tensor) -> Tensor:
+    """Complex image of a k-space (..., H, W) with DC at ``(H // 2, W // 2)``: the inverse of :func:`fft2c`."""
+    return torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=(-2, -1)))
+
+
+def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
+    """Centre (..., h, w) of a k-space (..., H, W), scaled so that the image keeps its mean.
+
+    Raises:
+        ValueError: ``size`` does not fit in the k-space.
+    """
+    rows, cols = kspace.shape[-2], kspace.shape[-1]
     h, w = size
     if not (1 <= h <= rows and 1 <= w <= cols):
         raise ValueError(f"cannot keep {h}x{w} samples of a {rows}x{cols} k-space")
     top, left = rows // 2 - h // 2, cols // 2 - w // 2
-    return spectrum[..., top : top + h, left : left + w] * (h * w / (rows * cols))
+    return kspace[..., top : top + h, left : left + w] * (h * w / (rows * cols))
 
 
-def _padded(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
-    """A centred spectrum amid zeros, scaled so that the image keeps its mean."""
-    h, w = spectrum.shape[-2], spectrum.shape[-1]
+def pad_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
+    """A k-space (..., h, w) amid zeros (..., H, W), scaled so that the image keeps its mean.
+
+    Raises:
+        ValueError: ``size`` is smaller than the k-space.
+    """
+    h, w = kspace.shape[-2], kspace.shape[-1]
     rows, cols = size
     if rows < h or cols < w:
         raise ValueError(f"cannot zero-fill a {h}x{w} k-space to {rows}x{cols}")
     top, left = rows // 2 - h // 2, cols // 2 - w // 2
     margins = (left, cols - w - left, top, rows - h - top)
-    return torch.nn.functional.pad(spectrum, margins) * (rows * cols / (h * w))
+    return torch.nn.functional.pad(kspace, margins) * (rows * cols / (h * w))
 
 
-def _image_of(spectrum: Tensor) -> Tensor:
-    """Complex image of a centred spectrum."""
-    return torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1)))
+def _check_image(image: Tensor) -> None:
+    if image.ndim < 2:
+        raise ValueError(f"an image has at least two axes (..., rows, columns), got shape {list(image.shape)}")
 
 
 def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -71,7 +95,7 @@ def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: if ``size`` does not fit in the image.
     """
     _check_image(image)
-    return _image_of(_cropped(_centred_spectrum(image), size))
+    return ifft2c(crop_kspace(fft2c(image), size))
 
 
 def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -88,7 +112,7 @@ def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
         complex image of shape ``(..., H, W)`` with the mean of the input.
     """
     _check_image(image)
-    return _image_of(_padded(_centred_spectrum(image), size))
+    return ifft2c(pad_kspace(fft2c(image), size))
 
 
 def truncate(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,10 +170,10 @@ def smooth_truncate(image: Tensor, size: tuple[int, int], fraction: float = 0.25
         real image of shape ``(..., h, w)`` with the mean of the input.
     """
     _check_image(image)
-    spectrum = _cropped(_centred_spectrum(image), size)
+    spectrum = crop_kspace(fft2c(image), size)
     for axis, n in ((-2, size[0]), (-1, size[1])):
         if n == image.shape[axis]:
             continue
         window = cosine_taper(n, fraction, device=image.device).to(spectrum.real.dtype)
         spectrum = spectrum * (window[:, None] if axis == -2 else window)
-    return _image_of(spectrum).real
+    return ifft2c(spectrum).real

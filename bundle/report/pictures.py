@@ -9,8 +9,11 @@ from io import BytesIO
 
 import matplotlib
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+
+from bundle.physics import fft2c
 
 LONGEST = 256
 _QUALITY = 88
@@ -47,7 +50,7 @@ def signed_picture(image: np.ndarray, reach: float, alt: str, aspect: float, lon
 
 def spectrum(image: np.ndarray, measured: tuple[int, int], alt: str, peak: float) -> Picture:
     """Log magnitude of the k-space of an image (H, W) below ``peak``, with a box around the measured samples (h, w)."""
-    magnitude = np.abs(np.fft.fftshift(np.fft.fft2(image)))
+    magnitude = _magnitudes(image)
     decibels = _reduced(20 * np.log10(np.maximum(magnitude / peak, 1e-12)), _SPECTRUM)
     drawn = _coloured(decibels, (-_DECIBELS, 0.0), "inferno")
     scale = [have / full for have, full in zip(decibels.shape, image.shape, strict=True)]
@@ -61,15 +64,21 @@ def spectrum(image: np.ndarray, measured: tuple[int, int], alt: str, peak: float
 
 def spectrum_peak(image: np.ndarray) -> float:
     """Largest magnitude in the k-space of an image."""
-    return float(np.abs(np.fft.fft2(image)).max()) or 1.0
+    return float(_magnitudes(image).max()) or 1.0
 
 
 def share_beyond(image: np.ndarray, measured: tuple[int, int]) -> float:
     """Fraction of the energy of an image's contrast that lies outside the measured samples (h, w)."""
-    power = np.square(np.abs(np.fft.fftshift(np.fft.fft2(image - image.mean()))))
+    power = np.square(_magnitudes(image - image.mean()))
     (top, h), (left, w) = ((n // 2 - m // 2, m) for n, m in zip(image.shape, measured, strict=True))
     total = float(power.sum())
     return 1.0 - float(power[top : top + h, left : left + w].sum()) / total if total else 0.0
+
+
+def _magnitudes(image: np.ndarray) -> np.ndarray:
+    """Of the k-space of an image (H, W), DC in the middle."""
+    magnitudes: np.ndarray = fft2c(torch.tensor(np.ascontiguousarray(image))).abs().numpy()
+    return magnitudes
 
 
 def histograms(before: np.ndarray, after: np.ndarray, alt: str) -> Picture:

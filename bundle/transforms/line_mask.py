@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_tensor
 from torch import Tensor
 
+from bundle.physics import fft2c, ifft2c
 from bundle.physics.slices import check_slice_axis, slices_back, slices_last
 
 
@@ -52,10 +53,8 @@ class CartesianLineMask(Transform):
     def __call__(self, img: Tensor) -> Tensor:
         """Channel-first ``(C, H, W)`` or ``(C, X, Y, Z)`` -> the same shape."""
         planes = slices_last(convert_to_tensor(img, track_meta=isinstance(img, MetaTensor)), self.slice_axis)
-        spectrum = torch.fft.fftshift(torch.fft.fft2(planes), dim=(-2, -1))
-        spectrum = spectrum * self.lines(planes.shape[-1]).to(planes.device)
-        out = torch.fft.ifft2(torch.fft.ifftshift(spectrum, dim=(-2, -1))).abs()
-        return slices_back(out, self.slice_axis)
+        kept = fft2c(planes) * self.lines(planes.shape[-1]).to(planes.device)
+        return slices_back(ifft2c(kept).abs(), self.slice_axis)
 
 
 class CartesianLineMaskd(MapTransform):

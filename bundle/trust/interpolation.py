@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+
+from bundle.physics import fftc
 
 SMALLEST_AXIS = 48
 """Axes with fewer samples hold too few for the statistics and are not judged."""
@@ -91,7 +94,7 @@ def _spectra(lines: np.ndarray, windowed: bool) -> np.ndarray:
     """Centred spectra (n, lines). The window keeps the jump from one end of a line to the other out of them."""
     if windowed:
         lines = lines * np.hanning(len(lines) + 1)[:-1, None].astype(np.float32)
-    spectra: np.ndarray = np.fft.fftshift(np.fft.fft(lines, axis=0), axes=0).astype(np.complex64)
+    spectra: np.ndarray = fftc(torch.from_numpy(lines), [0]).numpy()
     return spectra
 
 

@@ -19,17 +19,16 @@ from monai.utils import set_determinism
 
 from bundle.data import training_datalist
 from bundle.data.paths import sha256_of
+from bundle.inference.shipped import weights_path
 from bundle.inference.weights import save_atomically
-from bundle.networks import weights_path
+from bundle.networks import NETWORKS
 from comparison.protocol import image_skip_option
 from comparison.records import write_text
 
-OWN_OPTIONS: dict[str, dict[str, Any]] = {"t2net": {"alpha": 0.8}}
-"""What the paper of a network says of its training, where the configs let one choose it."""
 SETTLED = {"network_name", "learning_rate", "output_dir", "resume", "weights", "num_workers"}.union(
-    *OWN_OPTIONS.values()
+    *(entry.training for entry in NETWORKS.values())
 )
-"""Options that are not one's choice: each training has its own, or processor time would not count loader processes."""
+"""Options that cannot be chosen: every network has its own, and processor time would not count loader processes."""
 UPDATES, COMPUTE = "equal_updates", "equal_compute"
 """Folders of the weights."""
 
@@ -68,9 +67,9 @@ class Trainings:
     Args:
         scale: of all networks.
         folder: of the weights, ``folder/equal_updates`` and ``folder/equal_compute`` with the names of
-            :func:`bundle.networks.weights_path`, and of the records.
+            :func:`bundle.inference.shipped.weights_path`, and of the records.
         options: of configs/train.json, for all networks alike; none of :data:`SETTLED`.
-        image_skip: of the peers; ``None`` leaves each the one of its paper.
+        image_skip: of the baselines; ``None`` leaves each the one of its paper.
         root: of the bundle.
     """
 
@@ -135,7 +134,7 @@ class Trainings:
 
     def _shown(self) -> dict[str, Any]:
         """The options without folders, which differ between machines, and what a patch is in any case."""
-        config = self._config("")
+        config = self._config("iconet_small")  # they are the same for every network
         patches = {key: config.get_parsed_content(key) for key in ("batch_size", "patch_size")}
         given = {k: v for k, v in self.options.items() if k not in ("bundle_root", "dataset_dir", "split_file")}
         return {**given, **patches}
@@ -159,7 +158,7 @@ class Trainings:
         """The training config of a network."""
         config = ConfigParser()
         config.read_config(self.files)
-        config.update({**self.options, "network_name": name, **OWN_OPTIONS.get(name, {})})
+        config.update({**self.options, "network_name": name, **NETWORKS[name].training})
         if (skip := self._skip(name)) is not None:
             config["network_def#image_skip"] = skip
         return config

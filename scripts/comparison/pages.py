@@ -7,12 +7,12 @@ import os
 import re
 from pathlib import Path
 
+from bundle.networks import NETWORKS
 from comparison.alike import BUDGET_HEADER, COMPUTE, UPDATES, budget_rows
 from comparison.protocol import ZERO_FILLED
 from comparison.records import read_rows, write_text
 from comparison.tables import (
     METRICS,
-    TITLES,
     Results,
     cost_table,
     difference_table,
@@ -28,9 +28,8 @@ _COMPARISON = re.compile(r"compare_(?P<lines>lines_)?x(?P<scale>\d)\.csv")
 
 _INTRODUCTION = """# Results
 
-Every volume is degraded slice by slice, brought back by each method, and measured against itself. Files of raw rows lie
-in [results]({link}); this page and the README's table are made of them by `scripts/compare.py` and
-`scripts/ablation.py`.
+Every volume is degraded slice by slice, reconstructed by each method, and compared with the original. The raw rows lie
+in [results]({link}); `scripts/compare.py` and `scripts/ablation.py` make this page and the README's table from them.
 
 * **Subjects** are the unit: the volumes of a subject are averaged first, tables give mean ± standard deviation over
   subjects, differences are paired by subject.
@@ -144,7 +143,7 @@ def _alike(folder: Path, link: str) -> str:
         results = Results(read_rows(path))
         text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"
         for metric in ("psnr", "ssim"):
-            table = difference_table(results, metric, same_consistency(TITLES["iconet_small"]))
+            table = difference_table(results, metric, same_consistency(NETWORKS["iconet_small"].title))
             text += f"{METRICS[metric][0]}, difference to ICONet small with the same data consistency:\n\n{table}"
     return text
 
@@ -166,7 +165,7 @@ def _tables(results: Results) -> str:
         parts.append(
             f"{title}, difference to {ZERO_FILLED}:\n\n{difference_table(results, metric, lambda _: ZERO_FILLED)}"
         )
-        for name in (TITLES["iconet_small"], TITLES["iconet_paper"]):
+        for name in (NETWORKS[size].title for size in ("iconet_small", "iconet_paper")):
             if name in results.methods:
                 table = difference_table(results, metric, same_consistency(name))
                 parts.append(f"{title}, difference to {name} with the same data consistency:\n\n{table}")

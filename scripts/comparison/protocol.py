@@ -1,4 +1,4 @@
-"""How a method is compared: a known volume is degraded, brought back, and measured against itself."""
+"""How a method is compared: a known volume is degraded, reconstructed, and compared with itself."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from bundle.data.errors import error_line, fail, root_cause
 from bundle.data.splits import bids_subject, locate, read_table
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
+from bundle.networks import NETWORKS
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics.slices import check_slice_axis
 from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
@@ -43,8 +44,11 @@ def consistency_weight(text: str) -> float:
 
 
 def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
-    """The image skip as an argument of the named network: ICONet has its own, a peer without one that of its paper."""
-    return {"image_skip": image_skip} if image_skip and not name.startswith("iconet") else {}
+    """The image skip as an argument of the named network.
+
+    ICONet has its own and takes none. Nothing for ``None``, which leaves a baseline the one of its paper.
+    """
+    return {"image_skip": image_skip} if image_skip and NETWORKS[name].is_baseline else {}
 
 
 class RunsOnce(nn.Module):

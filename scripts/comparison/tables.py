@@ -5,22 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+from bundle.networks import NETWORKS
 from comparison.protocol import BICUBIC, ZERO_FILLED
 from comparison.records import Row, label
 from comparison.statistics import Difference, paired_difference, spread, subject_means
 
-TITLES = {
-    "srcnn": "SRCNN",
-    "vdsr": "VDSR",
-    "fmisr": "FMISR",
-    "t2net": "T2Net",
-    "divanet": "DiVANet",
-    "swinir_light": "SwinIR light",
-    "mambair_light": "MambaIR light",
-    "iconet_small": "ICONet small",
-    "iconet_paper": "ICONet paper",
-}
-"""Names of networks as tables show them, in the order of the tables: peers first."""
+TABLE_ORDER = sorted(NETWORKS, key=lambda name: not NETWORKS[name].is_baseline)
+"""Names of the networks in the order of the tables: baselines first, ICONet last."""
 
 METRICS = {"psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "nmse": ("NMSE", 5), "hfen": ("HFEN", 3)}
 MODALITY_ORDER = ("T1", "T2", "PD/FLAIR", "MR", "PET")
@@ -74,8 +65,8 @@ class Results:
 
 
 def _place(row: Row) -> tuple[int, float]:
-    """Interpolation first, then the networks in the order of :data:`TITLES`, then others as they come."""
-    names = [ZERO_FILLED, BICUBIC, *TITLES.values()]
+    """Interpolation first, then the networks in :data:`TABLE_ORDER`, then others as they come."""
+    names = [ZERO_FILLED, BICUBIC, *(NETWORKS[name].title for name in TABLE_ORDER)]
     method = row["method"]
     return (names.index(method) if method in names else len(names)), float(row.get("consistency") or 0.0)
 

@@ -24,8 +24,7 @@ from hypothesis import strategies as st
 from bundle.cli.partition import divide
 from bundle.cli.run import LOCK
 from bundle.inference.model import own_device
-from bundle.inference.shipped import models_folder
-from bundle.networks import weights_path
+from bundle.inference.shipped import models_folder, weights_path
 
 BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)
 NAMES = tuple("abcde")

@@ -25,9 +25,10 @@ from monai.transforms import Compose, LoadImaged, Resize, SaveImaged
 
 from bundle.cli.command import main
 from bundle.cli.export_bundle import ExportError, export_bundle
+from bundle.inference.shipped import weights_path
 from bundle.inference.volume import super_resolve
 from bundle.inference.weights import WeightsError, load_weights
-from bundle.networks import build_network, weights_path
+from bundle.networks import build_network
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The peers: one interface with ICONet, the grid, gradients, and the parameters of their papers."""
+"""The baselines: one interface with ICONet, the grid, gradients, and the parameters of their papers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_ups
 from bundle.physics import measure_grid_shift, truncate
 from bundle.training.losses import MultiStageL1Loss
 
-PEERS = [name for name in NETWORKS if not name.startswith("iconet")]
+BASELINES = [name for name, entry in NETWORKS.items() if entry.is_baseline]
 TINY: dict[str, dict[str, Any]] = {
     "vdsr": {"num_layers": 4, "features": 8},
     "t2net": {"num_blocks": 2, "features": 8},
@@ -36,7 +36,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def with_skip(name: str, scale: int, method: str) -> nn.Module:
-    """A peer whose image skip (or pre-upsampling that is the skip) is ``method``, in float64."""
+    """A baseline whose image skip (or pre-upsampling that is the skip) is ``method``, in float64."""
     return tiny(name, scale, image_skip=method).double()
 
 
@@ -50,7 +50,7 @@ def silence(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 1), (5, 13)])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_any_matrix_is_super_resolved_to_scale_times_its_size(name: str, size: tuple[int, int]) -> None:
     out = tiny(name)(noise(2, 1, *size))
     assert out.shape == (2, 1, 2 * size[0], 2 * size[1])
@@ -58,12 +58,12 @@ def test_any_matrix_is_super_resolved_to_scale_times_its_size(name: str, size: t
 
 
 @pytest.mark.parametrize("scale", [4, 8])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_images_of_several_channels_are_super_resolved_by_other_scales(name: str, scale: int) -> None:
     assert tiny(name, scale, in_channels=2)(noise(1, 2, 3, 5)).shape == (1, 2, 3 * scale, 5 * scale)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_the_stages_are_one_image_and_the_reconstructions_of_t2net(name: str) -> None:
     network, x = tiny(name, 4), noise(2, 1, 6, 5)
     out = network(x, return_stages=True)
@@ -74,14 +74,14 @@ def test_the_stages_are_one_image_and_the_reconstructions_of_t2net(name: str) ->
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 8, 8), (1, 8, 8), (1, 1, 8, 8, 8)])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_other_shapes_are_an_error(name: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected slices \(B, 1, h, w\)"):
         tiny(name)(noise(*shape))
 
 
 @pytest.mark.parametrize("scale", [1, 3, 16])
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_other_scales_are_an_error(name: str, scale: int) -> None:
     with pytest.raises(ValueError, match=r"scale must be one of \(2, 4, 8\)"):
         build_network(name, scale)
@@ -107,8 +107,8 @@ def test_an_argument_outside_its_range_is_an_error(name: str, arguments: dict[st
 
 
 @pytest.mark.parametrize("method", UPSAMPLERS)
-@pytest.mark.parametrize("name", PEERS)
-def test_without_a_residual_a_peer_is_its_aligned_image_skip(name: str, method: str) -> None:
+@pytest.mark.parametrize("name", BASELINES)
+def test_without_a_residual_a_baseline_is_its_aligned_image_skip(name: str, method: str) -> None:
     network, x = silence(with_skip(name, 4, method)), noise(1, 1, 6, 7).double()
     assert torch.allclose(network(x), UPSAMPLERS[method](x, 4))
 
@@ -133,12 +133,12 @@ def test_the_image_that_is_refined_at_full_size_has_not_moved(name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["srcnn", "fmisr", "t2net", "swinir_light", "mambair_light"])
-def test_peers_that_were_published_without_an_image_skip_have_none(name: str) -> None:
+def test_baselines_that_were_published_without_an_image_skip_have_none(name: str) -> None:
     assert bool((silence(tiny(name))(noise(1, 1, 6, 7)) == 0).all())
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_with_an_image_skip_an_untrained_peer_is_near_it(name: str) -> None:
+@pytest.mark.parametrize("name", BASELINES)
+def test_with_an_image_skip_an_untrained_baseline_is_near_it(name: str) -> None:
     # errors of interpolation are about 0.015 of the range: a start far above them would be unlearned first
     torch.manual_seed(0)
     network, x = build_network(name, 2, image_skip="fourier"), noise(1, 1, 24, 24)
@@ -175,7 +175,7 @@ COUNTS = [  # name, scale, channels, ours, millions as published or as counted i
 
 
 @pytest.mark.parametrize(("name", "scale", "channels", "ours", "published"), COUNTS)
-def test_the_peers_have_the_parameters_of_their_papers(
+def test_the_baselines_have_the_parameters_of_their_papers(
     name: str, scale: int, channels: int, ours: int, published: float
 ) -> None:
     network = build_network(name, scale, in_channels=channels)
@@ -188,7 +188,7 @@ def test_the_first_form_of_srcnn_is_smaller() -> None:
     assert sum(p.numel() for p in network.parameters()) == 8_129
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_weights_are_plain_float32_and_give_the_same_result_when_loaded_or_copied(name: str) -> None:
     network, other, x = tiny(name, seed=0), tiny(name, seed=1), noise(1, 1, 9, 10)
     assert all(t.dtype == torch.float32 for t in network.state_dict().values())
@@ -204,7 +204,7 @@ def test_weights_are_plain_float32_and_give_the_same_result_when_loaded_or_copie
 # --------------------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_every_parameter_of_the_full_network_learns(name: str) -> None:
     torch.manual_seed(0)
     network, label = build_network(name), noise(2, 1, 18, 20)
@@ -215,7 +215,7 @@ def test_every_parameter_of_the_full_network_learns(name: str) -> None:
     assert all(bool(p.grad.isfinite().all()) for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_few_steps_of_training_lower_the_loss(name: str) -> None:
     network, loss_function = tiny(name), MultiStageL1Loss(alpha=0.8)
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
@@ -236,7 +236,7 @@ def test_a_few_steps_of_training_lower_the_loss(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["srcnn", "vdsr", "fmisr", "t2net", "mambair_light"])
-def test_a_scripted_peer_is_the_peer(name: str) -> None:
+def test_a_scripted_baseline_is_the_peer(name: str) -> None:
     network = tiny(name).double()
     scripted = torch.jit.script(network)
     assert scripted.scale == 2
@@ -248,7 +248,7 @@ def test_a_scripted_peer_is_the_peer(name: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["divanet", "swinir_light"])
-def test_a_traced_peer_is_the_peer_at_the_size_it_was_traced_with(name: str) -> None:
+def test_a_traced_baseline_is_the_baseline_at_the_size_it_was_traced_with(name: str) -> None:
     network, x = tiny(name).double().eval(), noise(1, 1, 9, 17).double()
     with torch.no_grad():
         traced = torch.jit.trace(network, x, check_trace=False)

@@ -1,4 +1,4 @@
-"""What each peer computes, against its equation written out with plain operations."""
+"""What each baseline computes, against its equation written out with plain operations."""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from bundle.networks import NETWORK_SIZES, ICONet, ICONetOutput, iconet
+from bundle.networks import NETWORK_SIZES, ICONet, ICONetConfig, ICONetOutput, iconet
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.upsample import fourier_image_upsample
 from bundle.ops import native, use_backend
@@ -105,11 +106,38 @@ def test_other_shapes_are_an_error(shape: tuple[int, ...]) -> None:
         ({"features": 0}, "must be positive"),
         ({"head_features": 0}, "head_features must be positive"),
         ({"head_layers": 1}, "head_layers at least 2"),
+        ({"match_stride": 0}, "match_stride must be at least 1"),
     ],
 )
 def test_an_argument_outside_its_range_is_an_error(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ICONet(**{**TINY, **arguments})
+
+
+def test_the_keywords_of_the_network_are_the_fields_of_its_config() -> None:
+    config = ICONetConfig(**TINY, scale=4, order="parallel")
+    torch.manual_seed(0)
+    by_config = ICONet(config).state_dict()
+    torch.manual_seed(0)
+    by_keywords = ICONet(**asdict(config)).state_dict()
+    assert list(by_config) == list(by_keywords)
+    assert all(torch.equal(by_config[name], by_keywords[name]) for name in by_config)
+
+
+def test_keywords_go_before_the_config() -> None:
+    network = ICONet(ICONetConfig(**TINY, scale=4), scale=2, num_blocks=2)
+    assert network.scale == 2 and len(network.stages[0].sr_branch.body) == 2
+
+
+def test_the_config_of_a_named_size_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        NETWORK_SIZES["small"].features = 64
+
+
+@pytest.mark.parametrize("build", [ICONet, iconet, ICONetConfig])
+def test_an_unknown_keyword_is_an_error_that_names_it(build) -> None:
+    with pytest.raises(TypeError, match="num_block'"):
+        build(num_block=3)
 
 
 def test_an_unknown_size_is_an_error() -> None:
@@ -268,7 +296,7 @@ def test_the_paper_size_has_the_width_and_depth_of_the_paper() -> None:
 
 def test_arguments_override_those_of_a_named_size() -> None:
     assert len(iconet("small", num_blocks=2).stages[0].sr_branch.body) == 2
-    assert NETWORK_SIZES["small"]["num_blocks"] == 4
+    assert NETWORK_SIZES["small"].num_blocks == 4
 
 
 @pytest.mark.parametrize("share_stages", [False, True])

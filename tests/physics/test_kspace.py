@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bundle.physics import (
+    fft2c,
+    fftc,
     fourier_upsample,
+    ifft2c,
     smooth_truncate,
     truncate,
     truncate_kspace,
     zero_fill,
 )
-from bundle.physics.kspace import cosine_taper
+from bundle.physics.kspace import cosine_taper, crop_kspace, pad_kspace
 
 few = settings(max_examples=20, deadline=None)
 Size = tuple[int, int]
@@ -41,6 +44,51 @@ def random_image(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = tor
 
 def random_complex(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return random_image(shape, seed, torch.complex128)
+
+
+# ---------------------------------------------------------------------------------------------- centred transforms
+
+
+@few
+@given(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), seed=seeds)
+def test_ifft2c_is_the_inverse_of_fft2c(size: Size, seed: int) -> None:
+    x = random_complex((2, *size), seed)
+    assert torch.allclose(ifft2c(fft2c(x)), x)
+    assert torch.allclose(fft2c(ifft2c(x)), x)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 4)])
+def test_dc_is_in_the_middle_of_k_space_and_is_the_sum_of_the_image(size: Size) -> None:
+    x = random_image((3, *size))
+    dc = fft2c(x)[..., size[0] // 2, size[1] // 2]
+    assert torch.allclose(dc, x.sum(dim=(-2, -1)).to(dc.dtype))
+
+
+def test_only_k_space_is_shifted_so_a_point_at_the_first_voxel_has_no_phase() -> None:
+    point = torch.zeros(6, 9, dtype=torch.float64)
+    point[0, 0] = 1.0
+    assert torch.equal(fft2c(point), torch.ones(6, 9, dtype=torch.complex128))
+
+
+def test_the_transform_of_one_axis_is_the_sum_of_the_exponentials() -> None:
+    x = random_image((7, 3))
+    k, n = torch.arange(7) - 3, torch.arange(7)
+    waves = torch.exp(-2j * math.pi * k[:, None] * n / 7).to(torch.complex128)
+    assert torch.allclose(fftc(x, [0]), waves @ x.to(torch.complex128))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16])
+def test_half_precision_and_integers_are_transformed_in_single(dtype: torch.dtype) -> None:
+    x = torch.arange(12).view(3, 4).to(dtype)
+    assert fft2c(x).dtype == torch.complex64 and torch.equal(fft2c(x), fft2c(x.float()))
+
+
+@few
+@given(sizes=small_and_large(), seed=seeds)
+def test_cropping_takes_back_what_padding_added(sizes: tuple[Size, Size], seed: int) -> None:
+    small, large = sizes
+    k = random_complex(small, seed)
+    assert torch.allclose(crop_kspace(pad_kspace(k, large), small), k)
 
 
 def waves(size: Size, frequencies: list[Size], seed: int) -> Tensor:

@@ -15,8 +15,9 @@ from comparison.pages import page
 from comparison.protocol import Protocol
 from comparison.records import write_rows
 
+from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import build_network, weights_path
+from bundle.networks import build_network
 from bundle.training.inferers import StageInferer
 
 BUDGET = Budget(updates=3, seconds=0.0, learning_rates=(1e-9, 1e-3), search_updates=4)

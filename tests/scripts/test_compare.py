@@ -18,7 +18,7 @@ from comparison.protocol import BICUBIC, ZERO_FILLED, KnownVolume, Protocol, kno
 from comparison.records import joined, label, read_rows, write_rows, write_slices
 from comparison.statistics import Difference
 from comparison.tables import (
-    TITLES,
+    TABLE_ORDER,
     Results,
     difference_cell,
     difference_table,
@@ -436,9 +436,9 @@ def test_the_command_writes_files_that_a_second_run_adds_to(training_folder, tmp
     assert {path.name for path in out.iterdir()} == names
     before = {(r["file"], label(r)): r["psnr"] for r in read_rows(out / "compare_x2.csv")}
 
-    peer = tmp_path / "peer.pt"
-    torch.save(iconet("paper", 2, num_blocks=1).state_dict(), peer)
-    wrong = compare("--only", "iconet_paper", "--network", f"iconet_paper={peer}")
+    wider = tmp_path / "wider.pt"
+    torch.save(iconet("paper", 2, num_blocks=1).state_dict(), wider)
+    wrong = compare("--only", "iconet_paper", "--network", f"iconet_paper={wider}")
     assert wrong.returncode != 0 and "not the weights of this network" in wrong.stderr
     assert compare("--only", "vdsr").returncode != 0
     done = compare("--only", "--data_consistency", "1")
@@ -462,8 +462,9 @@ def test_the_figures_of_the_sample_can_be_drawn_again(tmp_path, bundle_root):
     assert {path.name for path in tmp_path.iterdir()} == {"methods_x2.png", "stages_x2.png"}
 
 
-def test_every_network_has_a_title():
-    assert set(TITLES) == set(NETWORKS)
+def test_tables_have_the_baselines_first_and_iconet_last():
+    assert sorted(TABLE_ORDER) == sorted(NETWORKS)
+    assert TABLE_ORDER[0] == "srcnn" and TABLE_ORDER[-2:] == ["iconet_small", "iconet_paper"]
 
 
 def test_a_signed_volume_is_shifted_as_in_training_and_an_empty_one_is_an_error(write_nifti, tmp_path):

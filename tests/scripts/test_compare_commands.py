@@ -173,7 +173,7 @@ def test_the_figures_take_networks_that_make_what_is_drawn(refused, tmp_path):
     assert refused("figures.py", tmp_path / "no.nii.gz", *out).startswith(f"{tmp_path / 'no.nii.gz'}: no such file")
 
 
-def test_the_figures_draw_a_peer_with_the_skip_of_its_training(bundle_root, tmp_path):
+def test_the_figures_draw_a_baseline_with_the_skip_of_its_training(bundle_root, tmp_path):
     models = weights(tmp_path / "models/model_t2net_x2.pt", "t2net").parent
     load = runpy.run_path(str(bundle_root / "scripts/figures.py"))["load"]
     for given, expected in (("fourier", "fourier"), (None, "none")):

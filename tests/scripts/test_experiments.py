@@ -24,7 +24,7 @@ from comparison.experiments import (
 from comparison.records import read_rows
 from comparison.swin import SwinBlock, swin_iconet
 
-from bundle.networks.iconet import NETWORK_SIZES, ICONet, iconet
+from bundle.networks import NETWORK_SIZES, ICONet, iconet
 from bundle.networks.vision_mamba import VisionMambaBlock
 from bundle.workflow.options import unused_keys, wrong_values
 
@@ -75,7 +75,7 @@ def test_an_overlay_passes_the_guard_and_builds_its_network(name, bundle_root):
     assert (stage.rec_branch is None) == (kwargs.get("reconstruction") is False)
     assert (stage.fusion is None) == (kwargs.get("fusion", kwargs.get("reconstruction")) is False)
     assert stage.serial == (kwargs.get("order") != "parallel")
-    assert len(stage.sr_branch.body) == kwargs.get("num_blocks", NETWORK_SIZES["small"]["num_blocks"])
+    assert len(stage.sr_branch.body) == kwargs.get("num_blocks", NETWORK_SIZES["small"].num_blocks)
     assert isinstance(stage.sr_branch.body[0].vmb, SwinBlock if "_target_" in kwargs else VisionMambaBlock)
     config = row.config({})
     assert config.get_parsed_content("loss").alpha == kwargs.get("alpha", 0.9)
@@ -267,6 +267,6 @@ def test_one_command_makes_a_table(training_folder, tmp_path, bundle_root):
     assert rows[1]["psnr"] != rows[2]["psnr"]
     assert rows[1]["parameters"] == rows[2]["parameters"] == parameters(iconet("small", 2))
     text = (tmp_path / "out/ablation_table5.md").read_text()
-    assert text.startswith("### Table V, by 2, truncation, val split") and "2 updates of 2 patches of 32x32" in text
+    assert text.startswith("### Table V, 2x, truncation, val split") and "2 updates of 2 patches of 32x32" in text
     assert text in (tmp_path / "out/results.md").read_text()
     assert json.loads((tmp_path / "runs/default/experiment.json").read_text())["finished"] is True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from bundle.networks.baselines.interface import PeerNetwork
+from bundle.networks.baselines.interface import BaselineNetwork
 
 EXPANSION, REDUCTION = 6.0, 0.8
 """Widths inside a residual block, relative to its features."""
@@ -75,16 +75,16 @@ class TwoBanks(nn.Module):
         return self.fuse_features(torch.cat(features, dim=1)) + x + fused, fused
 
 
-class DiVANet(PeerNetwork):
+class DiVANet(BaselineNetwork):
     """Residual blocks with directional variance attention, banks of features and attentions, a bicubic image skip.
 
-    As its public code: 64 maps, three groups of three blocks, weight normalisation, x2 steps by grouped convolutions
-    and pixel shuffles. Ours: the bicubic skip is grid-aligned (centred there), and the last layer starts small.
-    Normalised weights cannot be scripted: export by tracing.
-    900,056 parameters for one channel by 2 (published: 0.902 M for three), 13.4 G multiply-adds.
+    As in its public code: 64 maps, three groups of three blocks, weight normalisation, 2x steps by grouped convolutions
+    and pixel shuffle. Different here: the bicubic skip is grid-aligned (centred there), and the last layer starts
+    small. Normalised weights cannot be scripted: export by tracing.
+    900,056 parameters for one channel, 2x (published: 0.902 M for three channels); 13.4 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps, a multiple of 4.
     """
 

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import PeerNetwork
+from bundle.networks.baselines.interface import BaselineNetwork
 
 
-class FMISR(PeerNetwork):
+class FMISR(BaselineNetwork):
     """Hidden layers with mini-networks on the low-resolution grid, then one sub-pixel layer: an INTERPRETATION.
 
     No code is public, and what could be read of the paper gives only the outline: a fast network in the manner of
     ESPCN whose hidden layers hold a mini-network (1x1 convolutions, "network in network") and whose last layer is a
     sub-pixel one. Widths, kernels and activation are therefore ours: ESPCN's 5x5-64, 3x3-32, 3x3-shuffle, each hidden
     layer followed by a 1x1 convolution of its width, ReLU. Results with it are not results of the paper.
-    26,500 parameters for one channel by 2, 0.43 G multiply-adds.
+    26,500 parameters for one channel, 2x; 0.43 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
     """
 
     def __init__(self, scale: int = 2, in_channels: int = 1, image_skip: str = "none") -> None:

@@ -1,15 +1,16 @@
-"""What all peers share: the interface of ICONet for a network of one step."""
+"""What all baselines share: the interface of ICONet for a network of one step."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bundle.networks.config import SCALES
 from bundle.networks.iconet import ICONetOutput
 from bundle.networks.initial import start_small
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 
-SCALES = (2, 4, 8)
 INTERPOLATIONS = ("bicubic", "fourier")
+IMAGE_SKIPS = ("none", *INTERPOLATIONS)
 
 
 def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
@@ -19,14 +20,14 @@ def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
     return fourier_image_upsample(image, scale)
 
 
-class PeerNetwork(nn.Module):
-    """Base of the peers: a subclass computes :meth:`estimate`, and the image skip is added here.
+class BaselineNetwork(nn.Module):
+    """Base of the baselines: a subclass computes :meth:`estimate`, and the image skip is added here.
 
     Args:
         scale: 2, 4 or 8.
         in_channels: channels of the image; the output has as many.
         image_skip: ``none``, or the interpolation of the input that is added to the output: ``bicubic`` or
-            ``fourier``. Each peer's default is that of its paper; another one tells what the skip alone is worth.
+            ``fourier``. Each baseline's default is that of its paper; another shows what the skip alone is worth.
 
     Raises:
         ValueError: an argument outside these.
@@ -38,7 +39,7 @@ class PeerNetwork(nn.Module):
             raise ValueError(f"scale must be one of {SCALES}, got {scale}")
         if in_channels < 1:
             raise ValueError(f"in_channels must be positive, got {in_channels}")
-        check_interpolation(image_skip, ("none", *INTERPOLATIONS))
+        check_interpolation(image_skip, IMAGE_SKIPS)
         self.scale = scale
         self.in_channels = in_channels
         self.image_skip = image_skip

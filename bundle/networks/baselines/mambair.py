@@ -61,12 +61,13 @@ class StateSpaceBlock(nn.Module):
 class MambaIR(ResidualGroupNetwork):
     """SwinIR's frame with state-space blocks on this project's own scan; lightweight form.
 
-    As its public code: 60 maps, four groups of six blocks, 10 states, 72 scanned channels, a direct pixel shuffle, no
-    image skip. Ours: the bias of the channel attention, and stochastic depth is left out.
-    899,608 parameters for one channel by 2 (published: 0.905 M for three), 12.5 G multiply-adds without the scan.
+    As in its public code: 60 maps, four groups of six blocks, 10 states, 72 scanned channels, a direct pixel shuffle,
+    no image skip. Different here: the initial bias of the channel attention, and stochastic depth is left out.
+    899,608 parameters for one channel, 2x (published: 0.905 M for three channels); 12.5 G multiply-adds without the
+    scan.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps.
         depths: blocks of each group.
         d_state, expand: of the scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.

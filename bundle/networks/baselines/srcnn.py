@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import PeerNetwork, interpolate
+from bundle.networks.baselines.interface import BaselineNetwork, interpolate
 
 
-class SRCNN(PeerNetwork):
+class SRCNN(BaselineNetwork):
     """Three convolutions on the interpolated image: 64 maps, 32 maps, image; ReLU between, no skip.
 
-    The paper's: widths, kernels, bicubic pre-upsampling. Ours: bicubic is grid-aligned, convolutions
-    keep the size (zero padding), initial weights are PyTorch's (the paper's, of 0.001, need its far longer training).
+    As in the paper: widths, kernels, bicubic pre-upsampling. Different here: bicubic is grid-aligned, convolutions
+    keep the size (zero padding), initial weights are PyTorch's (the paper's, with a standard deviation of 0.001, need
+    its far longer training).
     57,281 parameters for 9-5-5 and one channel (8,129 for 9-1-5), 3.75 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`. With an image
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`. With an image
             skip the convolutions read that interpolation, else the paper's bicubic one.
         kernel_sizes: the paper's 9-5-5; its first form was 9-1-5.
     """

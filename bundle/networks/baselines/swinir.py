@@ -12,7 +12,11 @@ from bundle.networks.baselines.residual_groups import ResidualGroupNetwork
 
 
 class WindowBlock(nn.Module):
-    """MONAI's Swin block on a map (B, h, w, features), sides divisible by the window, with the mask of its shift."""
+    """MONAI's Swin block on a map (B, h, w, features), sides divisible by the window, with the mask of its shift.
+
+    Along an axis that holds a single window there is no shift: it would only mask pixels of that window from each
+    other.
+    """
 
     def __init__(self, features: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float) -> None:
         super().__init__()
@@ -28,21 +32,23 @@ class WindowBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[1:3]
-        window, shift = get_window_size(size, self.window, self.shift)  # a map of one window has nothing to shift
+        window, shift = get_window_size(size, self.window, self.shift)  # no shift along an axis of one window
         return self.block(x, compute_mask(size, window, shift, x.device) if any(shift) else None)
 
 
 class SwinIR(ResidualGroupNetwork):
     """Groups of Swin transformer blocks whose windows are shifted in every other block; lightweight form.
 
-    As its public code: 60 maps, four groups of six blocks, 6 heads, windows of 8, an MLP of twice the width, one
-    convolution per group, a direct pixel shuffle, no image skip. Ours: the image is padded to whole windows by
-    replication (reflection there, which needs more samples than it pads), and stochastic depth is left out.
+    As in its public code: 60 maps, four groups of six blocks, 6 heads, windows of 8, an MLP of twice the width, one
+    convolution per group, a direct pixel shuffle, no image skip. Different here: the image is padded to whole windows
+    by replication (reflection there, which needs more samples than it pads); windows are not shifted along an axis of
+    one window, so images of up to 8 pixels per side see no shift (the public code decides by the size of its training
+    patches and shifts images of any size); and stochastic depth is left out.
     MONAI's block cannot be scripted, and a trace holds for one size of image.
-    904,744 parameters for one channel by 2, 17.0 G multiply-adds.
+    904,744 parameters for one channel, 2x; 17.0 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps, a multiple of ``num_heads``.
         depths: blocks of each group.
         num_heads, window_size, mlp_ratio: of each block.

@@ -6,19 +6,20 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import PeerNetwork, check_interpolation, interpolate
+from bundle.networks.baselines.interface import BaselineNetwork, check_interpolation, interpolate
 from bundle.networks.initial import he_convolution
 
 
-class VDSR(PeerNetwork):
+class VDSR(BaselineNetwork):
     """Twenty 3x3 convolutions of 64 maps with ReLU that estimate what the interpolated image lacks.
 
-    The paper's: depth, width, bicubic pre-upsampling that is also the skip, He's initial weights. Ours: bicubic is
-    grid-aligned, and the last layer starts small (the paper trained at a rate of 0.1 with clipped gradients).
+    As in the paper: depth, width, bicubic pre-upsampling that is also the skip, He's initial weights. Different here:
+    bicubic is grid-aligned, and the last layer starts small (the paper trained at a learning rate of 0.1 with clipped
+    gradients).
     665,921 parameters for one channel, 43.6 G multiply-adds.
 
     Args:
-        scale, in_channels: see :class:`bundle.networks.baselines.interface.PeerNetwork`.
+        scale, in_channels: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         num_layers: convolutions, at least 2.
         features: maps.
         image_skip: pre-upsampling and skip in one, ``bicubic`` (the paper) or ``fourier``.

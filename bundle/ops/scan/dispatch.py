@@ -20,8 +20,9 @@ def selective_scan_2d(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tenso
         h_l  = exp(dt_l * A[k]) * h_{l-1} + dt_l * x_l * B_l            # per channel and state, h_0 = 0
         y_l  = <h_l, C_l> + D[k] * x_l
 
-    This is equation (3) of the paper with the discretisation of its equation (2), the input term simplified to
-    ``dt * B`` as every Mamba does.
+    These are equations 1 to 3 of the paper with a diagonal ``A`` and, as in every Mamba, two differences: ``B`` is
+    multiplied by ``dt``, where zero-order hold (equation 2) has ``(exp(dt A) - 1) / A``, and ``D x`` is added.
+    :func:`bundle.ops.scan.reference.selective_scan_2d_reference` has zero-order hold as an option.
 
     Args:
         x: ``(B, H, W, Di)``, channels last, float32 or float64; half types are computed in float32.

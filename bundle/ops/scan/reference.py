@@ -31,9 +31,14 @@ def parameter_shapes(x: Tensor, dt_weight: Tensor, A: Tensor) -> dict[str, tuple
 
 
 def selective_scan_2d_reference(
-    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, exact: bool = False
 ) -> Tensor:
-    """See :func:`bundle.ops.selective_scan_2d`. One Python step per pixel: for checks in float64 only."""
+    """See :func:`bundle.ops.selective_scan_2d`. One Python step per pixel: for checks only.
+
+    Args:
+        exact: zero-order hold of ``B`` too, ``(exp(dt A) - 1) / A * B`` as in equation 2 of the paper. Every back end
+            has ``dt * B`` instead, as Mamba does, and the weights are trained with that.
+    """
     batch, height, width, channels = x.shape
     rank, state = dt_weight.shape[2], A.shape[2]
     merged = torch.zeros_like(x).flatten(1, 2)
@@ -44,7 +49,8 @@ def selective_scan_2d_reference(
         h = x.new_zeros(batch, channels, state)
         out = []
         for u_t, dt_t, b_t, c_t in zip(u.unbind(1), dt.unbind(1), b.unbind(1), c.unbind(1), strict=True):
-            h = torch.exp(dt_t[..., None] * A[k]) * h + (dt_t * u_t)[..., None] * b_t[:, None]
+            held = torch.expm1(dt_t[..., None] * A[k]) / A[k] if exact else dt_t[..., None]
+            h = torch.exp(dt_t[..., None] * A[k]) * h + held * u_t[..., None] * b_t[:, None]
             out.append((h * c_t[:, None]).sum(-1) + D[k] * u_t)
         merged = merged.index_add(1, order, torch.stack(out, dim=1))
     return merged.view_as(x)
