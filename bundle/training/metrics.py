@@ -6,12 +6,15 @@ of the papers of this line. (MONAI's PSNRMetric takes a fixed range, its SSIMMet
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from monai.data import MetaTensor
 from monai.metrics import CumulativeIterationMetric
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from bundle.physics.slices import check_slice_axis
+from bundle.physics.slices import check_slice_axis, choose_slice_axis
 
 WINDOW, K1, K2 = 7, 0.01, 0.03
 LOG_SIGMA, LOG_RADIUS = 1.5, 7
@@ -132,12 +135,18 @@ class VolumeSSIM(_VolumeMetric):
     """:func:`ssim` of each volume.
 
     Args:
-        slice_axis: axis of the volume (0, 1, 2) that runs over slices.
+        slice_axis: axis of the volume (0, 1, 2) that runs over slices, or "auto": by the voxel size of the truth, a
+            MetaTensor.
     """
 
-    def __init__(self, slice_axis: int = 2) -> None:
+    def __init__(self, slice_axis: int | Literal["auto"] = 2) -> None:
         super().__init__()
-        self.slice_axis = check_slice_axis(slice_axis)
+        self.slice_axis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
 
     def _volume(self, pred: Tensor, truth: Tensor) -> Tensor:
-        return ssim(pred, truth, self.slice_axis)
+        axis = self.slice_axis
+        if axis == "auto":
+            if not isinstance(truth, MetaTensor):
+                raise ValueError('slice_axis "auto" needs the voxel size of the truth, and a plain tensor has none')
+            axis = choose_slice_axis(truth.shape, truth.affine.cpu().numpy())
+        return ssim(pred, truth, axis)

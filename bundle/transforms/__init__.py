@@ -5,6 +5,7 @@ from bundle.transforms.geometry import CropToMultiple, CropToMultipled, SuperRes
 from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed, RestoreIntensityd
 from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
+from bundle.transforms.take_slices import TakeSlicesd
 from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
 from bundle.transforms.voxel_size import RandVoxelSize, RandVoxelSized
 
@@ -24,4 +25,5 @@ __all__ = [
     "RestoreIntensityd",
     "SaveVolumed",
     "SuperResolveAffined",
+    "TakeSlicesd",
 ]
