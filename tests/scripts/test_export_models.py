@@ -250,7 +250,7 @@ def test_what_has_weights_is_exported_and_shown_as_a_table(
     assert script.shipped() == [("iconet_small", 2), ("iconet_small", 4)]
     monkeypatch.setattr(sys, "argv", ["export.py", "--scales", "2", "--output_dir", str(tmp_path / "out")])
     script.main()
-    head, *lines, last = capsys.readouterr().out.splitlines()
+    head, *lines, _ = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["network", "slice", "form"]
     assert [line.split()[:3] for line in lines] == [
         ["iconet_small", "x2", "8x6"],

@@ -197,3 +197,16 @@ def test_the_slice_axis_reaches_the_figure() -> None:
         assert float(VolumeSSIM(axis)(pred, truth)) == float(ssim(pred[0, 0], truth[0, 0], axis))
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):
         VolumeSSIM(3)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_slice_axis_can_be_taken_from_the_voxel_size_of_the_truth(axis):
+    sizes = [1.0, 1.0, 1.0]
+    sizes[axis] = 5.0
+    truth = MetaTensor(torch.rand(1, 12, 10, 9), affine=torch.diag(torch.tensor([*sizes, 1.0])))
+    pred = torch.rand(1, 12, 10, 9)
+    metric = VolumeSSIM("auto")
+    metric([pred], [truth])
+    assert float(metric.aggregate()) == pytest.approx(float(ssim(pred[0], truth[0].as_tensor(), axis)))
+    with pytest.raises(ValueError, match="needs the voxel size of the truth"):
+        metric([pred], [truth.as_tensor()])
