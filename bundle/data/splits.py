@@ -1,4 +1,4 @@
-"""Which volume belongs to which split; a subject is never in two."""
+"""Which volume belongs to which split; a subject is never in two, unless it is the only one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from bundle.data.errors import fail_dataset
 from bundle.data.find import find_volumes, inference_datalist, split_name
 from bundle.data.nifti.read import read_header
 from bundle.data.paths import PathLike
+from bundle.physics.slices import choose_slice_axis
 
 _log = logging.getLogger("iconet")
 
@@ -33,13 +34,18 @@ def training_datalist(
     split_file: PathLike | None = None,
     val_fraction: float = 0.2,
     seed: int = 0,
-) -> list[dict[str, str]]:
-    """[{"image": path}, ...] of one split; a subject is never in two splits.
+    slice_axis: int | Literal["auto"] | None = None,
+) -> list[dict[str, Any]]:
+    """[{"image": path}, ...] of one split; a subject is never in two splits, unless there is only one.
 
     With `split_file`, a CSV with the columns file, subject and split (others are ignored), its rows decide. A
     relative file is looked for beside the CSV, then in `dataset_dir`; only the files of the asked split must exist.
     Without it, subjects are drawn for "val" in the order of a hash of seed and name, so the split depends on
     nothing else; the subject is the BIDS label "sub-..." of the path or else the file's name without its ending.
+
+    A folder of one subject can be divided by slices instead, so that a first trial runs: the last slices of each
+    volume are for "val", the others for "train", one between them for neither. Its items have "slices": [axis, first,
+    stop] as well, which :class:`bundle.transforms.TakeSlicesd` obeys, and a warning says what such figures are worth.
 
     Args:
         dataset_dir: the folder of the volumes.
@@ -47,9 +53,13 @@ def training_datalist(
         split_file: the CSV.
         val_fraction: share of the subjects for "val" without CSV, inside (0, 1); at least one subject on each side.
         seed: another seed gives another draw.
+        slice_axis: divide the volumes of a single subject along this array axis ("auto": by their voxel size); None
+            refuses a single subject.
 
     Raises:
-        DatasetError: a bad table, a missing file, a subject in two splits, an empty split, fewer than two subjects.
+        DatasetError: a bad table, a missing file, a subject in two splits, an empty split, a single subject that is
+            not to be divided or has a volume of one slice.
+        VolumeError: the header of a volume that is to be divided is unusable.
         ValueError: a bad `split` or `val_fraction`.
     """
     if split not in SPLITS:
@@ -60,10 +70,13 @@ def training_datalist(
         raise ValueError(f"val_fraction must be inside (0, 1), got {val_fraction}")
     if split == "test":
         fail_dataset(dataset_dir, "a test split needs a split file", "give a CSV with the columns file, subject, split")
-    return _datalist_by_hash(Path(dataset_dir), split, val_fraction, seed)
+    subjects = _subjects(Path(dataset_dir))
+    if len(subjects) == 1 and slice_axis is not None:
+        return _datalist_by_slices(Path(dataset_dir), subjects, split, val_fraction, slice_axis)
+    return _datalist_by_hash(Path(dataset_dir), subjects, split, val_fraction, seed)
 
 
-def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike | None = None) -> list[dict[str, str]]:
+def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike | None = None) -> list[dict[str, Any]]:
     """[{"image": path}, ...] to evaluate on: one split of a CSV, or without one every volume of the folder.
 
     Args and errors as for `training_datalist`.
@@ -74,15 +87,24 @@ def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike 
 
 
 def voxel_counts(datalist: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Number of voxels of each item's image, from the headers alone; usable as sampling weights.
+    """Number of voxels that each item has of its image, from the headers alone; usable as sampling weights.
 
     Raises:
         VolumeError: a header is unusable.
     """
-    return [int(np.prod(read_header(item["image"]).get_data_shape(), dtype=np.int64)) for item in datalist]
+    return [_voxels(item) for item in datalist]
 
 
-def _datalist_by_hash(root: Path, split: str, val_fraction: float, seed: int) -> list[dict[str, str]]:
+def _voxels(item: Mapping[str, Any]) -> int:
+    shape = list(read_header(item["image"]).get_data_shape())
+    if "slices" in item:
+        axis, first, stop = item["slices"]
+        shape[axis] = stop - first
+    return int(np.prod(shape, dtype=np.int64))
+
+
+def _subjects(root: Path) -> dict[str, list[Path]]:
+    """The volumes of each subject of a folder, by its BIDS label or the file's name."""
     subjects: dict[str, list[Path]] = defaultdict(list)
     base = root.parent if root.is_file() else root
     unlabelled = 0
@@ -90,20 +112,61 @@ def _datalist_by_hash(root: Path, split: str, val_fraction: float, seed: int) ->
         label = bids_subject(path.relative_to(base).as_posix())
         unlabelled += label is None
         subjects[label or split_name(path)[0]].append(path)
-    if len(subjects) < 2:
-        wrong = f"only the subject {next(iter(subjects))!r} by file name, a split needs two"
-        fail_dataset(root, wrong, "give more volumes or a split file (CSV with the columns file, subject, split)")
-    if unlabelled:
+    if unlabelled and len(subjects) > 1:
         _log.warning(
             "%s: %d volumes without a BIDS subject label (sub-...); each file name counts as a subject. "
             "Give a split file if one subject has several files.",
             root,
             unlabelled,
         )
+    return subjects
+
+
+def _datalist_by_hash(
+    root: Path, subjects: Mapping[str, list[Path]], split: str, val_fraction: float, seed: int
+) -> list[dict[str, Any]]:
+    if len(subjects) < 2:
+        wrong = f"only the subject {next(iter(subjects))!r} by file name, a split needs two"
+        fail_dataset(root, wrong, "give more volumes or a split file (CSV with the columns file, subject, split)")
     order = sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
     count = min(max(round(len(order) * val_fraction), 1), len(order) - 1)
     names = order[:count] if split == "val" else order[count:]
     return [{"image": str(path)} for path in sorted(path for name in names for path in subjects[name])]
+
+
+def _datalist_by_slices(
+    root: Path,
+    subjects: Mapping[str, list[Path]],
+    split: str,
+    val_fraction: float,
+    slice_axis: int | Literal["auto"],
+) -> list[dict[str, Any]]:
+    ((name, paths),) = subjects.items()
+    if split == "val":  # both splits are asked for, one warning is enough
+        _log.warning(
+            "%s: only one subject (%s), so the network is validated on the last slices of each volume and trained on "
+            "the rest; these figures say nothing about other subjects. Give volumes of more subjects for figures that "
+            "do.",
+            root,
+            name,
+        )
+    return [{"image": str(path), "slices": _part(path, split, val_fraction, slice_axis)} for path in sorted(paths)]
+
+
+def _part(path: Path, split: str, val_fraction: float, slice_axis: int | Literal["auto"]) -> list[int]:
+    """[axis, first, stop] of the slices of a volume that are for a split."""
+    header = read_header(path)
+    shape = header.get_data_shape()
+    more = "give a volume of more slices, volumes of more subjects, or a split file"
+    if len(shape) != 3:
+        what = "a single 2-D image" if len(shape) == 2 else f"a series of {len(shape)} dimensions"
+        fail_dataset(path, f"{what}, which cannot be divided into slices to train and to validate on", more)
+    axis = choose_slice_axis(shape, header.get_best_affine()) if slice_axis == "auto" else slice_axis
+    if (count := shape[axis]) < 2:
+        fail_dataset(path, f"a single slice along axis {axis}, and one to validate on is needed beside it", more)
+    kept = min(max(round(count * val_fraction), 1), count - 1)
+    gap = 1 if count - kept > 1 else 0  # neighbouring slices look alike
+    return [axis, count - kept, count] if split == "val" else [axis, 0, count - kept - gap]
 
 
 def bids_subject(name: str) -> str | None:
@@ -112,7 +175,7 @@ def bids_subject(name: str) -> str | None:
     return label[1] if label else None
 
 
-def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, str]]:
+def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, Any]]:
     rows = read_table(table)
     _check_table(table, rows)
     wanted = [(line, row["file"]) for line, row in rows if row["split"] == split]

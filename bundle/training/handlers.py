@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: training that resumes exactly, and a checkpoint that is never half there."""
+"""Ignite handlers that MONAI lacks: training that resumes exactly, whole checkpoints, a log that is easily read."""
 
 from __future__ import annotations
 
@@ -73,6 +73,9 @@ class TrainingCheckpoint:
 
     (MONAI's CheckpointSaver with ``n_saved=1`` deletes the old file before it writes the new one.)
 
+    To be attached before a ValidationHandler, so that a validation at the start is one of the restored weights. What is
+    written is still what the other handlers of an epoch have left.
+
     Args:
         path: of the checkpoint.
         objects: name -> object with ``state_dict`` and ``load_state_dict``; the trainer itself is always included.
@@ -83,9 +86,13 @@ class TrainingCheckpoint:
         self.path, self.objects, self.resume = path, objects, resume
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+
+    def start(self, engine: Engine) -> None:
         if self.resume:
-            engine.add_event_handler(Events.STARTED, self.load)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)
+            self.load(engine)
+        if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)  # after those of all other handlers
 
     def save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
@@ -128,14 +135,20 @@ class BestModel:
         self.value, self.epoch = -float("inf"), 0
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.remind)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def remind(self, engine: Engine) -> None:
+        """Tell MONAI's evaluator the best value of the epochs before a resume; it would call the next one the best."""
+        if self.value > -float("inf"):
+            state: Any = engine.state  # MONAI's attributes
+            state.best_metric, state.best_metric_epoch = self.value, self.epoch
 
     def __call__(self, engine: Engine) -> None:
         value = float(engine.state.metrics[self.metric])
         if not value > self.value:
             return
         self.value, self.epoch = value, engine.state.epoch
-        logger.info("best %s so far: %.4f after epoch %d", self.metric, value, self.epoch)
         if idist.get_rank() == 0:
             save_atomically(_bare(self.model).state_dict(), self.path)
 
@@ -144,6 +157,69 @@ class BestModel:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.value, self.epoch = float(state["value"]), int(state["epoch"])
+
+
+class TrainingLog:
+    """Say how training goes, in lines that need no TensorBoard.
+
+    One line every so many updates, one per epoch, and after a validation how far the network is ahead of zero-filled
+    Fourier interpolation, which tells whether it learns. To be attached after the ValidationHandler.
+
+    Args:
+        validator: the evaluator of the validation, with :class:`bundle.training.baseline.FourierGain`.
+        best: the keeper of the best weights, by the same PSNR.
+        every: updates between two lines; they give the mean loss of these updates.
+    """
+
+    def __init__(self, validator: Engine, best: BestModel, every: int = 50) -> None:
+        self.validator, self.best, self.every = validator, best, every
+        self.losses: list[float] = []
+        self.validated: dict[str, float] | None = None
+
+    def attach(self, engine: Engine) -> None:
+        self.validator.add_event_handler(Events.COMPLETED, self._keep)
+        engine.add_event_handler(Events.STARTED, self._started)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._updated)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _keep(self, validator: Engine) -> None:
+        self.validated = dict(validator.state.metrics)
+
+    def _started(self, engine: Engine) -> None:
+        if self.validated is not None:
+            logger.info("before epoch %d: %s", engine.state.epoch + 1, self._validation(engine.state.epoch))
+
+    def _updated(self, engine: Engine) -> None:
+        items: Any = engine.state.output
+        self.losses.append(float(items[0][CommonKeys.LOSS]))
+        done, updates = len(self.losses), engine.state.epoch_length
+        if done % self.every == 0 and done != updates:
+            loss = np.mean(self.losses[-self.every :])
+            logger.info("%s, update %d of %s: loss %.4f", _epoch(engine), done, updates, loss)
+
+    def _epoch_completed(self, engine: Engine) -> None:
+        validation = "" if self.validated is None else f", {self._validation(engine.state.epoch)}"
+        logger.info("%s: loss %.4f%s", _epoch(engine), np.mean(self.losses), validation)
+        self.losses = []
+
+    def _validation(self, epoch: int) -> str:
+        """The figures of the last validation, once."""
+        figures, self.validated = self.validated or {}, None
+        if self.best.metric not in figures or "val_gain" not in figures:
+            return "no volume was validated"
+        psnr, gain = figures[self.best.metric], figures["val_gain"]
+        best = f"best {self.best.value - (psnr - gain):+.2f} after epoch {self.best.epoch}"
+        best = "best so far" if self.best.value == psnr else best
+        return f"validation PSNR {psnr:.2f} dB, {gain:+.2f} dB over zero-filled Fourier ({best})"
+
+    def _completed(self, engine: Engine) -> None:
+        if self.best.value > -float("inf"):
+            logger.info("best weights: %s (epoch %d, %.2f dB)", self.best.path, self.best.epoch, self.best.value)
+
+
+def _epoch(engine: Engine) -> str:
+    return f"epoch {engine.state.epoch} of {engine.state.max_epochs}"
 
 
 def _bare(obj: Any) -> Any:

@@ -6,6 +6,7 @@ from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed
 from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
 from bundle.transforms.save import SaveVolumed
 from bundle.transforms.slices_last import SlicesLast, SlicesLastd
+from bundle.transforms.take_slices import TakeSlicesd
 from bundle.transforms.truncation import KSpaceTruncation, KSpaceTruncationd
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "SaveVolumed",
     "SlicesLast",
     "SlicesLastd",
+    "TakeSlicesd",
 ]

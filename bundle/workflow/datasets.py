@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from bundle.data import (
     VolumeError,
     check_folders,
@@ -21,20 +23,27 @@ def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
 
 
 @one_line_exit
-def training_data(dataset_dir: str, split: str, split_file: str | None, seed: int) -> list[dict[str, str]]:
+def training_data(
+    dataset_dir: str,
+    split: str,
+    split_file: str | None,
+    seed: int,
+    slice_axis: int | Literal["auto"] | None = None,
+) -> list[dict[str, Any]]:
     """:func:`bundle.data.training_datalist`, with every volume's dimension checked from its header."""
-    return _three_dimensional(training_datalist(dataset_dir, split, split_file, seed=seed))
+    return _three_dimensional(training_datalist(dataset_dir, split, split_file, seed=seed, slice_axis=slice_axis))
 
 
 @one_line_exit
-def evaluation_data(dataset_dir: str, split: str, split_file: str | None) -> list[dict[str, str]]:
+def evaluation_data(dataset_dir: str, split: str, split_file: str | None) -> list[dict[str, Any]]:
     """:func:`bundle.data.evaluation_datalist`, with every volume's dimension checked from its header."""
     return _three_dimensional(evaluation_datalist(dataset_dir, split, split_file))
 
 
-def _three_dimensional(items: list[dict[str, str]]) -> list[dict[str, str]]:
+def _three_dimensional(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for item in items:
         shape = read_header(item["image"]).get_data_shape()
         if len(shape) != 3:
-            raise VolumeError(f"{item['image']}: {len(shape)} dimensions; training and evaluation take 3-D volumes")
+            wrong = f"{len(shape)} dimensions; training and evaluation take 3-D volumes (X, Y, slices)"
+            raise VolumeError(f"{item['image']}: {wrong}")
     return items

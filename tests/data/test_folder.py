@@ -190,10 +190,71 @@ def test_volumes_without_a_subject_label_are_reported(tmp_path: Path, caplog: py
     assert "2 volumes without a BIDS subject label" in caplog.text
 
 
-def test_a_single_subject_cannot_be_split(tmp_path: Path) -> None:
+def test_a_single_subject_is_refused_where_its_slices_are_not_to_be_divided(tmp_path: Path) -> None:
     touch(tmp_path, "sub-1/sub-1_T1w.nii", "sub-1/sub-1_T2w.nii")
     with pytest.raises(DatasetError, match=r"only the subject 'sub-1'.*give more volumes or a split file"):
         training_datalist(tmp_path, "train")
+
+
+def volume(path: Path, *shape: int, sizes: tuple[float, float, float] = (1, 1, 4)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([*sizes, 1.0])), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("slices", "train", "val"),
+    [(2, [0, 1], [1, 2]), (3, [0, 1], [2, 3]), (11, [0, 8], [9, 11]), (40, [0, 31], [32, 40])],
+)
+def test_the_slices_of_a_single_subject_are_divided_with_one_between_them(
+    slices: int, train: list[int], val: list[int], tmp_path: Path
+) -> None:
+    for name in ("sub-1_T1w.nii", "sub-1_T2w.nii"):
+        volume(tmp_path / name, 6, 5, slices)
+    for split, part in (("train", train), ("val", val)):
+        items = training_datalist(tmp_path, split, slice_axis=2)
+        assert [item["slices"] for item in items] == [[2, *part]] * 2
+        assert voxel_counts(items) == [30 * (part[1] - part[0])] * 2
+
+
+def test_the_slices_are_divided_along_the_axis_that_is_given_or_has_the_largest_voxels(tmp_path: Path) -> None:
+    volume(tmp_path / "scan.nii", 10, 6, 5, sizes=(4, 1, 1))
+    for axis, expected in ((0, [0, 0, 7]), ("auto", [0, 0, 7]), (2, [2, 0, 3])):
+        assert training_datalist(tmp_path, "train", slice_axis=axis)[0]["slices"] == expected  # type: ignore[arg-type]
+
+
+def test_what_figures_of_a_single_subject_are_worth_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    volume(tmp_path / "scan.nii", 6, 5, 4)
+    with caplog.at_level(logging.WARNING, "iconet"):
+        for split in ("train", "val"):
+            training_datalist(tmp_path, split, slice_axis=2)
+    (line,) = caplog.messages
+    assert "only one subject (scan)" in line and "say nothing about other subjects" in line
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((6, 5), "a single 2-D image"),
+        ((6, 5, 1), "a single slice along axis 2"),
+        ((6, 5, 4, 2), "a series of 4 dimensions"),
+    ],
+)
+def test_a_single_image_that_has_no_slices_to_divide_is_one_line(
+    shape: tuple[int, ...], message: str, tmp_path: Path
+) -> None:
+    path = volume(tmp_path / "scan.nii", *shape)
+    with pytest.raises(DatasetError, match=message) as caught:
+        training_datalist(tmp_path, "train", slice_axis=2)
+    assert str(caught.value).startswith(f"{path}: ") and "volumes of more subjects" in str(caught.value)
+
+
+def test_several_subjects_keep_all_their_slices(tmp_path: Path) -> None:
+    for name in ("a.nii", "b.nii"):
+        volume(tmp_path / name, 6, 5, 4)
+    assert [item.keys() for item in training_datalist(tmp_path, "train", slice_axis=2)] == [{"image"}]
 
 
 def test_a_test_split_needs_a_table(tmp_path: Path) -> None:

