@@ -83,7 +83,7 @@ def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.nd
     task = outcome.task
     axis, walker = outcome.slice_axis, task.walker
     slices = source.shape[axis] if len(source.shape) > 2 else 1
-    with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name):
+    with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name, task.model.network):
         for frame in source.frames():
             if not outcome.results:  # of a series, the first volume stands for all
                 spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()

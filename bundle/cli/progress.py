@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from torch import nn
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _log = logging.getLogger("iconet")
 
@@ -25,13 +28,12 @@ class Progress:
 
     Args:
         sizes: work of each volume, in any unit.
-        network: its calls are counted in slices.
         shown: as bars on stderr, which should be a terminal.
         told: by lines of the log instead, for volumes that take longer than `EVERY`.
     """
 
-    def __init__(self, sizes: Sequence[int], network: nn.Module, shown: bool, told: bool = False) -> None:
-        self._sizes, self._network, self._number, self._done = sizes, network, 0, 0
+    def __init__(self, sizes: Sequence[int], shown: bool, told: bool = False) -> None:
+        self._sizes, self._number, self._done = sizes, 0, 0
         self._off, self._told = not shown, told
         self._all = tqdm(total=sum(sizes) or 1, bar_format=_ALL, disable=self._off, file=sys.stderr, position=0)
         self._describe()
@@ -51,7 +53,7 @@ class Progress:
         self._describe()
 
     @contextmanager
-    def slices(self, total: int, name: str) -> Iterator[None]:
+    def slices(self, total: int, name: str, network: nn.Module) -> Iterator[None]:
         """Count the slices of a volume that go through the network inside the block."""
         share = self._sizes[self._number] / total
         started = last = time.monotonic()
@@ -68,7 +70,7 @@ class Progress:
                 bar.update(len(inputs[0]))
                 self._all.update(len(inputs[0]) * share)
 
-            handle = self._network.register_forward_hook(count)
+            handle = network.register_forward_hook(count)
             try:
                 yield
             finally:

@@ -15,11 +15,10 @@ from bundle.data.dicom.find import find_series
 from bundle.data.dicom.read import read_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.nifti.read import read_first_volume
-from bundle.inference.model import Model
-from bundle.inference.record import versions
 from bundle.options import CommandOptions
 
 if TYPE_CHECKING:
+    from bundle.inference.model import Model
     from bundle.report import Section
 
 NAME = "report.html"
@@ -86,6 +85,7 @@ class Report:
 
     def write(self, rows: list[Row]) -> Path:
         """Raises OSError if the disk refuses."""
+        from bundle.inference.record import versions
         from bundle.report import write_report
 
         settings = self._options.settings()

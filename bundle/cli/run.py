@@ -10,14 +10,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
-
-from monai.utils import set_determinism
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from bundle.cli.errors import RunError
 from bundle.cli.lock import at_work, hold, locked
 from bundle.cli.log import logging_to
-from bundle.cli.one_volume import Task, process
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
@@ -27,9 +25,13 @@ from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
-from bundle.inference.model import Model, ModelError, load_model
-from bundle.inference.walker import SliceWalker
+from bundle.data.paths import sha256_of
+from bundle.inference.shipped import shipped_weights
 from bundle.options import CommandOptions
+
+if TYPE_CHECKING:
+    from bundle.inference.model import Model
+    from bundle.inference.walker import SliceWalker
 
 TABLE, LOCK = "results.csv", ".iconet-sr.lock"
 
@@ -47,21 +49,20 @@ def run(options: CommandOptions) -> int:
     """
     share = Share.of_environment()
     if options.report and not share.alone:
-        raise RunError("--report: run it in one process afterwards; what is done is skipped, and drawn")
+        raise RunError("--report: run it in one process afterwards; finished volumes are skipped, and drawn")
     prefix = "" if share.alone else f"[{share.mark}] "
     with logging_to(options.log_json and share.own_file(options.log_json), prefix, options.quiet):
         plan = find_jobs(options)
-        model = _model(options)
-        decides = options.settings(), options.to, options.overwrite, model.digest, tool_version()
+        digest = _weights_digest(options)
+        decides = options.settings(), options.to, options.overwrite, digest, tool_version()
         share, own = share.of_run(plan.jobs, *decides)
-        device = next(model.network.parameters()).device
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
-        start = f"volumes: {count}, {options.scale}x with {options.network_name} on {device}"
-        _say("start", start, volumes=len(own), weights_sha256=model.digest)
-        set_determinism(seed=0)
-        work = _Run(replace(plan, jobs=own), options, model, share)
+        start = f"volumes: {count}, {options.scale}x with {options.network_name}"
+        _say("start", start, volumes=len(own), weights_sha256=digest)
+        work = _Run(replace(plan, jobs=own), options, digest, share)
         if options.dry_run:
             return work.dry_run()
+        work.prepare()
         if plan.folder is None:
             return work.do()
         with locked(plan.folder / LOCK, share) as held:
@@ -71,21 +72,57 @@ def run(options: CommandOptions) -> int:
 class _Run:
     """The jobs of a plan that this process does."""
 
-    def __init__(self, plan: Plan, options: CommandOptions, model: Model, share: Share) -> None:
-        self.plan, self.options, self.model, self.share = plan, options, model, share
+    def __init__(self, plan: Plan, options: CommandOptions, digest: str, share: Share) -> None:
+        self.plan, self.options, self.digest, self.share = plan, options, digest, share
         self.rows: list[Row] = []
         self.undrawn = 0
-        self.walker = SliceWalker(options.slice_batch, options.data_consistency)
-        self.report = Report(plan, options, model) if options.report else None
+        self.report: Report | None = None
+
+    @cached_property
+    def model(self) -> Model:
+        """The network, loaded when the first volume needs it: with PyTorch and MONAI that takes seconds.
+
+        Raises:
+            RunError: unknown network, no or bad weights, no such device.
+        """
+        from monai.utils import set_determinism
+
+        from bundle.inference.model import ModelError, load_model
+
+        options = self.options
+        try:
+            model = load_model(options.network_name, options.scale, options.weights, options.device)
+        except ModelError as error:
+            raise RunError(str(error)) from error
+        set_determinism(seed=0)
+        _say("device", f"running on {next(model.network.parameters()).device}")
+        return model
+
+    @cached_property
+    def walker(self) -> SliceWalker:
+        from bundle.inference.walker import SliceWalker
+
+        return SliceWalker(self.options.slice_batch, self.options.data_consistency)
+
+    def prepare(self) -> None:
+        """Find what is wrong with network, weights and device before anything is written, if they will be needed.
+
+        Raises:
+            RunError: something is.
+        """
+        if self.options.report:
+            self.report = Report(self.plan, self.options, self.model)
+        if self.options.overwrite or any(not (job.target.exists() and job.sidecar.exists()) for job in self.plan.jobs):
+            _ = self.model
 
     def dry_run(self) -> int:
         """Say what would be done; of the volumes, only headers and digests are looked at."""
         failures = 0
         for job in self.plan.jobs:
             try:
-                reason = self._why(self._task(job))
+                reason = self._why(job, self._provenance(job))
                 shape = "x".join(map(str, _shape(job)))
-                _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'is done, would be skipped'}")
+                _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'finished, would be skipped'}")
             except Exception as error:
                 failures += 1
                 _failed(job, error, 0.0)
@@ -142,7 +179,7 @@ class _Run:
         shown = terminal and self.share.rank == 0 and not self.options.quiet
         # Sizes are for the bars alone: where none are shown the headers are not read twice.
         sizes = [_size(job) for job in jobs] if shown else [0] * len(jobs)
-        bar = Progress(sizes, self.model.network, shown, told=not terminal)
+        bar = Progress(sizes, shown, told=not terminal)
         try:
             if self.plan.bids and self.plan.folder:
                 self.plan.bids.describe(self.plan.folder)
@@ -156,21 +193,23 @@ class _Run:
     def _one(self, job: Job, bar: Progress) -> Row:
         started = time.monotonic()
         try:
-            task = self._task(job)
-            reason = self._why(task)
+            provenance = self._provenance(job)
+            reason = self._why(job, provenance)
             if reason is None:
                 record = read_record(job.sidecar)
                 assert record is not None  # it says that the volume is done
                 row = Row.of(job, "skipped", 0.0, record)
-                _say("skipped", f"{job.name}: is done", volume=job.name)
+                _say("skipped", f"{job.name}: finished before, skipped", volume=job.name)
             else:
                 _say("volume", f"{job.name}: {reason}", volume=job.name)
-                record = process(task, bar)
+                record = self._process(job, provenance, bar)
                 row = Row.of(job, "done", time.monotonic() - started, record)
                 for warning in record["SuperResolution"]["Warnings"]:
                     _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
                 text = f"{job.name}: {row.shape} -> {row.result_shape} in {row.seconds} s, {job.target}"
                 _say("done", text, volume=job.name)
+        except RunError:  # no network to run: that is the fault of no volume
+            raise
         except Exception as error:
             return _failed(job, error, time.monotonic() - started)
         if self.report is not None:
@@ -184,19 +223,23 @@ class _Run:
             self.undrawn += 1
             _say("report", f"{job.name}: not in the report: {root_cause(error)}", logging.ERROR, volume=job.name)
 
-    def _task(self, job: Job) -> Task:
-        provenance = {
+    def _process(self, job: Job, provenance: dict[str, Any], bar: Progress) -> dict[str, Any]:
+        from bundle.cli.one_volume import Task, process
+
+        return process(Task(job, self.options, self.model, self.walker, self.plan.bids, provenance), bar)
+
+    def _provenance(self, job: Job) -> dict[str, Any]:
+        return {
             "InputSha256": content_digest(job.files),
-            "WeightsSha256": self.model.digest,
+            "WeightsSha256": self.digest,
             "Settings": {**self.options.settings(), "Format": job.to},
             "Version": tool_version(),
         }
-        return Task(job, self.options, self.model, self.walker, self.plan.bids, provenance)
 
-    def _why(self, task: Task) -> str | None:
+    def _why(self, job: Job, provenance: dict[str, Any]) -> str | None:
         if self.options.overwrite:
             return "to be overwritten"
-        return why_redo(task.job.target, task.job.sidecar, task.provenance)
+        return why_redo(job.target, job.sidecar, provenance)
 
     def _write_table(self) -> None:
         if self.plan.folder is not None:
@@ -213,11 +256,22 @@ class _Run:
         return int(counts["failed"] + self.undrawn > 0)
 
 
-def _model(options: CommandOptions) -> Model:
+def _weights_digest(options: CommandOptions) -> str:
+    """SHA-256 of the file of weights.
+
+    Raises:
+        RunError: there is none.
+    """
+    path = options.weights or shipped_weights(options.network_name, options.scale)
+    if path.is_file():
+        return sha256_of(path)
+    from bundle.inference.model import ModelError, load_model
+
     try:
-        return load_model(options.network_name, options.scale, options.weights, options.device)
-    except ModelError as error:
+        load_model(options.network_name, options.scale, options.weights, "cpu")
+    except ModelError as error:  # it knows why
         raise RunError(str(error)) from error
+    raise RunError(f"{path}: no such file of weights")
 
 
 def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> None:

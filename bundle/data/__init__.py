@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from bundle.data.errors import DatasetError, VolumeError
 from bundle.data.find import find_volumes, inference_datalist
-from bundle.data.nifti.read import NiftiVolumeReader, Volume, VolumeFile, check_volume_file, read_header, read_volume
+from bundle.data.nifti.read import Volume, VolumeFile, check_volume_file, read_header, read_volume
 from bundle.data.nifti.write import write_volume, writing_volume
 from bundle.data.outputs import check_folders, output_paths
 from bundle.data.splits import evaluation_datalist, training_datalist, voxel_counts
+
+if TYPE_CHECKING:
+    from bundle.data.nifti.reader import NiftiVolumeReader
 
 __all__ = [
     "DatasetError",
@@ -28,3 +33,12 @@ __all__ = [
     "write_volume",
     "writing_volume",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """MONAI's reader is imported when it is asked for: MONAI takes seconds, and the command may need none of it."""
+    if name == "NiftiVolumeReader":
+        from bundle.data.nifti.reader import NiftiVolumeReader
+
+        return NiftiVolumeReader
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

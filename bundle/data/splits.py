@@ -18,7 +18,6 @@ from bundle.data.errors import fail_dataset
 from bundle.data.find import find_volumes, inference_datalist, split_name
 from bundle.data.nifti.read import read_header
 from bundle.data.paths import PathLike
-from bundle.physics.slices import choose_slice_axis
 
 _log = logging.getLogger("iconet")
 
@@ -161,6 +160,8 @@ def _part(path: Path, split: str, val_fraction: float, slice_axis: int | Literal
     if len(shape) != 3:
         what = "a single 2-D image" if len(shape) == 2 else f"a series of {len(shape)} dimensions"
         fail_dataset(path, f"{what}, which cannot be divided into slices to train and to validate on", more)
+    from bundle.physics.slices import choose_slice_axis  # PyTorch comes with it, which lists of files do not need
+
     axis = choose_slice_axis(shape, header.get_best_affine()) if slice_axis == "auto" else slice_axis
     if (count := shape[axis]) < 2:
         fail_dataset(path, f"a single slice along axis {axis}, and one to validate on is needed beside it", more)

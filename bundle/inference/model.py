@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from bundle.data.paths import PathLike
-from bundle.inference.shipped import models_folder, models_origin, weights_path
+from bundle.inference.shipped import models_folder, models_origin, shipped_weights
 from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network
+from bundle.options import SCALES
 from bundle.trust import TrainingRange, load_training_range
 
 
@@ -45,17 +46,27 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
     """
     if name not in NETWORKS:
         raise ModelError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    path = Path(weights) if weights is not None else shipped_weights(name, scale)
+    if weights is None and not path.is_file():
+        raise ModelError(_none_shipped(name, scale))
     try:
         network = build_network(name, scale)
-        path = Path(weights or weights_path(models_folder(), name, scale))
-        if weights is None and not path.is_file():
-            wrong = f"no such weights (looked in {models_origin()})"
-            raise ModelError(f"{path}: {wrong}; train them, or choose a scale and a network that have some")
         digest = load_weights(network, path)
         trained_on = load_training_range(path)
     except ValueError as error:  # also WeightsError
         raise ModelError(str(error)) from error
     return Model(network.to(_device(own_device(device))).eval(), scale, path, digest, trained_on)
+
+
+def _none_shipped(name: str, scale: int) -> str:
+    there = [
+        f"{other} {factor}x" for other in NETWORKS for factor in SCALES if shipped_weights(other, factor).is_file()
+    ]
+    found = ", ".join(there) or "none at all"
+    return (
+        f"no weights of {name} {scale}x in {models_folder()} ({models_origin()}; there: {found or 'nothing'}); "
+        "give your own with --weights"
+    )
 
 
 def own_device(name: str | None) -> str:

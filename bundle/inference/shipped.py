@@ -73,3 +73,8 @@ def weights_path(models_dir: str | os.PathLike[str], name: str = "iconet_small",
     network = "" if name == "iconet_small" else f"_{name}"
     factor = "" if (name, scale) == ("iconet_small", 2) else f"_x{scale}"
     return str(Path(models_dir) / f"model{network}{factor}.pt")
+
+
+def shipped_weights(name: str, scale: int) -> Path:
+    """File of the shipped weights of a network, whether or not it is there."""
+    return Path(weights_path(models_folder(), name, scale))

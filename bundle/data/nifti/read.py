@@ -1,4 +1,4 @@
-"""Reading volumes without silent repair, as a function and as a MONAI reader.
+"""Reading volumes without silent repair.
 
 Common readers fill cut files with zeros, drop the imaginary part of complex data, ignore the unit of length and
 trust any affine. Here every file is either read as its header says, read with a warning that names what was
@@ -7,16 +7,11 @@ doubtful, or refused with one clear line.
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
 from bundle.data.nifti.geometry import Header
@@ -25,9 +20,6 @@ from bundle.data.nifti.storage import Storage
 from bundle.data.nifti.stream import MAX_BYTES, open_stream
 from bundle.data.nifti.voxels import NonFinite, VoxelReader
 from bundle.data.paths import PathLike, pair_paths
-
-_log = logging.getLogger("iconet")
-_already_logged: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,62 +138,3 @@ def read_header(path: PathLike) -> Header:
         if not layout.paired:
             check_room(source, layout, MAX_BYTES)
     return clean_header(layout)
-
-
-class NiftiVolumeReader(ImageReader):
-    """`read_volume` as a reader for `monai.transforms.LoadImage(d)`.
-
-    The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
-    `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), and `warnings` (joined by "; ", empty if none). Each warning is
-    logged once per process to the logger "iconet".
-
-    Args:
-        nonfinite: as in `read_volume`.
-    """
-
-    def __init__(self, nonfinite: NonFinite = "error") -> None:
-        super().__init__()
-        self.nonfinite = nonfinite
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name ends like a NIfTI or Analyze file."""
-        endings = (".nii", ".nii.gz", ".hdr", ".img")
-        return all(str(name).lower().endswith(endings) for name in _as_paths(filename))
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
-        """Only note the path; `get_data` reads.
-
-        LoadImage answers an exception raised here by trying its other readers, one of which would accept the bad
-        file. An exception raised in `get_data` reaches the caller.
-        """
-        return _as_paths(data)
-
-    def get_data(self, img: Sequence[Path]) -> tuple[np.ndarray, dict]:
-        """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
-
-        Raises:
-            VolumeError: as `read_volume`, or more than one file was given.
-        """
-        if len(img) != 1:
-            fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
-        volume = read_volume(img[0], self.nonfinite)
-        for warning in volume.warnings:
-            if (key := (str(volume.path), warning)) not in _already_logged:
-                _already_logged.add(key)
-                _log.warning("%s: %s", *key)
-        # Text fields of the header cannot be collated into a batch; NibabelReader drops them as well.
-        meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
-        meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
-        meta[MetaKeys.AFFINE] = volume.affine.copy()
-        meta[MetaKeys.ORIGINAL_AFFINE] = volume.affine.copy()
-        meta["as_closest_canonical"] = False
-        meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(volume.array.shape[:3])
-        meta[MetaKeys.SPACE] = SpaceKeys.RAS
-        meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = -1 if volume.array.ndim == 4 else float("nan")
-        meta["warnings"] = "; ".join(volume.warnings)
-        return volume.array, meta
-
-
-def _as_paths(names: Sequence[PathLike] | PathLike) -> tuple[Path, ...]:
-    return (Path(names),) if isinstance(names, (str, os.PathLike)) else tuple(Path(name) for name in names)
