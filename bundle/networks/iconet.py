@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bundle.networks.fusion import SRRecFusion
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.rscfl import RSCFL
-from bundle.networks.upsample import fourier_image_upsample
+from bundle.networks.upsample import FourierUpsample
 
 ORDERS = ("serial", "parallel")
 UPSAMPLERS = ("pixelshuffle", "full_resolution")
@@ -65,6 +65,7 @@ class ICONetStage(nn.Module):
         self.rec_head = ImageHead(features, channels, 1) if reconstruction else None
         self.sr_branch = Branch(channels, features, num_blocks, d_state, expand)
         self.fusion = SRRecFusion(features, match_features, match_stride) if reconstruction and fusion else None
+        self.upsample = FourierUpsample(2)
         self.sr_head = (
             ImageHead(features, channels, 2)
             if upsampler == "pixelshuffle"
@@ -82,7 +83,7 @@ class ICONetStage(nn.Module):
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
             f_sr = f_sr + self.fusion(f_sr, f_rec)
-        return rec, self.sr_head(f_sr, fourier_image_upsample(source, 2))
+        return rec, self.sr_head(f_sr, self.upsample(source))
 
 
 class ICONet(nn.Module):
