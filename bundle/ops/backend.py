@@ -57,6 +57,16 @@ class Backend:
         """Whether it is made for such tensors."""
         return (not self.devices or device in self.devices) and (not self.dtypes or dtype in self.dtypes)
 
+    @functools.cached_property
+    def scan_function(self) -> Callable[..., Tensor]:
+        """The scan, imported."""
+        return _imported(self.scan)
+
+    @functools.cached_property
+    def search_function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The patch search, imported."""
+        return _imported(self.search)
+
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, in one line; ``None`` if it can."""
         why = _imported(self.why_not)() if self.why_not is not None else ""
@@ -169,7 +179,17 @@ def select_backend(tensor: Tensor) -> Backend:
     Raises:
         RuntimeError: if a back end was forced that cannot run here.
     """
-    return _select(tensor.device.type, tensor.dtype)
+    device, dtype = tensor.device.type, tensor.dtype
+    return TABLE[_row_to_compile(device, dtype)] if torch.compiler.is_compiling() else _select(device, dtype)
+
+
+@torch.compiler.assume_constant_result  # a compiled network keeps the back end that it was compiled with
+def _row_to_compile(device: str, dtype: torch.dtype) -> int:
+    backend = _select(device, dtype)
+    if backend not in TABLE:
+        raise RuntimeError(f"the back end {backend.name!r} is not in the table: networks cannot be compiled with it")
+    _ = backend.scan_function, backend.search_function  # `torch.compile` does not follow their import
+    return TABLE.index(backend)
 
 
 def _select(device: str, dtype: torch.dtype) -> Backend:
@@ -209,21 +229,6 @@ def _automatic(device: str, dtype: torch.dtype) -> Backend:
     return backend
 
 
-@torch.compiler.assume_constant_result  # a compiled network keeps the back end that it was compiled with
-def _function(kernel: str, device: str, dtype: torch.dtype) -> Callable[..., Tensor]:
-    return _imported(getattr(_select(device, dtype), kernel))
-
-
-def scan_for(tensor: Tensor) -> Callable[..., Tensor]:
-    """The scan of the back end for this tensor; raises as :func:`select_backend` does."""
-    return _function("scan", tensor.device.type, tensor.dtype)
-
-
-def search_for(tensor: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The patch search of the back end for this tensor; raises as :func:`select_backend` does."""
-    return _function("search", tensor.device.type, tensor.dtype)
-
-
 def backend_report() -> dict[str, str]:
     """For every back end ``"available"`` or the reason why it is not."""
     return {backend.name: backend.unavailable() or "available" for backend in TABLE}
@@ -257,6 +262,6 @@ def _scan_is_right(backend: Backend, device: torch.device) -> bool:
     with torch.cuda.device(device):
         for form in (backend, named_backend("torch")):
             x, proj, dt_weight, dt_bias, rate, skip = inputs
-            y = _imported(form.scan)(x, proj, dt_weight, dt_bias, -rate.abs(), skip)
+            y = form.scan_function(x, proj, dt_weight, dt_bias, -rate.abs(), skip)
             results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
     return all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results, strict=True))

@@ -104,6 +104,7 @@ def test_a_forked_child_runs_the_native_kernels(parent: str) -> None:
 child = os.fork()
 if child == 0:
     code = 1
+    torch.set_num_threads(1)  # the threads of PyTorch's own OpenMP do not survive a fork
     try:
         with torch.inference_mode(): network(image)
         assert native._loaded[0] is not None, native.reason()

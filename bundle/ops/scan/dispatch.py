@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bundle.ops.backend import scan_for
+from bundle.ops.backend import select_backend
 from bundle.ops.scan.plain import selective_scan_2d_script
 
 
@@ -38,9 +38,9 @@ def selective_scan_2d(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tenso
 @torch.jit.unused
 def _dispatch(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
     if torch.jit.is_tracing():  # a graph without casts, for the dtype of the example
-        return scan_for(x)(x, proj, dt_weight, dt_bias, A, D)
+        return select_backend(x).scan_function(x, proj, dt_weight, dt_bias, A, D)
     dtype = x.dtype
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         tensors = [t.to(state_dtype) for t in (x, proj, dt_weight, dt_bias, A, D)]
-        return scan_for(tensors[0])(*tensors).to(dtype)
+        return select_backend(tensors[0]).scan_function(*tensors).to(dtype)

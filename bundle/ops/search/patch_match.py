@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bundle.ops.backend import search_for
+from bundle.ops.backend import select_backend
 from bundle.ops.search.plain import patch_search_box
 
 
@@ -54,11 +54,11 @@ def _search(query: Tensor, key: Tensor) -> Tensor:
 def _dispatch(query: Tensor, key: Tensor) -> Tensor:
     """Half precision flips many of the maxima: the search runs in float32 at least."""
     if torch.jit.is_tracing():  # a graph without casts, for the dtype of the example
-        return search_for(query)(query, key)
+        return select_backend(query).search_function(query, key)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.detach().to(dtype), key.detach().to(dtype)
-        return search_for(query)(query, key)
+        return select_backend(query).search_function(query, key)
 
 
 def _padded_rows(index: Tensor, width: int) -> Tensor:
