@@ -106,7 +106,7 @@ def test_a_row_is_taken_for_its_devices_and_types_if_it_can_run(monkeypatch: pyt
     assert backend_report()["broken"] == "no licence"
     with (
         use_backend(rows[0]),
-        pytest.raises(RuntimeError, match="it takes any tensors on mps, not torch.float32 on cpu"),
+        pytest.raises(RuntimeError, match="it takes all tensors on mps, not torch.float32 on cpu"),
     ):
         select_backend(torch.zeros(1))
 
