@@ -101,7 +101,7 @@ def _machine() -> dict[str, str]:
 def _back_ends() -> dict[str, str]:
     from bundle.ops import backend_report
     from bundle.ops.backend import ENVIRONMENT_VARIABLE
-    from bundle.ops.native import Unavailable, cache_folder, library_path
+    from bundle.ops.native.build import Unavailable, cache_folder, library_path
 
     folder = cache_folder()
     rows = {"cache folder": str(folder) if folder.is_dir() else f"{folder} (not made yet)"}

@@ -15,12 +15,27 @@ class SemanticAttentionBlock(nn.Module):
     Patches are 3x3, as in T2Net, whose attention this is; the paper gives no size. The transferred features are
     multiplied by the similarity itself (the maximum of equation 4), which is not in equation 6: the argmax has no
     gradient, so without this factor the maps that make queries and keys would never learn.
+
+    Args:
+        stride: side of the blocks of pixels that are matched as one, see :class:`SRRecFusion`.
     """
+
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key (B, H, W, C) and value (B, H, W, Cv) -> (B, H, W, Cv)."""
-        match = patch_match(query, key, value)
-        return match.features * match.score
+        if self.stride == 1:
+            return self.match(query, key, value)
+        stride, height, width = self.stride, query.shape[1], query.shape[2]
+        blocks = self.match(_blocks(query, stride), _blocks(key, stride), _blocks(value, stride))
+        return pixel_shuffle(blocks.permute(0, 3, 1, 2), stride)[:, :, :height, :width].permute(0, 2, 3, 1)
+
+    def match(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same with single pixels for blocks."""
+        found = patch_match(query, key, value)
+        return found.features * found.score
 
 
 class SRRecFusion(nn.Module):
@@ -42,10 +57,9 @@ class SRRecFusion(nn.Module):
             raise ValueError(f"match_stride must be at least 1, got {match_stride}")
         matched = match_features or features
         self.widths = [matched, matched, features]
-        self.match_stride = match_stride
         self.sr_maps = nn.Linear(features, 2 * matched + features)
         self.rec_maps = nn.Linear(features, 2 * matched + features)
-        self.attention = SemanticAttentionBlock()
+        self.attention = SemanticAttentionBlock(match_stride)
         self.confidence = nn.Linear(2 * features, 2 * features)
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
@@ -53,17 +67,10 @@ class SRRecFusion(nn.Module):
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
-            [self._attend(query_sr, key_rec, value_rec), self._attend(query_rec, key_sr, value_sr)], dim=-1
+            [self.attention(query_sr, key_rec, value_rec), self.attention(query_rec, key_sr, value_sr)], dim=-1
         )
         sab_sr, sab_rec = (transferred * torch.sigmoid(self.confidence(transferred))).chunk(2, dim=-1)
         return sab_sr + sab_rec
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if self.match_stride == 1:
-            return self.attention(query, key, value)
-        stride, height, width = self.match_stride, query.shape[1], query.shape[2]
-        blocks = self.attention(_blocks(query, stride), _blocks(key, stride), _blocks(value, stride))
-        return pixel_shuffle(blocks.permute(0, 3, 1, 2), stride)[:, :, :height, :width].permute(0, 2, 3, 1)
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:

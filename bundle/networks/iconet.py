@@ -13,7 +13,7 @@ from bundle.networks.config import NETWORK_SIZES, ICONetConfig
 from bundle.networks.fusion import SRRecFusion
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.rscfl import RSCFL
-from bundle.networks.upsample import fourier_image_upsample
+from bundle.networks.upsample import FourierUpsample
 
 
 class ICONetOutput(NamedTuple):
@@ -51,6 +51,7 @@ class ICONetStage(nn.Module):
         self.sr_branch = Branch(config)
         fused = config.reconstruction and config.fusion
         self.fusion = SRRecFusion(features, config.match_features, config.match_stride) if fused else None
+        self.upsample = FourierUpsample(2)
         self.sr_head = (
             ImageHead(features, channels, 2)
             if config.upsampler == "pixelshuffle"
@@ -68,7 +69,7 @@ class ICONetStage(nn.Module):
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
             f_sr = f_sr + self.fusion(f_sr, f_rec)
-        return rec, self.sr_head(f_sr, fourier_image_upsample(source, 2))
+        return rec, self.sr_head(f_sr, self.upsample(source))
 
 
 class ICONet(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle.physics import fourier_upsample
 
@@ -12,6 +12,22 @@ def fourier_image_upsample(image: Tensor, scale: int) -> Tensor:
     """Zero-filled Fourier interpolation of ``(..., h, w)`` to ``(..., scale * h, scale * w)``, dtype kept."""
     height, width = image.shape[-2], image.shape[-1]
     return fourier_upsample(image, (scale * height, scale * width)).to(image.dtype)
+
+
+class FourierUpsample(nn.Module):
+    """:func:`fourier_image_upsample` as a part of a network, which an exporter can exchange for another form.
+
+    Args:
+        scale: factor of both sides.
+    """
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(..., h, w) -> (..., scale * h, scale * w)."""
+        return fourier_image_upsample(image, self.scale)
 
 
 def aligned_bicubic_upsample(image: Tensor, scale: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""Which back end runs: chosen by device and by what is there, overridden by one variable or one context manager."""
+"""The table of back ends: what each needs, what it runs, and which one is taken.
+
+Everything that chooses, reports or checks a back end reads `TABLE`. A new one is a module and a row; one that only a
+program needs (a counter, a form for an exporter) is a row of its own that :func:`use_backend` puts in force.
+"""
 
 from __future__ import annotations
 
@@ -7,130 +11,222 @@ import functools
 import importlib
 import logging
 import os
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bundle.ops.native.threads import ForkSafeLock, in_fresh_thread
+
 logger = logging.getLogger("iconet")
 
 ENVIRONMENT_VARIABLE = "ICONET_BACKEND"
-BACKENDS = ("reference", "torch", "native", "triton", "mamba_ssm")
-_chosen: ContextVar[str | None] = ContextVar("iconet_backend", default=None)
+
+FLOAT32 = (torch.float32,)
+FLOAT32_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to run the two kernels. A function may be given as ``"module:name"``: it is imported when first needed.
+
+    Args:
+        name: for `use_backend`, the environment variable and the log.
+        scan: a function of the arguments of :func:`bundle.ops.selective_scan_2d`, differentiable.
+        search: of query and key (B, H, W, C), gives int64 (B, H * W); of equal keys the first wins.
+        devices: device types whose tensors it takes; empty: any.
+        dtypes: likewise. Tensors reach a back end as float32 or float64, half types as float32.
+        why_not: says in one line why it cannot run on this machine, empty if it can; must not raise.
+        automatic: taken without being asked for, if no automatic row above it can run.
+        traceable: `torch.jit.trace` records it as a graph that holds for every size of the input.
+    """
+
+    name: str
+    scan: Callable[..., Tensor] | str
+    search: Callable[[Tensor, Tensor], Tensor] | str
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = ()
+    why_not: Callable[[], str] | str | None = None
+    automatic: bool = False
+    traceable: bool = False
+
+    def takes(self, device: str, dtype: torch.dtype) -> bool:
+        """Whether it is made for such tensors."""
+        return (not self.devices or device in self.devices) and (not self.dtypes or dtype in self.dtypes)
+
+    @functools.cached_property
+    def scan_function(self) -> Callable[..., Tensor]:
+        """The scan, imported."""
+        return _imported(self.scan)
+
+    @functools.cached_property
+    def search_function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The patch search, imported."""
+        return _imported(self.search)
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run on this machine, in one line; ``None`` if it can."""
+        why = _imported(self.why_not)() if self.why_not is not None else ""
+        if not why and "cuda" in self.devices and torch.cuda.is_available():
+            why = _failed_on_gpu(self)
+        return why or None
+
+
+# Of the automatic rows the first that can run is taken: fastest first.
+TABLE = (
+    Backend(
+        "native",
+        scan="bundle.ops.scan.native:selective_scan_2d_native",
+        search="bundle.ops.search.native:patch_search_native",
+        devices=("cpu",),
+        dtypes=FLOAT32,
+        why_not="bundle.ops.native:reason",
+        automatic=True,
+    ),
+    Backend(
+        "triton",
+        scan="bundle.ops.scan.triton:selective_scan_2d_triton",
+        search="bundle.ops.search.cuda:patch_search_triton",
+        devices=("cuda",),
+        dtypes=FLOAT32_AND_HALF,
+        why_not="bundle.ops.scan.triton:reason",
+        automatic=True,
+    ),
+    Backend(
+        "torch",
+        scan="bundle.ops.scan.plain:selective_scan_2d_torch",
+        search="bundle.ops.search.plain:patch_search_torch",
+        automatic=True,
+    ),
+    Backend(
+        "mamba_ssm",  # not automatic: its gradients are not deterministic, and its import loads large packages
+        scan="bundle.ops.scan.mamba_ssm:selective_scan_2d_mamba",
+        search="bundle.ops.search.cuda:patch_search_tiled",
+        devices=("cuda",),
+        dtypes=FLOAT32_AND_HALF,
+        why_not="bundle.ops.scan.mamba_ssm:reason",
+    ),
+    Backend(
+        "torchscript",
+        scan="bundle.ops.scan.plain:selective_scan_2d_scripted",
+        search="bundle.ops.search.plain:patch_search_scripted",
+        traceable=True,
+    ),
+    Backend(
+        "reference",
+        scan="bundle.ops.scan.reference:selective_scan_2d_reference",
+        search="bundle.ops.search.plain:patch_search_reference",
+    ),
+)
+
+_chosen: ContextVar[Backend | None] = ContextVar("iconet_backend", default=None)
 _announced: set[str] = set()
+_announce_lock, _gpu_lock = ForkSafeLock(), ForkSafeLock()
 
 
-def _check(name: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"unknown back end {name!r}: one of {', '.join(BACKENDS)}")
-    return name
+def named_backend(name: str) -> Backend:
+    """The row of `TABLE` with this name.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    for backend in TABLE:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"unknown back end {name!r}: one of {', '.join(backend.name for backend in TABLE)}")
+
+
+def _imported(function: Callable[..., Any] | str) -> Callable[..., Any]:
+    if not isinstance(function, str):
+        return function
+    module, name = function.split(":")
+    imported: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return imported
 
 
 @contextlib.contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Run the kernels on one back end inside a ``with`` block.
+def use_backend(backend: str | Backend) -> Iterator[None]:
+    """Run the kernels on one back end inside a ``with`` block, in this thread (or task) alone.
 
     Args:
-        name: ``reference``, ``torch``, ``native``, ``triton`` or ``mamba_ssm``.
+        backend: the name of a row of `TABLE`, or a row of one's own.
 
     Raises:
         ValueError: unknown name.
         RuntimeError: when a kernel is called and that back end cannot run here (the message says why).
     """
-    token = _chosen.set(_check(name))
+    token = _chosen.set(named_backend(backend) if isinstance(backend, str) else backend)
     try:
         yield
     finally:
         _chosen.reset(token)
 
 
-def forced_backend() -> str | None:
+def forced_backend() -> Backend | None:
     """The back end asked for by :func:`use_backend` or, failing that, by the variable ``ICONET_BACKEND``."""
-    name = _chosen.get() or os.environ.get(ENVIRONMENT_VARIABLE) or None
-    return None if name is None else _check(name)
+    name = os.environ.get(ENVIRONMENT_VARIABLE)
+    return _chosen.get() or (named_backend(name) if name else None)
 
 
-def unavailable(name: str) -> str | None:
-    """Why a back end cannot run on this machine, in one line; ``None`` if it can."""
-    modules = {
-        "native": "bundle.ops.native",
-        "triton": "bundle.ops.scan.triton",
-        "mamba_ssm": "bundle.ops.scan.mamba_ssm",
-    }
-    if name not in modules:
-        return None
-    module = importlib.import_module(modules[name])
-    there = module.load() is not None if name == "native" else module.is_available()
-    if not there:
-        return module.reason()
-    return _failed_on_gpu(name) if name != "native" and torch.cuda.is_available() else None
-
-
-@functools.cache
-def _failed_on_gpu(name: str) -> str | None:
-    """Trust a CUDA back end only after it has reproduced the torch form, forward and backward, on a tiny image."""
-    from bundle.ops.scan import mamba_ssm as scan_mamba
-    from bundle.ops.scan import triton as scan_triton
-    from bundle.ops.scan.plain import selective_scan_2d_torch
-
-    forms: dict[str, Callable[..., Tensor]] = {
-        "triton": scan_triton.selective_scan_2d_triton,
-        "mamba_ssm": scan_mamba.selective_scan_2d_mamba,
-    }
-    random = torch.Generator().manual_seed(0)
-    shapes = [(1, 4, 5, 11), (1, 4, 5, 4, 8), (4, 11, 2), (4, 11), (4, 11, 3), (4, 11)]
-    inputs = [torch.randn(shape, generator=random).cuda().requires_grad_() for shape in shapes]
-    try:
-        with torch.enable_grad():
-            results = []
-            for form in (forms[name], selective_scan_2d_torch):
-                x, proj, dt_weight, dt_bias, rate, skip = inputs
-                y = form(x, proj, dt_weight, dt_bias, -rate.abs(), skip)
-                results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
-        right = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results, strict=True))
-    except Exception as error:  # a compiler or driver that fails must only mean "use another back end"
-        return f"it fails on this GPU ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
-    return None if right else "its result on this GPU differs from the torch form"
-
-
-def select_backend(tensor: Tensor) -> str:
+def select_backend(tensor: Tensor) -> Backend:
     """Back end for a kernel on ``tensor``: the forced one, else the fastest that runs on its device and dtype.
+
+    While `torch.jit.trace` records: the forced one if it is traceable, else ``torchscript``.
 
     Raises:
         RuntimeError: if a back end was forced that cannot run here.
     """
-    return _select(tensor.device.type, tensor.dtype)
+    device, dtype = tensor.device.type, tensor.dtype
+    return TABLE[_row_to_compile(device, dtype)] if torch.compiler.is_compiling() else _select(device, dtype)
 
 
 @torch.compiler.assume_constant_result  # a compiled network keeps the back end that it was compiled with
-def _select(device: str, dtype: torch.dtype) -> str:
+def _row_to_compile(device: str, dtype: torch.dtype) -> int:
+    backend = _select(device, dtype)
+    if backend not in TABLE:
+        raise RuntimeError(f"the back end {backend.name!r} is not in the table: networks cannot be compiled with it")
+    _ = backend.scan_function, backend.search_function  # `torch.compile` does not follow their import
+    return TABLE.index(backend)
+
+
+def _select(device: str, dtype: torch.dtype) -> Backend:
     forced = forced_backend()
-    if forced is not None:
-        why = unavailable(forced)
-        if why is None and forced == "native" and (device, dtype) != ("cpu", torch.float32):
-            why = f"it takes float32 tensors on the CPU, not {dtype} on {device}"
-        if why is not None:
-            raise RuntimeError(f"the back end {forced!r} was asked for and cannot run: {why}")
-        return forced
-    candidates = {"cuda": ("triton", "mamba_ssm"), "cpu": ("native",)}.get(device, ())
-    if dtype == torch.float64:  # the fused kernels keep their state in float32
-        candidates = ()
-    chosen = next((name for name in candidates if unavailable(name) is None), "torch")
-    _announce(chosen, candidates, device)
-    return chosen
+    if torch.jit.is_tracing():
+        return forced if forced is not None and forced.traceable else named_backend("torchscript")
+    if forced is None:
+        return _automatic(device, dtype)
+    why = forced.unavailable()
+    if why is None and not forced.takes(device, dtype):
+        types, devices = _listed(forced.dtypes, "all"), _listed(forced.devices, "any device")
+        why = f"it takes {types} tensors on {devices}, not {dtype} on {device}"
+    if why is not None:
+        raise RuntimeError(f"the back end {forced.name!r} was asked for and cannot run: {why}")
+    return forced
 
 
-def _announce(chosen: str, candidates: tuple[str, ...], device: str) -> None:
-    if chosen in _announced or not candidates:
-        return
-    _announced.add(chosen)
-    passed_over = [f"{name} not available ({unavailable(name)})" for name in candidates[: _rank(chosen, candidates)]]
-    logger.info("kernels on %s: %s%s", device, chosen, "".join(f"; {text}" for text in passed_over))
+def _listed(names: Sequence[object], otherwise: str) -> str:
+    return " or ".join(str(name).removeprefix("torch.") for name in names) or otherwise
 
 
-def _rank(name: str, candidates: tuple[str, ...]) -> int:
-    return candidates.index(name) if name in candidates else len(candidates)
+def _automatic(device: str, dtype: torch.dtype) -> Backend:
+    passed_over = ""
+    candidates = [backend for backend in TABLE if backend.automatic and backend.takes(device, dtype)]
+    for backend in candidates[:-1]:
+        why = backend.unavailable()
+        if why is None:
+            break
+        passed_over += f"; {backend.name} not available ({why})"
+    else:
+        backend = candidates[-1]  # plain PyTorch, which runs everywhere
+    if len(candidates) > 1:
+        with _announce_lock:
+            if backend.name not in _announced:
+                logger.info("kernels on %s: %s%s", device, backend.name, passed_over)
+            _announced.add(backend.name)
+    return backend
 
 
 def backend_report(without: Container[str] = ()) -> dict[str, str]:
@@ -139,4 +235,37 @@ def backend_report(without: Container[str] = ()) -> dict[str, str]:
     Args:
         without: back ends that are not asked: asking ``native`` for the first time compiles it.
     """
-    return {name: unavailable(name) or "available" for name in BACKENDS if name not in without}
+    return {b.name: b.unavailable() or "available" for b in TABLE if b.name not in without}
+
+
+# ------------------------------------------------------------------------------------------------------ check on a GPU
+
+
+def _failed_on_gpu(backend: Backend) -> str:
+    with _gpu_lock:
+        return _gpu_failures(backend)
+
+
+@functools.cache
+def _gpu_failures(backend: Backend) -> str:
+    """Trust a CUDA back end only after it has reproduced the torch form, forward and backward, on a tiny image."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    try:
+        right = in_fresh_thread(lambda: _scan_is_right(backend, device))
+    except Exception as error:  # a compiler or driver that fails must only mean "use another back end"
+        return f"it fails on this GPU ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
+    return "" if right else "its result on this GPU differs from the torch form"
+
+
+def _scan_is_right(backend: Backend, device: torch.device) -> bool:
+    random = torch.Generator().manual_seed(0)
+    shapes = [(1, 4, 5, 11), (1, 4, 5, 4, 8), (4, 11, 2), (4, 11), (4, 11, 3), (4, 11)]
+    tensors = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in shapes]
+    inputs = [tensor.to(device).requires_grad_() for tensor in tensors]
+    results = []
+    with torch.cuda.device(device):
+        for form in (backend, named_backend("torch")):
+            x, proj, dt_weight, dt_bias, rate, skip = inputs
+            y = form.scan_function(x, proj, dt_weight, dt_bias, -rate.abs(), skip)
+            results.append((y, *torch.autograd.grad(y.square().sum(), inputs)))
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*results, strict=True))

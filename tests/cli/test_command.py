@@ -255,7 +255,7 @@ def test_the_log_has_one_json_object_a_line_and_grows(one: Path, tmp_path: Path)
         command(tmp_path / "in", tmp_path / "out", "--log-json", tmp_path / "log.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     events = [line["event"] for line in lines if "event" in line]
-    assert events == ["start", "volume", "done", "end", "start", "skipped", "end"]
+    assert events == ["start", "device", "volume", "done", "end", "start", "skipped", "end"]
     assert lines[-1]["skipped"] == 1 and all(line["time"].endswith("+00:00") for line in lines)
 
 
@@ -294,7 +294,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("notes.txt", "out"), "notes.txt"),
         (("in", "out", "--network-name", "nonet"), "no network 'nonet'; there are iconet_small"),
         (("in", "out", "--device", "abacus"), "no device 'abacus'"),
-        (("in", "out", "--scale", "8"), "no such weights"),
+        (("in", "out", "--scale", "8"), "no weights of iconet_small 8x"),
         (("in", "out", "--weights", "notes.txt"), "not a file of plain tensors"),
         (("in", "out", "--log-json", "notes.txt"), "is no log of JSON lines"),
         (("in", "out", "--log-json", "notes.txt/log"), "the log cannot be written"),

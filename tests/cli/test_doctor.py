@@ -136,5 +136,4 @@ def test_missing_weights_say_which_folder_was_looked_in(tmp_path, write_nifti, m
     monkeypatch.setenv("ICONET_MODELS", str(tmp_path / "none"))
     done = CliRunner().invoke(main, [str(volume), str(tmp_path / "out")])
     assert done.exit_code == 2
-    looked = "no such weights (looked in the folder that ICONET_MODELS names)"
-    assert f"{tmp_path / 'none/model.pt'}: {looked}" in done.output
+    assert f"no weights of iconet_small 2x in {tmp_path / 'none'} (the folder that ICONET_MODELS names" in done.output

@@ -172,7 +172,7 @@ def test_the_fusion_is_equation_7(match_features: int | None) -> None:
 def test_matching_by_blocks_is_the_attention_of_blocks(size: tuple[int, int]) -> None:
     block = make(SRRecFusion, 8, 3, 2)
     query, key, value = normals((2, *size, 3), 1), normals((2, *size, 3), 2), normals((2, *size, 8), 3)
-    assert torch.allclose(block._attend(query, key, value), literal_block_sab(query, key, value, 2))
+    assert torch.allclose(block.attention(query, key, value), literal_block_sab(query, key, value, 2))
     f = normals((2, *size, 8))
     assert block(f, f).shape == f.shape
 

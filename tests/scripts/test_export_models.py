@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import patch
 
 import nibabel as nib
 import numpy as np
@@ -31,10 +30,12 @@ from release.exports import (
     write_torchscript,
 )
 from release.exports.operators import (
-    fourier_upsample_products,
-    onnx_operators,
+    ONNX,
+    AttentionByIndex,
+    UpsampleByProducts,
     patch_search_rows,
     selective_scan_segments,
+    with_onnx_parts,
 )
 from torch import Tensor
 
@@ -42,8 +43,10 @@ from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.inference.weights import load_weights
 from bundle.networks import ICONet, iconet
-from bundle.networks.fusion import SRRecFusion
-from bundle.networks.upsample import fourier_image_upsample
+from bundle.networks.fusion import SemanticAttentionBlock
+from bundle.networks.upsample import FourierUpsample, fourier_image_upsample
+from bundle.ops import use_backend
+from bundle.ops.backend import select_backend
 from bundle.ops.scan.reference import selective_scan_2d_reference
 from bundle.ops.search.plain import patch_search_reference
 from bundle.transforms.intensity import intensity_window
@@ -65,7 +68,7 @@ def random(*shape: int) -> Tensor:
 @settings(max_examples=30, deadline=None)
 def test_upsampling_by_products_is_zero_filling(length: int, width: int, scale: int) -> None:
     image = random(2, 1, length, width)
-    assert torch.allclose(fourier_upsample_products(image, scale), fourier_image_upsample(image, scale), atol=1e-10)
+    assert torch.allclose(UpsampleByProducts(scale)(image), fourier_image_upsample(image, scale), atol=1e-10)
 
 
 @given(height=st.integers(1, 7), width=st.integers(1, 7))
@@ -95,37 +98,44 @@ def tiny(scale: int, stride: int) -> ICONet:
     return iconet("small", scale, **sizes).eval()
 
 
-def forms_in_use() -> list[object]:
-    scan, search, network = (
-        sys.modules[f"bundle.{m}"] for m in ("ops.scan.dispatch", "ops.search.patch_match", "networks.iconet")
-    )
-    return [scan._scripted, search._scripted, network.fourier_image_upsample, SRRecFusion._attend]
-
-
-def test_two_threads_that_trace_leave_the_usual_kernels_in_place() -> None:
-    usual, inside, leave = forms_in_use(), threading.Event(), threading.Event()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_thread_that_traces_leaves_the_network_of_another_as_it_is(stride: int) -> None:
+    network, image = tiny(2, stride), torch.rand(1, 1, 7, 9)
+    inside, leave = threading.Event(), threading.Event()
 
     def other() -> None:
-        with onnx_operators():
+        with use_backend(ONNX):
             inside.set()
             leave.wait(60)
 
     thread = threading.Thread(target=other)
-    with onnx_operators():
+    with torch.no_grad():
+        usual = network(image)
         thread.start()
-        assert not inside.wait(1)  # it has to wait; the first to come would else be the first to leave
-    assert inside.wait(60)
-    leave.set()
-    thread.join()
-    assert forms_in_use() == usual
+        assert inside.wait(60)
+        assert select_backend(image).name != "onnx"
+        torch.jit.trace(OnnxForm(network), image, check_trace=False)
+        assert torch.equal(network(image), usual)
+        leave.set()
+        thread.join()
+        assert torch.equal(network(image), usual)
+
+
+def test_the_parts_for_onnx_share_the_weights_of_the_network() -> None:
+    network, image = tiny(4, 2), torch.rand(1, 1, 7, 8)
+    copied = with_onnx_parts(network)
+    assert list(copied.state_dict()) == list(network.state_dict())
+    assert all(a is b for a, b in zip(copied.parameters(), network.parameters(), strict=True))
+    kinds = {type(module) for module in copied.modules()}
+    assert {UpsampleByProducts, AttentionByIndex} <= kinds and not {FourierUpsample, SemanticAttentionBlock} & kinds
+    with torch.no_grad(), use_backend(ONNX):
+        assert torch.allclose(copied(image), network(image), atol=1e-5)
 
 
 def test_the_form_for_onnx_is_the_network_itself_unless_it_is_traced() -> None:
     network, image = tiny(2, 2), torch.rand(2, 1, 7, 8)
-    with torch.no_grad(), patch("bundle.networks.iconet.fourier_image_upsample", wraps=fourier_image_upsample) as usual:
-        result = OnnxForm(network)(image)
-        assert usual.called
-        assert torch.equal(result, network(image))
+    with torch.no_grad():
+        assert torch.equal(OnnxForm(network)(image), network(image))
 
 
 def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

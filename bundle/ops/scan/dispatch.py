@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from bundle.ops.backend import select_backend
-from bundle.ops.scan.plain import selective_scan_2d_script, selective_scan_2d_torch
-from bundle.ops.scan.reference import selective_scan_2d_reference
+from bundle.ops.scan.plain import selective_scan_2d_script
 
 
 def selective_scan_2d(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
@@ -32,45 +31,17 @@ def selective_scan_2d(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tenso
     Returns:
         ``(B, H, W, Di)`` in the dtype of ``x``.
     """
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting():  # its compiler takes the functions that it finds by name, not those of a table
         return selective_scan_2d_script(x, proj, dt_weight, dt_bias, A, D)
-    if torch.jit.is_tracing():
-        return _scripted()(x, proj, dt_weight, dt_bias, A, D)
     return _dispatch(x, proj, dt_weight, dt_bias, A, D)
-
-
-_script_cache: list = []
-
-
-@torch.jit.unused
-def _scripted():
-    if not _script_cache:
-        _script_cache.append(torch.jit.script(selective_scan_2d_script))
-    return _script_cache[0]
 
 
 @torch.jit.unused
 def _dispatch(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor) -> Tensor:
+    if torch.jit.is_tracing():  # a graph without casts, for the dtype of the example
+        return select_backend(x).scan_function(x, proj, dt_weight, dt_bias, A, D)
     dtype = x.dtype
     state_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         tensors = [t.to(state_dtype) for t in (x, proj, dt_weight, dt_bias, A, D)]
-        return _backend(select_backend(tensors[0]))(*tensors).to(dtype)
-
-
-def _backend(name: str):
-    if name == "reference":
-        return selective_scan_2d_reference
-    if name == "native":
-        from bundle.ops.scan.native import selective_scan_2d_native
-
-        return selective_scan_2d_native
-    if name == "triton":
-        from bundle.ops.scan.triton import selective_scan_2d_triton
-
-        return selective_scan_2d_triton
-    if name == "mamba_ssm":
-        from bundle.ops.scan.mamba_ssm import selective_scan_2d_mamba
-
-        return selective_scan_2d_mamba
-    return selective_scan_2d_torch
+        return select_backend(tensors[0]).scan_function(*tensors).to(dtype)

@@ -1,4 +1,4 @@
-"""The 2-D selective scan on the CUDA kernel of the ``mamba_ssm`` package, for machines where Triton cannot run.
+"""The 2-D selective scan on the CUDA kernel of the ``mamba_ssm`` package; runs only when asked for.
 
 That kernel scans sequences of shape (channels, length), so the four directions are laid out as four groups of channels:
 this back end holds four copies of the feature map and of the time steps, and gathers and merges them in PyTorch.
@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["is_available", "reason", "selective_scan_2d_mamba"]
+__all__ = ["reason", "selective_scan_2d_mamba"]
 
 _INTERFACE = "mamba_ssm.ops.selective_scan_interface"
 _MAX_STATE = 256  # of the CUDA kernel
@@ -39,11 +39,6 @@ def _probe() -> tuple[Callable[..., Tensor] | None, str]:
 def reason() -> str:
     """Why this back end cannot run here, in one line; empty if it can."""
     return _probe()[1]
-
-
-def is_available() -> bool:
-    """Whether :func:`selective_scan_2d_mamba` can run here."""
-    return _probe()[0] is not None
 
 
 def _sequences(image: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ and states of a step, ``exp2`` is taken over a whole chunk, and the read-out is 
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -71,6 +73,19 @@ def selective_scan_2d_script(
         y, h = _scan_chunk(u, p, h, dt_weight, dt_bias, A, D)
         merged = _merge_chunk(merged, y, chunk)
     return merged.view(batch, height, width, channels)
+
+
+@functools.cache
+def _scripted() -> Callable[..., Tensor]:
+    compiled: Callable[..., Tensor] = torch.jit.script(selective_scan_2d_script)
+    return compiled
+
+
+def selective_scan_2d_scripted(
+    x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
+) -> Tensor:
+    """:func:`selective_scan_2d_script`, compiled: a trace records its loop instead of unrolling it."""
+    return _scripted()(x, proj, dt_weight, dt_bias, A, D)
 
 
 def _merge_chunk(merged: Tensor, y: Tensor, order: Tensor) -> Tensor:

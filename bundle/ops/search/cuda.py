@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bundle.ops.scan.triton import _jit, is_available, reason
-from bundle.ops.search.plain import _inverse_patch_norm
+from bundle.ops.search.plain import inverse_patch_norm
 
 with contextlib.suppress(Exception):  # `reason` tells why not
     import triton.language as tl
@@ -87,7 +87,7 @@ def _tiled(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
     batch, height, width, channels = query.shape
     rows = _rows_per_tile(height, width, channels, query.element_size(), memory_limit)
     index = torch.zeros(batch, height * width, dtype=torch.int64, device=query.device)
-    inverse_norm = _inverse_patch_norm(key).flatten(1)
+    inverse_norm = inverse_patch_norm(key).flatten(1)
     with torch.autocast(query.device.type, enabled=False), _float32_proper():
         for image in range(batch):
             q, k = pad(query[image], (0, 0, 1, 1, 1, 1)), pad(key[image], (0, 0, 1, 1, 1, 1))
@@ -206,7 +206,7 @@ def _fused(query: Tensor, key: Tensor) -> Tensor:
     query, key = query.contiguous(), key.contiguous()
     batch, height, width, channels = query.shape
     block_q, block_k, block_c, parts, per_part = _blocks(query)
-    inverse_norm = _inverse_patch_norm(key).contiguous()
+    inverse_norm = inverse_patch_norm(key).contiguous()
     best = query.new_empty(parts, batch, height * width)
     index = torch.empty_like(best, dtype=torch.int32)
     with torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext():

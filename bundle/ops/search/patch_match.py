@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bundle.ops.backend import select_backend
-from bundle.ops.search.plain import patch_search_box, patch_search_reference
+from bundle.ops.search.plain import patch_search_box
 
 
 class PatchMatch(NamedTuple):
@@ -44,42 +44,21 @@ def patch_match(query: Tensor, key: Tensor, value: Tensor) -> PatchMatch:
 
 
 def _search(query: Tensor, key: Tensor) -> Tensor:
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting():  # its compiler takes the functions that it finds by name, not those of a table
         return patch_search_box(query, key)
-    if torch.jit.is_tracing():
-        return _scripted()(query, key)
     return _dispatch(query, key)
-
-
-_script_cache: list = []
-
-
-@torch.jit.unused
-def _scripted():
-    if not _script_cache:
-        _script_cache.append(torch.jit.script(patch_search_box))
-    return _script_cache[0]
 
 
 @torch.jit.unused
 @torch.no_grad()
 def _dispatch(query: Tensor, key: Tensor) -> Tensor:
     """Half precision flips many of the maxima: the search runs in float32 at least."""
+    if torch.jit.is_tracing():  # a graph without casts, for the dtype of the example
+        return select_backend(query).search_function(query, key)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.detach().to(dtype), key.detach().to(dtype)
-        name = select_backend(query)
-        if name == "reference":
-            return patch_search_reference(query, key)
-        if name == "native":
-            from bundle.ops.search.native import patch_search_native
-
-            return patch_search_native(query, key)
-        if query.device.type == "cuda":
-            from bundle.ops.search.cuda import patch_search_tiled, patch_search_triton
-
-            return patch_search_triton(query, key) if name == "triton" else patch_search_tiled(query, key)
-        return patch_search_box(query, key)
+        return select_backend(query).search_function(query, key)
 
 
 def _padded_rows(index: Tensor, width: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, unfold
@@ -25,7 +28,7 @@ def patch_search_reference(query: Tensor, key: Tensor) -> Tensor:
     return torch.bmm(q.transpose(1, 2), k).argmax(dim=2)
 
 
-def _inverse_patch_norm(key: Tensor, epsilon: float = EPSILON) -> Tensor:
+def inverse_patch_norm(key: Tensor, epsilon: float = EPSILON) -> Tensor:
     """1 / |unfold3x3 key|, (B, H, W): the energy of a patch is the 3x3 box sum of the energy of its pixels."""
     height, width = key.shape[1], key.shape[2]
     energy = pad(key.square().sum(-1), [1, 1, 1, 1])
@@ -53,7 +56,7 @@ def patch_search_box(query: Tensor, key: Tensor, tile_elements: int = 1 << 24) -
     A block of at most ``tile_elements`` correlations is held at once.
     """
     batch, height, width, _ = query.shape
-    inverse_norm = _inverse_patch_norm(key)
+    inverse_norm = inverse_patch_norm(key)
     best = torch.full([batch, height, width], -float("inf"), dtype=query.dtype, device=query.device)
     index = torch.zeros([batch, height, width], dtype=torch.int64, device=query.device)
     block = max(1, tile_elements // (batch * width * width))
@@ -81,3 +84,23 @@ def patch_search_box(query: Tensor, key: Tensor, tile_elements: int = 1 << 24) -
             best[:, start:stop] = torch.where(better, top, best[:, start:stop])
             index[:, start:stop] = torch.where(better, key_row * width + column, index[:, start:stop])
     return index.view(batch, height * width)
+
+
+@functools.cache
+def _scripted() -> Callable[[Tensor, Tensor], Tensor]:
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.jit.script(patch_search_box)
+    return compiled
+
+
+def patch_search_scripted(query: Tensor, key: Tensor) -> Tensor:
+    """:func:`patch_search_box`, compiled: a trace records its loops instead of unrolling them."""
+    return _scripted()(query, key)
+
+
+def patch_search_torch(query: Tensor, key: Tensor) -> Tensor:
+    """The fastest search in plain PyTorch: large matrix products on a GPU, a ninth of the products elsewhere."""
+    if query.device.type == "cuda":
+        from bundle.ops.search.cuda import patch_search_tiled
+
+        return patch_search_tiled(query, key)
+    return patch_search_box(query, key)

@@ -1,43 +1,27 @@
-"""The kernels as ONNX can hold them: few long steps, no complex numbers, no loop that the exporter would unroll.
+"""The network as ONNX can hold it: few long steps, no complex numbers, no loop that the exporter would unroll.
 
 TorchScript takes the loops of :mod:`bundle.ops` as they are. For ONNX the network is traced; here loops over the size
 of the input are scripted functions, which become ``Loop`` nodes, and everything else is made of operators that ONNX
-has. The results are those of :mod:`bundle.ops` up to rounding; networks run these forms nowhere else.
+has. The results are those of the usual forms up to rounding; networks run these nowhere else.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
-from bundle.networks.fusion import SRRecFusion
-from bundle.ops.search.plain import _inverse_patch_norm
-
-_patching = threading.RLock()  # of two threads inside, the one that leaves first would put back the other's forms
-
-
-@contextmanager
-def onnx_operators() -> Iterator[None]:
-    """Let networks, in every thread, call the forms of this module inside a ``with`` block; one thread at a time."""
-    with (
-        _patching,
-        patch("bundle.ops.scan.dispatch._scripted", lambda: selective_scan_segments),
-        patch("bundle.ops.search.patch_match._scripted", lambda: patch_search_rows),
-        patch("bundle.networks.iconet.fourier_image_upsample", fourier_upsample_products),
-        patch.object(SRRecFusion, "_attend", _attend),
-    ):
-        yield
+from bundle.networks.fusion import SemanticAttentionBlock
+from bundle.networks.upsample import FourierUpsample
+from bundle.ops import Backend, use_backend
+from bundle.ops.search.plain import inverse_patch_norm
 
 
 class OnnxForm(nn.Module):
-    """A network that traces in the forms of this module; otherwise its kernels are the usual ones.
+    """A network that is traced in the forms of this module; when it is called otherwise, it runs as usual.
 
     Args:
         network: an :class:`bundle.networks.ICONet`.
@@ -50,9 +34,25 @@ class OnnxForm(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
-        with onnx_operators() if torch.jit.is_tracing() else nullcontext():
+        if not torch.jit.is_tracing():
             result: Tensor = self.network(image)
-        return result
+            return result
+        with use_backend(ONNX):
+            traced: Tensor = with_onnx_parts(self.network)(image)
+        return traced
+
+
+def with_onnx_parts(network: nn.Module) -> nn.Module:
+    """A copy that shares the tensors of the network and upsamples and cuts blocks by the modules below."""
+    shared = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    copied = copy.deepcopy(network, shared)
+    for parent in list(copied.modules()):
+        for name, part in parent.named_children():
+            if isinstance(part, FourierUpsample):
+                setattr(parent, name, UpsampleByProducts(part.scale))
+            elif isinstance(part, SemanticAttentionBlock):
+                setattr(parent, name, AttentionByIndex(part.stride))
+    return copied
 
 
 # -------------------------------------------------------------------------------------------------- selective scan
@@ -126,7 +126,7 @@ def _row_by_row(time: Tensor, c: Tensor, added: Tensor, rate: Tensor) -> Tensor:
 
 def patch_search_rows(query: Tensor, key: Tensor) -> Tensor:
     """See :func:`bundle.ops.search.plain.patch_search_reference`; a ninth of its products, ``3 H W W`` in memory."""
-    return _compare_rows(query, key.transpose(0, 1), _inverse_patch_norm(key).transpose(0, 1)).flatten(1)
+    return _compare_rows(query, key.transpose(0, 1), inverse_patch_norm(key).transpose(0, 1)).flatten(1)
 
 
 @torch.jit.script
@@ -156,15 +156,25 @@ def _compare_rows(query: Tensor, key_rows: Tensor, norms: Tensor) -> Tensor:
     return index
 
 
-def _attend(fusion: SRRecFusion, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """:meth:`SRRecFusion._attend` without a padding that repeats the border by an amount known only later."""
-    stride, height, width = fusion.match_stride, query.shape[1], query.shape[2]
-    if stride == 1:
-        return fusion.attention(query, key, value)
-    blocks = fusion.attention(*(_blocks(t, stride) for t in (query, key, value)))
-    batch, high, wide, _ = blocks.shape
-    image = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
-    return image.reshape(batch, high * stride, wide * stride, -1)[:, :height, :width]
+ONNX = Backend("onnx", scan=selective_scan_segments, search=patch_search_rows, traceable=True)
+"""The back end in force while :class:`OnnxForm` is traced."""
+
+
+# ------------------------------------------------------------------------------------------------- parts of networks
+
+
+class AttentionByIndex(SemanticAttentionBlock):
+    """Without a padding that repeats the border by an amount known only when the file runs."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """query, key (B, H, W, C) and value (B, H, W, Cv) -> (B, H, W, Cv)."""
+        if self.stride == 1:
+            return self.match(query, key, value)
+        stride, height, width = self.stride, query.shape[1], query.shape[2]
+        blocks = self.match(*(_blocks(t, stride) for t in (query, key, value)))
+        batch, high, wide, _ = blocks.shape
+        image = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
+        return image.reshape(batch, high * stride, wide * stride, -1)[:, :height, :width]
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:
@@ -182,14 +192,14 @@ def _blocks(features: Tensor, stride: int) -> Tensor:
     return blocks.reshape(batch, high, wide, channels * stride * stride)
 
 
-# ------------------------------------------------------------------------------------------------------- resampling
+class UpsampleByProducts(FourierUpsample):
+    """The transforms as products with matrices."""
 
-
-def fourier_upsample_products(image: Tensor, scale: int) -> Tensor:
-    """See :func:`bundle.networks.upsample.fourier_image_upsample`; the transforms as products with matrices."""
-    rows_real, rows_imag = _zero_fill_matrix(image.shape[-2], scale, image)
-    cols_real, cols_imag = _zero_fill_matrix(image.shape[-1], scale, image)
-    return rows_real @ image @ cols_real.t() - rows_imag @ image @ cols_imag.t()
+    def forward(self, image: Tensor) -> Tensor:
+        """(..., h, w) -> (..., scale * h, scale * w)."""
+        rows_real, rows_imag = _zero_fill_matrix(image.shape[-2], self.scale, image)
+        cols_real, cols_imag = _zero_fill_matrix(image.shape[-1], self.scale, image)
+        return rows_real @ image @ cols_real.t() - rows_imag @ image @ cols_imag.t()
 
 
 def _zero_fill_matrix(length: int, scale: int, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bundle.ops import native
+from bundle.ops.native import build, library
 from bundle.ops.scan.native import selective_scan_2d_native
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
@@ -310,24 +313,58 @@ def test_the_library_is_built_once_and_a_damaged_one_is_replaced(tmp_path):
         assert [path.suffix for path in cache.iterdir()] == [".so"]
 
 
-def test_the_cache_follows_the_environment_and_falls_back_to_a_temporary_folder(tmp_path, monkeypatch):
+def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("ICONET_CACHE_DIR", raising=False)
-    assert native._cache_dir() == tmp_path / "xdg" / "iconet"
+    assert build.cache_folder() == tmp_path / "xdg" / "iconet"
     monkeypatch.setenv("ICONET_CACHE_DIR", str(tmp_path / "own"))
-    assert native._cache_dir() == tmp_path / "own"
-    blocked = tmp_path / "file"
+    assert build.cache_folder() == tmp_path / "own"
+    assert not list(tmp_path.iterdir())  # asking makes nothing
+
+
+@needs_native
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(tmp_path):
+    compiler, blocked = tmp_path / "copy", tmp_path / "file"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\nfor out; do :; done\ncp {native.load().path} "$out"\n'
+    )
+    compiler.chmod(0o755)
     blocked.write_text("")
-    monkeypatch.setenv("ICONET_CACHE_DIR", str(blocked / "cache"))
-    folder = native._cache_dir()
-    assert folder.is_dir() and folder.name.startswith("iconet-")
-    folder.rmdir()
+    code = "from bundle.ops import native\nassert native.load() is not None, native.reason()\nprint(native.load().path)"
+    done = _python(code, CXX=str(compiler), ICONET_CACHE_DIR=str(blocked / "cache"), TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    library_file = Path(done.stdout.strip())
+    assert library_file.is_file() and library_file.parent.name.startswith("iconet-")
+
+
+@needs_native
+def test_a_library_in_the_cache_is_used_without_writing_there(monkeypatch):
+    monkeypatch.setattr(build, "_writable", lambda folder: pytest.fail("the folder was asked for"))
+    if build.library_path() != native.load().path:
+        pytest.skip("the cache folder cannot be written here")
+    assert build.build_library() == native.load().path
+
+
+def test_before_it_compiles_the_log_says_so_and_how_long_and_where(tmp_path, monkeypatch, caplog):
+    def compile_(output):
+        said.extend(record.getMessage() for record in caplog.records if record.name == "iconet")
+        raise build.Unavailable("stopped")
+
+    said: list[str] = []
+    monkeypatch.setenv("ICONET_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(build, "library_path", lambda: tmp_path / "iconet-new.so")
+    monkeypatch.setattr(build, "_compile", compile_)
+    with caplog.at_level(logging.INFO, logger="iconet"), pytest.raises(build.Unavailable):
+        build.build_library()
+    (message,) = said
+    assert "compiling" in message and "20 seconds" in message and "once" in message and str(tmp_path) in message
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("channels", [1, 8, 40, 192])
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_groups_are_whole_vectors_and_cover_the_channels(channels, batch):
     for workers in (1, 2, 16):
-        group = native._group_channels(channels, batch, workers)
+        group = library._group_channels(channels, batch, workers)
         assert group % 8 == 0 and 8 <= group <= channels + 7
-    assert native._group_channels(192, 1, 2) == 96
+    assert library._group_channels(192, 1, 2) == 96
