@@ -256,7 +256,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("what was learned", ("trust",)),
     ("MONAI, torch.nn", ("transforms", "networks")),
     ("files", ("data",)),
-    ("plain tensors", ("ops", "physics")),
+    ("plain tensors, options", ("ops", "physics", "options")),
 )
 """Folders and modules by floor, from the top: each imports from lower floors alone (a test holds the code to it)."""
 
