@@ -30,7 +30,7 @@ Each result x_SRx2.nii.gz comes with x_SRx2.json, which records the input, the s
 command again to continue: finished volumes are skipped, changed ones are redone. OUT/results.csv lists the last run.
 
 \b
-Other commands (--help after one of them says more; a volume or folder of that name is given as ./doctor):
+Other commands (add --help for more; write ./doctor for a volume or folder of that name):
   iconet-sr doctor                  versions, back ends, weights and device
   iconet-sr export-bundle FOLDER    a folder for python -m monai.bundle and MONAI Label
 
@@ -80,7 +80,12 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 @click.argument("output", type=click.Path(path_type=Path))
 @options_of(CommandOptions)
 @click.option(
-    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it and exit."
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
 )
 def super_resolve(**given: Any) -> None:
     """Super-resolve MR and PET volumes in the plane of their slices.

@@ -1,4 +1,4 @@
-"""What there is to do: every volume of the input, and where its result goes."""
+"""The plan of a run: every volume of the input, and where its result goes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Job:
     """One volume.
 
     Attributes:
-        name: path below the input; of a DICOM series the path of its first file and what the series is.
-        origin: what the record says of the source: the path of a file, the label of a series, whose paths may name
-            a patient.
-        source: NIfTI file, or DICOM series.
-        target: NIfTI file, or folder of a DICOM series.
+        name: path relative to the input; for a DICOM series, the path of its first file and a description.
+        origin: how the record names the source: the path of a file, or the label of a series (its paths may name a
+            patient).
+        source: NIfTI file or DICOM series.
+        target: NIfTI file or folder of a DICOM series.
         sidecar: record beside the target.
     """
 
@@ -54,7 +54,7 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """All jobs, sorted; the folder of the results, unless OUTPUT names one file; the BIDS dataset that INPUT is."""
+    """All jobs, sorted; the output folder, unless OUTPUT names one file; the BIDS dataset, if INPUT is one."""
 
     jobs: list[Job]
     folder: Path | None
@@ -62,17 +62,17 @@ class Plan:
 
 
 def find_jobs(options: CommandOptions) -> Plan:
-    """Look for volumes and decide where their results go.
+    """Find the volumes and decide where their results go.
 
     Raises:
-        RunError: nothing to do, or an output that cannot be written or would harm an input.
+        RunError: there is nothing to do, or the output cannot be written or would overwrite an input.
     """
     try:
         _check_arguments(options)
         if is_volume_name(options.output) and not options.output.is_dir():
             return Plan([_single_file(options)], None)
         if options.output.exists() and not options.output.is_dir():
-            raise RunError(f"{options.output}: exists and is no folder; give a folder")
+            raise RunError(f"{options.output}: exists and is not a folder; give a folder")
         check_folders(options.input, options.output)
         bids = Bids.at(options.input)
         volumes, series = (bids.volumes(options.output), []) if bids else _found(options)
@@ -93,7 +93,7 @@ def _is_named_volume(path: Path) -> bool:
 
 
 def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
-    """NIfTI volumes and DICOM series of the input. Files that are neither are worth a line only beside a series."""
+    """NIfTI volumes and DICOM series of the input. Other files are mentioned only if there are series among them."""
     if options.input.is_file() and _is_named_volume(options.input):
         if _is_result(options.input):
             raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
@@ -113,12 +113,12 @@ def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
     if results := len(volumes) + len(series) - len(originals) - len(own_series):
         _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
     if not originals and not own_series:
-        raise RunError(f"{options.input}: holds results of this program alone; give the folder of the originals")
+        raise RunError(f"{options.input}: holds only results of this program; give the folder of the originals")
     return originals, own_series
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a NIfTI file or the folder of a series has a record beside it that this program wrote."""
+    """Whether a NIfTI file or the folder of a series has a sidecar that this program wrote."""
     return read_record(_sidecar(path)) is not None
 
 
@@ -127,7 +127,7 @@ def _folder_of(series: DicomSeries) -> Path:
 
 
 def _check_arguments(options: CommandOptions) -> None:
-    """Mistakes that the names of the arguments tell."""
+    """Mistakes that are visible in the names of the arguments."""
     if not options.input.exists():
         swapped = "; are INPUT and OUTPUT swapped?" if options.output.exists() else "; check the path"
         raise RunError(f"{options.input}: no such file or folder{swapped}")
@@ -136,7 +136,7 @@ def _check_arguments(options: CommandOptions) -> None:
 
 
 def _single_file(options: CommandOptions) -> Job:
-    """OUTPUT names a file: the one volume of the input goes there."""
+    """The only job if OUTPUT names a file: the input must hold one volume."""
     target = options.output
     if not target.name.lower().endswith((".nii", ".nii.gz")):
         raise RunError(f"{target}: results are written as .nii or .nii.gz; choose such a name or a folder")
@@ -165,7 +165,7 @@ def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None)
 
 
 def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[Job]:
-    """A series goes to the place of the folder that its files share, under its label."""
+    """The result of a series goes where the common folder of its files lies, named by its label."""
     base = options.input.parent if options.input.is_file() else options.input
     inputs = {os.path.realpath(path) for item in series for path in item.paths}
     to = options.to or "dicom"

@@ -1,4 +1,4 @@
-"""A run: one volume after the other; a bad one is reported, and the rest goes on."""
+"""A run: process the volumes one by one, report those that fail, and continue."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _log = logging.getLogger("iconet")
 
 
 def run(options: CommandOptions) -> int:
-    """Do what the options ask for and return the exit status: 0 all done, 1 something failed.
+    """Run the command with these options and return the exit status: 0 if every volume was done, 1 if any failed.
 
-    Of several processes (:class:`bundle.cli.partition.Share`), the last one to finish speaks for all: a launcher would
-    stop the others if one of them ended with another status than 0 while they work.
+    If several processes share the run (:class:`bundle.cli.partition.Share`), the last one to finish returns the status
+    for all: a launcher would stop the others if one of them ended with a non-zero status while they work.
 
     Raises:
-        RunError: wrong use; nothing was done.
+        RunError: a usage error; nothing was done.
     """
     share = Share.of_environment()
     if options.report and not share.alone:
@@ -70,7 +70,7 @@ def run(options: CommandOptions) -> int:
 
 
 class _Run:
-    """The jobs of a plan that this process does."""
+    """The jobs of a plan that belong to this process."""
 
     def __init__(self, plan: Plan, options: CommandOptions, digest: str, share: Share) -> None:
         self.plan, self.options, self.digest, self.share = plan, options, digest, share
@@ -105,10 +105,10 @@ class _Run:
         return SliceWalker(self.options.slice_batch, self.options.data_consistency)
 
     def prepare(self) -> None:
-        """Find what is wrong with network, weights and device before anything is written, if they will be needed.
+        """Load the network before anything is written, if it will be needed.
 
         Raises:
-            RunError: something is.
+            RunError: see :attr:`model`.
         """
         if self.options.report:
             self.report = Report(self.plan, self.options, self.model)
@@ -116,7 +116,7 @@ class _Run:
             _ = self.model
 
     def dry_run(self) -> int:
-        """Say what would be done; of the volumes, only headers and digests are looked at."""
+        """Report what would be done, from headers and digests alone."""
         failures = 0
         for job in self.plan.jobs:
             try:
@@ -130,7 +130,7 @@ class _Run:
         return int(failures > 0)
 
     def do(self) -> int:
-        """The table is rewritten after each volume, so that a killed run leaves a whole one."""
+        """Process the volumes; the table is rewritten after each one, so that a killed run leaves a complete table."""
         try:
             for row in self._volumes():
                 if row.status != "skipped":
@@ -145,10 +145,10 @@ class _Run:
         return self._summary()
 
     def do_share(self, whole: Plan, held: ExitStack) -> int:
-        """The last process of those that share the plan `whole` sums up; `held` are the locks of this one.
+        """Process this share of the plan `whole`; the last process to finish writes the table for all.
 
-        The table is written as soon as there is a part of each, also while one of them is at work once more: it may
-        be stopped.
+        `held` are the locks of this process. The table is written as soon as every process has reported its part, even
+        if one of them is running again: it may be stopped.
         """
         assert whole.folder is not None
         lock = whole.folder / LOCK
@@ -165,7 +165,7 @@ class _Run:
                     self.rows = parts.merge([job.name for job in whole.jobs])
                     self._write_table()
                 if missing or others:
-                    _say("part", f"{counts}; not done: {max(missing, others)} of {self.share.count} processes")
+                    _say("part", f"{counts}; still running: {max(missing, others)} of {self.share.count} processes")
                     return 0
                 parts.remove()
         except OSError as error:
@@ -173,11 +173,11 @@ class _Run:
         return self._summary()
 
     def _volumes(self) -> Iterator[Row]:
-        """Do one volume after the other; raises OSError if the disk refuses what belongs to no volume."""
+        """Process the volumes one by one; raises OSError if a file that belongs to no volume cannot be written."""
         jobs = self.plan.jobs
         terminal = sys.stderr.isatty()
         shown = terminal and self.share.rank == 0 and not self.options.quiet
-        # Sizes are for the bars alone: where none are shown the headers are not read twice.
+        # Only the bars need sizes: without them the headers need not be read twice.
         sizes = [_size(job) for job in jobs] if shown else [0] * len(jobs)
         bar = Progress(sizes, shown, told=not terminal)
         try:
@@ -197,7 +197,7 @@ class _Run:
             reason = self._why(job, provenance)
             if reason is None:
                 record = read_record(job.sidecar)
-                assert record is not None  # it says that the volume is done
+                assert record is not None  # why_redo has read it
                 row = Row.of(job, "skipped", 0.0, record)
                 _say("skipped", f"{job.name}: finished before, skipped", volume=job.name)
             else:
@@ -208,7 +208,7 @@ class _Run:
                     _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
                 text = f"{job.name}: {row.shape} -> {row.result_shape} in {row.seconds} s, {job.target}"
                 _say("done", text, volume=job.name)
-        except RunError:  # no network to run: that is the fault of no volume
+        except RunError:  # there is no network to run: not an error of this volume
             raise
         except Exception as error:
             return _failed(job, error, time.monotonic() - started)
@@ -219,7 +219,7 @@ class _Run:
     def _draw(self, report: Report, job: Job, row: Row, record: dict[str, Any]) -> None:
         try:
             report.add(job, row, record)
-        except Exception as error:  # the result is there all the same
+        except Exception as error:  # the result exists all the same
             self.undrawn += 1
             _say("report", f"{job.name}: not in the report: {root_cause(error)}", logging.ERROR, volume=job.name)
 
@@ -238,7 +238,7 @@ class _Run:
 
     def _why(self, job: Job, provenance: dict[str, Any]) -> str | None:
         if self.options.overwrite:
-            return "to be overwritten"
+            return "overwrite"
         return why_redo(job.target, job.sidecar, provenance)
 
     def _write_table(self) -> None:
@@ -257,10 +257,10 @@ class _Run:
 
 
 def _weights_digest(options: CommandOptions) -> str:
-    """SHA-256 of the file of weights.
+    """SHA-256 of the weights.
 
     Raises:
-        RunError: there is none.
+        RunError: there are none.
     """
     path = options.weights or shipped_weights(options.network_name, options.scale)
     if path.is_file():
@@ -269,7 +269,7 @@ def _weights_digest(options: CommandOptions) -> str:
 
     try:
         load_model(options.network_name, options.scale, options.weights, "cpu")
-    except ModelError as error:  # it knows why
+    except ModelError as error:  # its message says why
         raise RunError(str(error)) from error
     raise RunError(f"{path}: no such file of weights")
 
@@ -279,7 +279,7 @@ def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> 
 
 
 def _stopped(error: OSError) -> int:
-    """By an error of no volume: of the table, the report, the description of the dataset."""
+    """Report an error in a file that belongs to no volume: the table, the report, the dataset description."""
     _say("failed", f"{error.filename}: {error.strerror or error}; the run stops", logging.ERROR)
     return 1
 
@@ -293,10 +293,10 @@ def _failed(job: Job, error: Exception, seconds: float) -> Row:
 
 
 def _shape(job: Job) -> tuple[int, ...]:
-    """From the header alone.
+    """Matrix of a volume, from its header alone.
 
     Raises:
-        VolumeError: it is unusable.
+        VolumeError: the header is unusable.
     """
     if isinstance(job.source, DicomSeries):
         if job.source.problem:

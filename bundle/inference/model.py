@@ -18,12 +18,12 @@ from bundle.trust import TrainingRange, load_training_range
 
 
 class ModelError(ValueError):
-    """A network that cannot be had: its name, its weights or the device; the message is one line."""
+    """A network that cannot be loaded because of its name, weights or device; the message is one line."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network ready to run; `digest` is the SHA-256 of its weights, `trained_on` what they know, if recorded."""
+    """A network ready to run; `digest` is the SHA-256 of its weights, `trained_on` their training range, if any."""
 
     network: nn.Module
     scale: int
@@ -70,7 +70,7 @@ def _none_shipped(name: str, scale: int) -> str:
 
 
 def own_device(name: str | None) -> str:
-    """Name of the device to use: CUDA if there is one, and of several the one of this process (`LOCAL_RANK`)."""
+    """Name of the device to use: CUDA if available; with several GPUs, the one for this process (`LOCAL_RANK`)."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and (count := torch.cuda.device_count()):

@@ -1,4 +1,4 @@
-"""Where the files lie that come with the package: weights, configs, licences, and the version.
+"""Where the files that ship with the package are: weights, configs, licences and the version.
 
 An installed wheel has ``models/`` and ``configs/`` inside the package; in the repository and in an exported bundle they
 lie beside it. Nothing heavy is imported here: ``iconet-sr --version`` needs this module.
@@ -15,7 +15,7 @@ MODELS_VARIABLE = "ICONET_MODELS"
 """Environment variable that names another folder of weights."""
 PACKAGE = Path(__file__).resolve().parents[1]
 LICENCES = ("LICENSE", "docs/data_license.txt")
-"""Of the code, and of the data behind the weights; by their names in the repository."""
+"""Licences of the code and of the training data, by their names in the repository."""
 
 
 def models_folder() -> Path:
@@ -25,7 +25,7 @@ def models_folder() -> Path:
 
 
 def models_origin() -> str:
-    """Whose folder :func:`models_folder` is, for messages."""
+    """What kind of folder :func:`models_folder` is, for messages."""
     if os.environ.get(MODELS_VARIABLE):
         return f"the folder that {MODELS_VARIABLE} names"
     return f"the folder {'inside' if (PACKAGE / 'models').is_dir() else 'beside'} the package"

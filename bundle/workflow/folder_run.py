@@ -40,7 +40,7 @@ def run_folder(
         except Exception as error:
             reason = root_cause(error)
             failures.append(reason if name in reason else f"{name}: {reason}")
-            logger.error("failed: %s", failures[-1])
+            logger.info("volume %d of %d failed; the last lines say why", number, len(data))
             logger.debug("traceback", exc_info=True)
     logger.info("%d of %d volumes done", len(data) - len(failures), len(data))
     if failures:

@@ -198,7 +198,7 @@ def older_version(out: Path, source: Path) -> None:
         (damage_result, (), "the result is not what was written"),
         (older_version, (), "made by another version"),
         (None, ("--dtype", "same"), "the settings changed"),
-        (None, ("--overwrite",), "to be overwritten"),
+        (None, ("--overwrite",), "overwrite"),
     ],
 )
 def test_what_changed_is_redone_and_the_reason_is_told(change, options, reason, one: Path, tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_parts_of_a_run_with_another_plan_are_not_taken_for_those_of_this_one(ch
         write_nifti(folder / "in" / ("f.nii" if changed == "a new volume" else "a.nii"), BLOB)
     with as_process(1, 2):
         done = command(folder / "in", folder / "out", *options)
-    assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
+    assert done.exit_code == 0 and "still running: 1 of 2 processes" in done.stderr
     assert not (folder / "out" / "results.csv").exists()
     with as_process(0, 2):
         assert command(folder / "in", folder / "out", *options).exit_code == 0
@@ -222,7 +222,7 @@ def test_of_the_same_run_started_twice_each_number_is_let_in_once(folder: Path) 
             assert command(folder / "in", out).exit_code == 2
             with as_process(1, 2):
                 done = command(folder / "in", out)
-            assert done.exit_code == 0 and "not done: 1 of 2 processes" in done.stderr
+            assert done.exit_code == 0 and "still running: 1 of 2 processes" in done.stderr
             assert len(rows(out)) == len(NAMES)
         assert command(folder / "in", out).exit_code == 0
     assert [row["status"] for row in rows(out)].count("skipped") == 3  # those of number 0
