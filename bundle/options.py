@@ -59,11 +59,11 @@ class Option:
             return isinstance(value, bool)
         if self.kind == "whole":
             return type(value) is int and (self.minimum is None or value >= self.minimum)
-        if self.kind in ("number", "share"):
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                return self.kind == "share" and isinstance(value, bool)  # True is 1: data consistency on
-            top = 1.0 if self.kind == "share" else float("inf")
-            return (0.0 if self.kind == "share" else self.minimum or -float("inf")) <= value <= top
+        if self.kind == "share":
+            return isinstance(value, (bool, int, float)) and 0 <= value <= 1  # True is 1: data consistency on
+        if self.kind == "number":
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            return number and (self.minimum is None or value >= self.minimum)
         return True
 
 

@@ -102,18 +102,18 @@ def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
     series, left_out = find_series(options.input, files)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
-        other = unread(options.input) if options.input.is_file() else unread_among(files)
-        looked_for = f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
-        raise RunError(looked_for if other is None else other if options.input.is_file() else f"{looked_for}; {other}")
+        wrong = f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        other = unread_among(files)
+        raise RunError(wrong if other is None else f"{wrong}; {other}")
     if series:
         for line in left_out:
             _log.info("%s", line)
     originals = [path for path in volumes if not _is_result(path)]
     own_series = [item for item in series if not _is_result(_folder_of(item))]
-    if results := len(volumes) + len(series) - len(originals) - len(own_series):
-        _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
     if not originals and not own_series:
         raise RunError(f"{options.input}: holds only results of this program; give the folder of the originals")
+    if results := len(volumes) + len(series) - len(originals) - len(own_series):
+        _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
     return originals, own_series
 
 
@@ -131,6 +131,8 @@ def _check_arguments(options: CommandOptions) -> None:
     if not options.input.exists():
         swapped = "; are INPUT and OUTPUT swapped?" if options.output.exists() else "; check the path"
         raise RunError(f"{options.input}: no such file or folder{swapped}")
+    if options.input.is_file() and (line := unread(options.input)) is not None:
+        raise RunError(line)
     if not options.output.is_dir() and (ending := ending_of(options.output)) is not None:
         raise RunError(f"{options.output}: {ending} is not written; give a folder, or a name with .nii or .nii.gz")
 
