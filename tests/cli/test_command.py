@@ -105,7 +105,7 @@ def test_rows_10_and_11_nan_and_inf_become_zero_on_request_and_it_is_recorded(tm
     assert command(source, tmp_path / "y.nii").exit_code == 1
     assert command(source, tmp_path / "y.nii", "--nonfinite", "zero").exit_code == 0
     assert np.isfinite(nib.load(tmp_path / "y.nii").get_fdata()).all()
-    assert "1 NaN and 1 infinite voxels of 360 are set to zero" in record_of(tmp_path / "y.json")["Warnings"]
+    assert "1 NaN and 1 infinite voxels of 360 set to zero" in record_of(tmp_path / "y.json")["Warnings"]
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "float64"])

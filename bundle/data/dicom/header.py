@@ -59,7 +59,7 @@ def read_dataset(path: Path, attributes: list[str] | None = None, pixels: bool =
     """
     import pydicom
 
-    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+    with guarded(path, "the DICOM header is damaged", "get an intact copy of the file"):
         _check_deflated(path)
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=attributes, force=True)  # type: ignore[arg-type]
 
@@ -87,21 +87,21 @@ def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
         if marked is None:
             return None
         raise
-    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+    with guarded(path, "the DICOM header is damaged", "get an intact copy of the file"):
         sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
         if marked is None and not (sop_class in MODALITIES and "Rows" in dataset and "Columns" in dataset):
             return None
         if not sop_class:
-            fail(path, "a DICOM file without SOP class, cut short or damaged", "get a sound copy of the file")
+            fail(path, "a DICOM file without SOP class, cut short or damaged", "get an intact copy of the file")
         if sop_class not in MODALITIES and not _is_damaged_class(dataset, sop_class):
             return Skipped(path, _class_name(sop_class))
         identity = _identity(dataset)
         if not any(identity) and "Rows" not in dataset:
-            fail(path, "the DICOM header is cut short", "get a sound copy of the file")
+            fail(path, "the DICOM header is cut short", "get an intact copy of the file")
     try:
-        with guarded(path, "an attribute of the DICOM header is damaged", "get a sound copy of the file"):
+        with guarded(path, "an attribute of the DICOM header is damaged", "get an intact copy of the file"):
             if sop_class not in MODALITIES:
-                fail(path, "an image of an unknown SOP class", "get a sound copy of the file")
+                fail(path, "an image of an unknown SOP class", "get an intact copy of the file")
             image = _image(path, dataset, sop_class, identity)
             return list(_frames(image, dataset))
     except VolumeError as error:
@@ -204,7 +204,7 @@ def _frames(image: Image, dataset: Dataset) -> Iterator[Frame]:
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if len(per_frame) != image.frames:
         wrong = f"{image.frames} frames, but {len(per_frame)} of them described"
-        fail(image.path, wrong, "get a sound copy of the file")
+        fail(image.path, wrong, "get an intact copy of the file")
     general |= _values(_macros((dataset.get("SharedFunctionalGroupsSequence") or [None])[0]))
     for index, group in enumerate(per_frame):
         yield _frame(image, index, general | _values(_macros(group)))
@@ -278,7 +278,7 @@ def _whole(dataset: Dataset, name: str) -> int | None:
 def _count(path: Path, dataset: Dataset, name: str) -> int:
     value = int(dataset.get(name) or 0)
     if value < 1:
-        fail(path, f"{name} is missing or zero", "get a sound copy of the file")
+        fail(path, f"{name} is missing or zero", "get an intact copy of the file")
     return value
 
 

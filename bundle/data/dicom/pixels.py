@@ -29,17 +29,19 @@ def stored_frames(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
     from pydicom.pixels import iter_pixels
     from pydicom.uid import UID
 
-    with guarded(image.path, "the pixels cannot be decoded", "get a sound copy of the file", quote=True):
+    with guarded(image.path, "the pixels cannot be decoded", "get an intact copy of the file", quote=True):
         _check_decoder(image)
         # The whole file is read: only then is the declared length of the pixels checked against what is there.
         dataset = read_dataset(image.path, pixels=True)
         dataset.file_meta.TransferSyntaxUID = UID(image.transfer_syntax)
         frames = iter_pixels(dataset, indices=indices, raw=True)
     for _ in indices:
-        with guarded(image.path, "the pixels cannot be decoded", "get a sound copy of the file", quote=True):
+        with guarded(image.path, "the pixels cannot be decoded", "get an intact copy of the file", quote=True):
             stored = next(frames)
         if stored.shape != (image.rows, image.columns) or stored.dtype.kind not in "iu":
-            fail(image.path, f"pixels of shape {stored.shape} and type {stored.dtype}", "get a sound copy of the file")
+            fail(
+                image.path, f"pixels of shape {stored.shape} and type {stored.dtype}", "get an intact copy of the file"
+            )
         yield stored
 
 
@@ -100,7 +102,7 @@ def _check_decoder(image: Image) -> None:
     from pydicom.uid import UID
 
     if max(image.rows, image.columns) > MAX_SIDE:
-        fail(image.path, f"implausible matrix {image.columns}x{image.rows}", "get a sound copy of the file")
+        fail(image.path, f"implausible matrix {image.columns}x{image.rows}", "get an intact copy of the file")
     syntax = UID(image.transfer_syntax)
     try:
         decoder = get_decoder(syntax)

@@ -1,8 +1,8 @@
 """Reading volumes without silent repair, as a function and as a MONAI reader.
 
-Common readers fill cut files with zeros, drop the imaginary part of complex data, ignore the unit of length and
-trust any affine. Here every file is either read as its header says, read with a warning that names what was
-doubtful, or refused with one clear line.
+Common readers fill truncated files with zeros, drop the imaginary part of complex data, ignore the unit of length and
+trust any affine. Here every file is either read as its header says, read with a warning about what is doubtful, or
+refused with one clear line.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Volume:
 
     Attributes:
         path: the file it was read from.
-        array: float32 voxels, shape (X, Y), (X, Y, Z) or (X, Y, Z, T), in the file's scaled units, all finite.
+        array: float32 voxels, shape (X, Y), (X, Y, Z) or (X, Y, Z, T), in the scaled units of the file, all finite.
         affine: float64 (4, 4), voxel index to world (RAS), millimetres.
         header: little-endian NIfTI header with repaired geometry in millimetres; `write_volume(like=...)` takes it.
-        warnings: what was doubtful in the file, one line each, without the path.
+        warnings: doubts about the file, one line each, without the path.
     """
 
     path: Path
@@ -50,18 +50,18 @@ class Volume:
 
 
 def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> Volume:
-    """Read a NIfTI-1, NIfTI-2, .hdr/.img or Analyze 7.5 volume, plain or gzip, completely checked.
+    """Read a NIfTI-1, NIfTI-2, .hdr/.img or Analyze 7.5 volume, plain or gzip, and check all of it.
 
-    The sform gives the affine where it is usable, else the qform; without either the affine is nibabel's default
-    (x to the left, centred) and a warning says so. Lengths are converted to millimetres.
+    The affine is the sform if usable, else the qform; without either it is nibabel's default (x to the left, centred),
+    with a warning. Lengths are converted to millimetres.
 
     Args:
-        path: the file (.hdr or .img for a pair). Content, not name, decides what it is.
+        path: the file (.hdr or .img for a pair). Its content, not its name, decides the format.
         nonfinite: "error" refuses NaN and infinite voxels; "zero" sets them to 0 with a warning.
         max_bytes: largest accepted size of the stored voxels.
 
     Raises:
-        VolumeError: the file cannot be read as the volume that its header declares.
+        VolumeError: the file is not the volume that its header declares.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
     layout = reader.layout
@@ -71,7 +71,7 @@ def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: in
 
 
 def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
-    """The first volume of a file, without a look at what follows it; args and errors as `read_volume`."""
+    """The first volume of a file; the rest is not read. Args and errors as for `read_volume`."""
     reader = VoxelReader(Path(path), nonfinite, MAX_BYTES)
     layout = reader.layout
     return Volume(reader.path, next(iter(reader)), layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
@@ -79,14 +79,14 @@ def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
 
 @dataclass(frozen=True, eq=False)
 class VolumeFile:
-    """A volume that was read once from end to end and found sound, to be read again piece by piece.
+    """A volume that was read once from end to end and found valid, to be read again in pieces.
 
     Attributes:
         path: the file (.hdr of a pair).
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine, header, warnings: as in `Volume`.
-        storage: number type and scaling of the file.
-        signed: some voxel of any of its volumes is negative.
+        storage: data type and scaling of the file.
+        signed: whether any voxel of any of its volumes is negative.
     """
 
     path: Path
@@ -100,21 +100,21 @@ class VolumeFile:
     _max_bytes: int
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Each image (X, Y) or volume (X, Y, Z), float32; those of a 4-D series one after the other.
+        """Each image (X, Y) or volume (X, Y, Z), float32; a 4-D series yields its volumes one by one.
 
         Raises:
-            VolumeError: the file is not any more what it was.
+            VolumeError: the file has changed.
         """
         reader = VoxelReader(self.path, self._nonfinite, self._max_bytes)
         if reader.layout.shape != self.shape or not np.array_equal(reader.layout.geometry.affine, self.affine):
-            fail(self.path, "the file is no longer what it was", "read it when nobody writes it")
+            fail(self.path, "the file changed while it was read", "run again when nothing writes to it")
         yield from reader
 
 
 def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> VolumeFile:
-    """Read a volume from end to end, one 3-D volume of it in memory at a time, and say whether it is sound.
+    """Read a volume from end to end, one 3-D volume in memory at a time, and check that it is valid.
 
-    Args and errors as `read_volume`.
+    Args and errors as for `read_volume`.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
     for _ in reader:
@@ -135,7 +135,7 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
 
 
 def read_header(path: PathLike) -> Header:
-    """Read the header of a volume without its voxels, repaired as in `Volume.header`.
+    """Read only the header of a volume, repaired as in `Volume.header`.
 
     Raises:
         VolumeError: the header is unusable, or the file is too small for what it declares.
@@ -153,8 +153,8 @@ class NiftiVolumeReader(ImageReader):
 
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), and `warnings` (joined by "; ", empty if none). Each warning is
-    logged once per process to the logger "iconet".
+    EnsureChannelFirst moves T to the channels), and `warnings` (joined with "; ", empty if none). Each warning is
+    logged once per process, to the logger "iconet".
 
     Args:
         nonfinite: as in `read_volume`.
@@ -165,15 +165,15 @@ class NiftiVolumeReader(ImageReader):
         self.nonfinite = nonfinite
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name ends like a NIfTI or Analyze file."""
+        """Whether every name has the extension of a NIfTI or Analyze file."""
         endings = (".nii", ".nii.gz", ".hdr", ".img")
         return all(str(name).lower().endswith(endings) for name in _as_paths(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
-        """Only note the path; `get_data` reads.
+        """Only keep the path; `get_data` reads the file.
 
-        LoadImage answers an exception raised here by trying its other readers, one of which would accept the bad
-        file. An exception raised in `get_data` reaches the caller.
+        If this raised an exception, LoadImage would try its other readers, one of which would accept the bad file. An
+        exception raised in `get_data` reaches the caller.
         """
         return _as_paths(data)
 
@@ -181,7 +181,7 @@ class NiftiVolumeReader(ImageReader):
         """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
 
         Raises:
-            VolumeError: as `read_volume`, or more than one file was given.
+            VolumeError: as for `read_volume`, or more than one file was given.
         """
         if len(img) != 1:
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
@@ -190,7 +190,7 @@ class NiftiVolumeReader(ImageReader):
             if (key := (str(volume.path), warning)) not in _already_logged:
                 _already_logged.add(key)
                 _log.warning("%s: %s", *key)
-        # Text fields of the header cannot be collated into a batch; NibabelReader drops them as well.
+        # Text fields of the header cannot be collated into a batch; NibabelReader drops them too.
         meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
         meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
         meta[MetaKeys.AFFINE] = volume.affine.copy()
