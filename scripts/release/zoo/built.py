@@ -103,7 +103,7 @@ def plain_weights(folder: Folder) -> Iterator[str]:
             yield f"models/{path.name}: no file of plain tensors: {' '.join(str(error).split())[:200]}"
             continue
         if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            yield f"models/{path.name}: holds something else than named tensors"
+            yield f"models/{path.name}: holds something other than named tensors"
 
 
 def _tensors(path: Path) -> Any:
