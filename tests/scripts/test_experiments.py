@@ -237,7 +237,7 @@ def test_a_run_with_other_options_is_left_alone(trainings, tmp_path, bundle_root
     with pytest.raises(ExperimentError, match="other options"):
         train(row, tmp_path, {"epochs": "3"}, bundle_root)
     (tmp_path / "reconstruction-False").mkdir()
-    with pytest.raises(ExperimentError, match="no training of an ablation"):
+    with pytest.raises(ExperimentError, match="not an ablation training"):
         train(table_experiments(4, bundle_root)[0], tmp_path, {}, bundle_root)
     assert len(trainings[0]) == 1
 
