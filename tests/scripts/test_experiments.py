@@ -222,7 +222,7 @@ def test_another_seed_needs_a_split_file(training_folder, bundle_root):
     environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
     command += ["--dataset_dir", str(training_folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "--seed 1: would draw other subjects" in done.stderr
+    assert done.returncode == 1 and "--seed 1: would also change the validation subjects" in done.stderr
 
 
 def test_options_that_every_row_sets_are_an_error(trainings, tmp_path, bundle_root):
