@@ -1,4 +1,4 @@
-# Every target builds what it needs in .venv; nothing has to be installed by hand but Python 3.11 or newer.
+# Every target builds what it needs in .venv; only Python 3.11 or newer has to be installed by hand.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -15,7 +15,7 @@ test: env lint
 test-all: env lint
 	$(RUN) -m pytest -m "not label"
 
-# what the MONAI model zoo checks of a bundle, and more
+# the checks of the MONAI model zoo for a bundle, and more
 zoo-check: env
 	$(RUN) scripts/zoo_check.py
 
@@ -23,7 +23,7 @@ zoo-check: env
 export: env
 	$(RUN) scripts/export.py
 
-# one wheel in dist/, with weights and configs; what an earlier build left would get into it
+# one wheel in dist/, with weights and configs; leftovers of an earlier build would end up in it
 wheel: env
 	rm -rf build
 	$(RUN) -m pip wheel . --no-deps --wheel-dir dist
@@ -37,7 +37,7 @@ docker:
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
-# every command of the documents, and every link of the site
+# every command in the documents, and every link of the site
 test-docs: env
 	$(RUN) -m pytest tests/test_documented_commands.py tests/test_docs_site.py
 
@@ -48,14 +48,14 @@ lint: env
 
 env: $(STAMP)
 
-# torch comes first and exactly: anything looser makes pip fetch another build of several gigabytes
+# torch comes first, pinned exactly: otherwise pip fetches another build of several gigabytes
 $(STAMP): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $(STAMP)
 
-# MONAI Label in an environment of its own: it needs older numpy and pydicom than the rest
+# MONAI Label in its own environment: it needs older versions of numpy and pydicom
 LABEL_VENV := .venv-label
 LABEL_RUN := $(LABEL_VENV)/bin/python
 

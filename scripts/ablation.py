@@ -2,12 +2,12 @@
 
     python scripts/ablation.py --table 4 --dataset_dir DATA --split_file DATA/manifest.csv [--epochs 40 ...]
 
-Every option that is not listed below goes to the training of each row (configs/train.json), so that a table is made at
-any budget. A row is an overlay in configs/experiments on configs/train.json and configs/experiments/paper.yaml, which
-leaves data consistency out as the paper does. Interrupted trainings go on, finished ones are skipped, rows that two
-tables share are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results and
-makes docs/results.md anew; with another --seed than 0, ablation_tableN_seedS, which shows the effect of chance alone.
-Evaluated is the val split, so that choices made here leave the test split unseen.
+Options not listed below are passed on to the training of each row (configs/train.json), so a table can be made at any
+budget. A row is an overlay in configs/experiments on configs/train.json and configs/experiments/paper.yaml, which
+leaves out data consistency as the paper does. Interrupted trainings are resumed, finished ones are skipped, and rows
+shared by two tables are trained once. Writes ablation_tableN.csv (every volume) and ablation_tableN.md to docs/results
+and regenerates docs/results.md; with a --seed other than 0, ablation_tableN_seedS, which shows the effect of chance.
+Evaluates on the val split, so that choices made here leave the test split unseen.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SIDE = 128
 
 @one_line_exit
 def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: dict[str, str]) -> list[Row]:
-    """Figures of a trained row and of zero filling on every volume, with the cost of the row."""
+    """Metrics of a trained row and of zero filling on every volume, with the cost of the row."""
     config = row.config(options)
     keys = ("scale", "slice_axis", "seed", "line_mask_acceleration")
     scale, axis, seed, acceleration = (config.get_parsed_content(key) for key in keys)
@@ -58,11 +58,11 @@ def evaluate(row: Experiment, weights: Path, args: argparse.Namespace, options: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=int, required=True, help="of the paper: 4 to 9")
+    parser.add_argument("--table", type=int, required=True, help="table of the paper, 4 to 9")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument("--split", default="val", help="evaluated split")
-    parser.add_argument("--every", type=int, default=1, help="evaluate one slice in so many of each volume")
+    parser.add_argument("--every", type=int, default=1, help="evaluate only every n-th slice of each volume")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
@@ -74,7 +74,7 @@ def main() -> None:
         if args.split_file is not None:
             options["split_file"] = str(args.split_file.resolve())
         elif "seed" in options:
-            sys.exit(f"--seed {options['seed']}: would draw other subjects for validation too; give --split_file")
+            sys.exit(f"--seed {options['seed']}: would also change the validation subjects; give --split_file")
         experiments = table_experiments(args.table, ROOT)
         rows: list[Row] = []
         for experiment in experiments:

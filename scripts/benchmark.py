@@ -1,10 +1,10 @@
-"""Time the kernels and the networks on this machine; nothing here is a test.
+"""Time the kernels and networks on this machine; this is not a test.
 
     python scripts/benchmark.py [--quick] [--device cpu] [--threads 2] [--output_dir docs/results]
 
-Prints which back ends run and why the others do not, writes benchmark.json, and puts its tables into
-docs/performance.md. Every figure is the median of several calls after a warm-up. Compare figures of one run with each
-other: absolute times depend on the machine and on what else it does.
+Prints which back ends run and why the others do not, writes benchmark.json, and inserts its tables into
+docs/performance.md. Every figure is the median of several calls after a warm-up. Only compare figures within one run:
+absolute times depend on the machine and its other load.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PIPE_OPERATIONS = 9  # multiply-adds of an update, the polynomial of exp2 among 
 
 
 def median_time(call: Callable[[], Any], device: str, repeats: int = 5, budget: float = 20.0) -> float:
-    """Median seconds of a call, after one that is not counted; fewer repeats once ``budget`` seconds are spent."""
+    """Median seconds per call, after one warm-up call; fewer repeats once ``budget`` seconds are used up."""
     times: list[float] = []
     start = time.perf_counter()
     for _ in range(repeats + 1):
@@ -58,7 +58,7 @@ def median_time(call: Callable[[], Any], device: str, repeats: int = 5, budget: 
 
 
 def directions_copied(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor) -> tuple[Tensor, ...]:
-    """The four sequences as the public implementations lay them out: u, dt (B, 4, Di, L); b, c (B, 4, N, L)."""
+    """The four sequences in the layout of public implementations: u, dt (B, 4, Di, L); b, c (B, 4, N, L)."""
     rank, state = dt_weight.shape[2], A.shape[2]
     order = scan_orders(x.shape[1], x.shape[2], x.device)
     u = x.flatten(1, 2)[:, order].permute(0, 1, 3, 2)
@@ -69,7 +69,7 @@ def directions_copied(x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tenso
 
 
 def scan_python_loop(x, proj, dt_weight, dt_bias, A, D) -> Tensor:
-    """The formula of mamba-ssm's reference: exp and input term for the whole sequence, then a loop over it."""
+    """As in mamba-ssm's reference: exp and input term for the whole sequence, then a loop over it."""
     u, dt, b, c = directions_copied(x, proj, dt_weight, dt_bias, A)
     decay = torch.exp(torch.einsum("bkdl,kdn->bkdln", dt, A))
     drive = torch.einsum("bkdl,bknl,bkdl->bkdln", dt, b, u)
@@ -143,7 +143,7 @@ def benchmark_scan(sides: list[int], device: str, limits: dict[str, float]) -> l
 
 
 def machine_limits(device: str) -> dict[str, float]:
-    """What this machine does at best: matrix product (GFLOP/s), exp2 in cache (G/s), copy (GB/s, read and write)."""
+    """Peak rates of this machine: matrix product (GFLOP/s), exp2 in cache (G/s), copy (GB/s, read and write)."""
     a = torch.randn(2048, 2048, device=device)
     small, large = torch.randn(1 << 15, device=device), torch.randn(1 << 26, device=device)
     out, copy = torch.empty_like(small), torch.empty_like(large)
@@ -178,7 +178,7 @@ def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) ->
 
 
 def in_its_own_process(setup: str, call: str, threads: int, repeats: int = 7) -> tuple[float, float | None]:
-    """Median seconds of ``call``, and the memory (GB) that it took beyond what ``setup`` left (Linux, else None)."""
+    """Median seconds of ``call``, and the memory (GB) that it used on top of ``setup`` (Linux, else None)."""
     code = f"""
 import statistics, time, torch
 torch.set_num_threads({threads})
@@ -210,7 +210,7 @@ print(statistics.median(times[1:] or times), None if before is None else memory(
 
 
 def benchmark_networks(device: str, threads: int, names: list[str]) -> list[dict]:
-    """Every network on one slice: x2 from 128x128 and x4 from 64x64."""
+    """Every network on one slice: 2x from 128x128 and 4x from 64x64."""
     rows = []
     for name in names:
         for scale, side in ((2, 128), (4, 64)):
@@ -235,7 +235,7 @@ with torch.no_grad(): network(image[..., :8, :8])
 
 
 def where_time_goes(device: str) -> dict[str, float]:
-    """Share of each kind of operation in one x2 slice of the small network (PyTorch's profiler, self time)."""
+    """Share of each kind of operation in one 2x slice of the small network (PyTorch's profiler, self time)."""
     network, image = iconet("small", 2).to(device).eval(), torch.rand(1, 1, 128, 128, device=device)
     kinds = {"scan": "ss2d", "patch search": "patch_search", "products": "mm", "convolutions": "conv"}
     with torch.no_grad():
@@ -250,7 +250,7 @@ def where_time_goes(device: str) -> dict[str, float]:
 
 
 def whole_volumes(counts: list[int], threads: list[int], device: str) -> list[dict]:
-    """Volumes of 128x128 slices by 2 with the small network and data consistency, as the inference workflow does it."""
+    """Volumes of 128x128 slices, 2x with the small network and data consistency, as in the inference workflow."""
     rows = []
     for number in threads:
         for slices in counts if number == max(threads) else counts[:-1]:  # the longest once
@@ -270,7 +270,7 @@ inferer(warm, network)
 
 
 def sizes(device: str, sides: list[int], threads: list[int]) -> list[dict]:
-    """Seconds and memory for one slice of the small x2 network over the in-plane size and the threads."""
+    """Seconds and memory for one slice of the small 2x network, by in-plane size and number of threads."""
     rows = []
     for side in sides:
         row: dict[str, Any] = {"side": side}
@@ -288,7 +288,7 @@ with torch.no_grad(): network(image[..., :8, :8])
 
 
 def training_step(device: str) -> list[dict]:
-    """One update of the small network on four patches of 96x96 high-resolution samples: forward, and with backward."""
+    """One update of the small network on four 96x96 high-resolution patches: forward only, and with backward."""
     rows = []
     for scale in (2, 4):
         network, loss = iconet("small", scale).to(device), MultiStageL1Loss()

@@ -1,12 +1,12 @@
-"""Compare networks with interpolation on volumes of known truth.
+"""Compare networks with interpolation on volumes with known truth.
 
     python scripts/compare.py DATA [--split_file DATA/manifest.csv [--split test]] [--degradation lines]
 
-Every volume is degraded slice by slice and reconstructed by each method: interpolation and every network of which
-models/ has weights. Writes the figures of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and of
-costs (cost.csv) to docs/results, and makes compare.md and docs/results.md of all that lies there. Of a split file, the
-columns subject, modality and contrast are used; without one every volume of DATA is compared, and its subject is the
-BIDS label sub-... of its path, or else the file itself.
+Every volume is degraded slice by slice and reconstructed with each method: interpolation and every network with weights
+in models/. Writes the metrics of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and the costs
+(cost.csv) to docs/results, and generates compare.md and docs/results.md from everything there. The columns subject,
+modality and contrast of a split file are used; without one, every volume of DATA is compared, and its subject is the
+BIDS label sub-... in its path, or else the file itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE = 128
-"""Rows and columns of the low-resolution slice whose cost is given."""
+"""Rows and columns of the low-resolution slice for which costs are given."""
 
 
 def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
@@ -57,15 +57,15 @@ def weight_files(args: argparse.Namespace, scale: int) -> dict[str, Path]:
             sys.exit(f"--network {given}: give NAME=PATH with a name of {', '.join(NETWORKS)}")
         files[name] = Path(path.format(scale=scale))
     if not files and args.only is None:
-        sys.exit(f"no weights for x{scale} in {args.models_dir}: name them by --network, or give --only alone")
+        sys.exit(f"no weights for {scale}x in {args.models_dir}: name them with --network, or give a bare --only")
     wanted = args.only if args.only is not None else files
     if missing := [name for name in wanted if name not in files]:
-        sys.exit(f"--only {missing[0]}: no weights for x{scale} in {args.models_dir}; name them by --network")
+        sys.exit(f"--only {missing[0]}: no weights for {scale}x in {args.models_dir}; name them with --network")
     return {name: path for name, path in files.items() if name in wanted}
 
 
 def check_records(args: argparse.Namespace) -> list[Path]:
-    """The records of --records, checked: weights load with any image skip, so it must be that of the training."""
+    """The records of --records, checked: weights load with any image skip, so it must match the training."""
     if args.records is None:
         return []
     files = sorted(args.records.glob("training_*.json"))
@@ -74,17 +74,17 @@ def check_records(args: argparse.Namespace) -> list[Path]:
     for file in files:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record["network"] not in NETWORKS:
-            sys.exit(f"{file}: of {record['network']!r}, which is no network here; take the record out")
+            sys.exit(f"{file}: unknown network {record['network']!r}; remove the record")
         if record["image_skip"] != image_skip_option(record["network"], args.image_skip).get("image_skip"):
             trained = f"--image_skip {record['image_skip']}" if record["image_skip"] else "no --image_skip"
-            sys.exit(f"{file}: trained with {trained}; so also here")
+            sys.exit(f"{file}: trained with {trained}; give the same here")
     return files
 
 
 def check_weights(weights: Path, record: Path) -> None:
-    """The record must be that of the training which made the weights, at either of its budgets."""
+    """Check that the record is of the training that made the weights, at either of its budgets."""
     if not record.is_file():
-        sys.exit(f"{record}: no such record, which {weights} needs; give the --records of its training")
+        sys.exit(f"{record}: no such record, but {weights} needs it; give the --records of its training")
     kept = json.loads(record.read_text(encoding="utf-8"))["weights"].values()
     if sha256_of(weights) not in [budget["sha256"] for budget in kept]:
         sys.exit(f"{weights}: not the weights of the training in {record}; give the --records of their training")
@@ -106,7 +106,7 @@ def cost_row(title: str, scale: int, network: nn.Module, weights: Path, device: 
 
 
 def write_costs(path: Path, rows: list[Row], keep: bool) -> None:
-    """Put the rows of one scale in the place of those that are there; ``keep`` leaves those of other networks."""
+    """Replace the rows of one scale; ``keep`` leaves those of other networks."""
     again, scale = {row["method"] for row in rows}, rows[0]["scale"]
     old = read_rows(path) if path.is_file() else []
     kept = [row for row in old if row["scale"] != scale or (keep and row["method"] not in again)]
@@ -115,15 +115,15 @@ def write_costs(path: Path, rows: list[Row], keep: bool) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One scale and all that it needs: nothing can be missing once the first volume is degraded.
+    """One scale and everything it needs, checked before the first volume is degraded.
 
     Attributes:
         scale: of the networks.
         protocol: of the comparison.
-        networks: by the titles of the tables.
+        networks: by their titles in the tables.
         weights: their files, in the same order.
-        target: where the rows go.
-        keep: whether rows of other networks stay there.
+        target: the result file.
+        keep: whether rows of other networks stay in it.
     """
 
     scale: int
@@ -135,7 +135,7 @@ class Comparison:
 
 
 def prepare(scale: int, volumes: list[KnownVolume], args: argparse.Namespace) -> Comparison:
-    """Networks and protocol of one scale, and whether its rows fit to those that --only keeps."""
+    """Networks and protocol of one scale; checks that its rows are compatible with those that --only keeps."""
     try:
         protocol = Protocol(scale, args.slice_axis, args.degradation, args.acceleration, args.device, args.every)
         files = weight_files(args, scale)
@@ -158,7 +158,7 @@ def prepare(scale: int, volumes: list[KnownVolume], args: argparse.Namespace) ->
 
 
 def rows_with_old(target: Path, rows: list[Row]) -> list[Row]:
-    """Rows and those of other methods that the file has."""
+    """The rows, and those of other methods already in the file."""
     try:
         return joined(read_rows(target), rows)
     except ValueError as error:
@@ -184,35 +184,43 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of high-resolution NIfTI volumes")
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument(
-        "--split", choices=SPLITS, help="of the split file (default: test); without that file every volume is compared"
+        "--split",
+        choices=SPLITS,
+        help="split to compare (default: test); without a split file, every volume is compared",
     )
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
     parser.add_argument("--slice_axis", type=int, default=2)
     parser.add_argument("--degradation", choices=DEGRADATIONS, default="truncation")
-    parser.add_argument("--acceleration", type=float, default=6.0, help="of the line mask: all lines / kept lines")
+    parser.add_argument(
+        "--acceleration", type=float, default=6.0, help="acceleration of the line mask: all lines / kept lines"
+    )
     parser.add_argument(
         "--models_dir", type=Path, help="folder of weights (default: models, or models/lines for lines)"
     )
     parser.add_argument(
-        "--network", action="append", default=[], metavar="NAME=PATH", help="more weights; {scale} in PATH is filled in"
+        "--network",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="further weights; {scale} in PATH is filled in",
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="run these networks, keep the rows of the others")
-    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="that the baselines were trained with")
+    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="image skip that the baselines were trained with")
     parser.add_argument(
         "--records",
         type=Path,
-        help="folder of scripts/train_alike.py: its records must fit the weights, and are copied",
+        help="output folder of scripts/train_alike.py: its records must match the weights, and are copied",
     )
-    parser.add_argument("--every", type=int, default=1, help="take one slice in so many of each volume")
+    parser.add_argument("--every", type=int, default=1, help="use only every n-th slice of each volume")
     parser.add_argument(
         "--data_consistency", type=consistency_weight, nargs="+", default=[0.0, 1.0], help="weights to compare"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--readme", type=Path, help="file whose block of results is replaced by the summary")
+    parser.add_argument("--readme", type=Path, help="file whose results block is replaced by the summary")
     args = parser.parse_args()
     if args.split is not None and args.split_file is None:
-        sys.exit(f"--split {args.split}: is of a split file; give one by --split_file, or leave --split out")
+        sys.exit(f"--split {args.split}: needs a split file; give --split_file, or leave out --split")
     if args.models_dir is None:
         args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 

@@ -1,4 +1,4 @@
-"""Super-resolve the sample volume by 2 and 4, compare with interpolation and the truth, draw a figure.
+"""Super-resolve the sample volume 2x and 4x, compare with interpolation and the truth, draw a figure.
 
     python scripts/demo.py [--output_dir demo]
 
@@ -32,7 +32,7 @@ SLICE = 3
 
 
 def infer(scale: int, output_dir: Path) -> Path:
-    """The inference command of the README; returns the file that it wrote."""
+    """Run the inference command of the README; return the file that it wrote."""
     command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "inference"]
     command += ["--config_file", "configs/inference.json", "--scale", str(scale)]
     command += ["--dataset_dir", f"docs/sample/lr_x{scale}", "--output_dir", str(output_dir)]
@@ -49,7 +49,7 @@ def slices(path: Path) -> Tensor:
 
 
 def compare(scale: int, truth: Tensor, output_dir: Path) -> dict[str, Tensor]:
-    """Every method's volume for one factor, and the input under "LR"."""
+    """The volume of every method at one scale, and the input as "LR"."""
     low = slices(ROOT / f"docs/sample/lr_x{scale}/{SAMPLE}.nii.gz")
     return {
         "LR": low,
@@ -77,7 +77,7 @@ def show(ax: plt.Axes, image: Tensor, title: str, **style: object) -> object:
 
 
 def draw(results: dict[int, dict[str, Tensor]], truth: Tensor, rows: list[dict[str, str]], path: Path) -> None:
-    """One row of images per factor; the error maps share one colour scale, printed beside them."""
+    """One row of images per scale; the error maps share one colour scale, shown next to them."""
     figure, axes = plt.subplots(len(results), 6, figsize=(15, 5.4), layout="constrained")
     top = float(truth[SLICE].max())
     score = {(row["scale"], row["method"]): row["PSNR"] for row in rows}
@@ -106,7 +106,7 @@ def main() -> None:
     truth = slices(ROOT / f"docs/sample/hr/{SAMPLE}.nii.gz")
     results = {scale: compare(scale, truth, output_dir) for scale in (2, 4)}
     rows = table(results, truth)
-    print(f"\n{SAMPLE}: {truth.shape[0]} slices of one subject, none of whose images was trained on")
+    print(f"\n{SAMPLE}: {truth.shape[0]} slices of one subject that is not in the training data")
     for row in rows:
         print(f"  {row['scale']}  {row['method']:<20} PSNR {row['PSNR']} dB   SSIM {row['SSIM']}")
     with open(output_dir / "metrics.csv", "w", newline="") as file:

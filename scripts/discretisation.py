@@ -1,11 +1,10 @@
-"""What would change if the scan discretised B exactly as equation 2 of the paper does.
+"""Measure what would change if the scan discretised B exactly as in equation 2 of the paper.
 
     python scripts/discretisation.py [VOLUME] [--scales 2 4] [--every 4]
 
-Every scan of this project multiplies B by Delta, as Mamba does; equation 2 has zero-order hold, which multiplies it by
+All scans of this project multiply B by Delta, as Mamba does; equation 2 uses zero-order hold, which multiplies it by
 (exp(Delta A) - 1) / A. For the shipped weights of the small ICONet, prints how much larger Delta is than that factor,
-and the PSNR of a volume with both, each without and with data consistency. The default volume is the sample of the
-repository.
+and the PSNR of a volume with both, without and with data consistency. The default volume is the repository's sample.
 """
 
 from __future__ import annotations
@@ -38,10 +37,10 @@ HEADER = ["scale", "Delta over hold, mean", "largest", "Delta B, dB", "hold, dB"
 def exact_scan(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The scan with zero-order hold of B, and Delta over its factor.
+    """The scan with zero-order hold of B, and the ratio of Delta to the hold factor.
 
     Equal to :func:`bundle.ops.scan.reference.selective_scan_2d_reference` with ``exact``, but fast: every direction
-    and state is scanned alone, its input scaled by what turns ``Delta B`` into the hold.
+    and state is scanned separately, with its input scaled to turn ``Delta B`` into the hold.
 
     Returns:
         ``(B, H, W, Di)``, and the ratio, at least 1, of each direction, state, pixel and channel
@@ -64,7 +63,7 @@ def exact_scan(
 
 
 class ExactScan(nn.Module):
-    """A trained SS2D with zero-order hold of B. ``excess``: mean and largest of the ratio minus 1 at its last input."""
+    """A trained SS2D with zero-order hold of B. ``excess``: mean and maximum of ratio - 1 for its last input."""
 
     def __init__(self, scan: SS2D) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class ExactScan(nn.Module):
 
 
 def with_exact_scans(network: nn.Module) -> list[ExactScan]:
-    """Put an :class:`ExactScan` in the place of every scan of a network."""
+    """Replace every scan of a network with an :class:`ExactScan`."""
     blocks = [module for module in network.modules() if isinstance(module, VisionMambaBlock)]
     scans = [ExactScan(block.ss2d) for block in blocks]
     for block, scan in zip(blocks, scans, strict=True):
@@ -119,7 +118,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path, nargs="?", default=sample, help="high-resolution NIfTI volume")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4), default=[2, 4])
-    parser.add_argument("--every", type=int, default=4, help="take one slice in so many of the volume")
+    parser.add_argument("--every", type=int, default=4, help="use only every n-th slice of the volume")
     args = parser.parse_args()
     print(markdown(HEADER, [measure(args.volume, scale, args.every) for scale in args.scales]))
 

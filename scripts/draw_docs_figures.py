@@ -1,8 +1,8 @@
-"""Draw the figures of the pages on geometry, intensity and architecture.
+"""Draw the figures for the pages on geometry, intensity and architecture.
 
     python scripts/draw_docs_figures.py [--output_dir docs/figures]
 
-Every figure but the diagram is computed by the functions that it explains, on one slice of docs/sample.
+Every figure except the diagrams is computed by the functions that it explains, on one slice of docs/sample.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def sample_volume() -> Tensor:
 
 
 def sample_slice() -> Tensor:
-    """One slice of it, (X, Y), divided by what the network would be given it by."""
+    """One slice of it, (X, Y), normalised as for the network."""
     volume = sample_volume()
     return volume[..., SLICE] / intensity_window(volume)[1]
 
@@ -56,7 +56,7 @@ def half(size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def show(axes: Axes, image: Tensor, title: str, **options: object) -> matplotlib.image.AxesImage:
-    """Draw an image (X, Y) as radiologists see it: x to the right, y up."""
+    """Draw an image (X, Y) in radiological orientation: x to the right, y up."""
     drawn = axes.imshow(image.T, origin="lower", **options)
     axes.set_title(title)
     axes.set_xticks([])
@@ -69,17 +69,17 @@ def log_spectrum(image: Tensor) -> Tensor:
 
 
 def outline(axes: Axes, full: tuple[int, int], kept: tuple[int, int]) -> None:
-    """The border of the kept part of a centred k-space."""
+    """Outline of the kept part of centred k-space."""
     corner = (full[0] // 2 - kept[0] // 2 - 0.5, full[1] // 2 - kept[1] // 2 - 0.5)
     axes.add_patch(Rectangle(corner, *kept, fill=False, edgecolor=RED, linewidth=1.5))
 
 
 def voxel_grids() -> Figure:
-    """Coarse and fine voxels of the two rules, placed by their affines."""
+    """Coarse and fine voxels under the two grid rules, placed by their affines."""
     coarse = np.diag([4.0, 4.0, 1.0, 1.0])
     ours = np.asarray(superres_affine(coarse, (2, 2, 1)))
     centred = ours.copy()
-    centred[:2, 3] = [-1.0, -1.0]  # the edges of the field of view are kept, so the origin moves by half a fine voxel
+    centred[:2, 3] = [-1.0, -1.0]  # keeping the edges of the field of view moves the origin by half a fine voxel
     figure, axes = plt.subplots(1, 2, figsize=(8, 4.1), layout="constrained")
     titles = ("Here: voxel j on voxel 2 j", "Resamplers that keep the edges")
     for ax, affine, title in zip(axes, (ours, centred), titles, strict=True):
@@ -95,7 +95,7 @@ def voxel_grids() -> Figure:
 
 
 def kspace() -> Figure:
-    """What the degradation keeps of a slice."""
+    """What the degradation keeps from a slice."""
     truth = sample_slice()
     size = half(truth.shape)
     low = truncate(truth, size)
@@ -110,7 +110,7 @@ def kspace() -> Figure:
 
 
 def half_voxel() -> Figure:
-    """The same bicubic kernel on the right grid and half a fine voxel off: error maps and measured shifts."""
+    """The same bicubic kernel on the correct grid and half a fine voxel off: error maps and measured shifts."""
     truth = sample_slice()
     low = truncate(truth, half(truth.shape))[None, None]
 
@@ -134,7 +134,7 @@ def half_voxel() -> Figure:
 
 
 def window() -> Figure:
-    """What the volume is divided by, and what one bright voxel does to that and to the maximum."""
+    """The divisor of a volume, and how one bright voxel affects it and the maximum."""
     volume = sample_volume()
     spoilt = volume.clone()
     spoilt[0, 0, 0] = 100 * volume.max()
@@ -154,7 +154,7 @@ def window() -> Figure:
 
 
 def consistency() -> Figure:
-    """Where in k-space the network errs, before and after data consistency."""
+    """Where in k-space the network's errors are, before and after data consistency."""
     truth = sample_slice()
     size = half(truth.shape)
     low = truncate(truth, size)
@@ -185,7 +185,7 @@ def box(axes: Axes, x: float, y: float, text: str, color: str = GREY, width: flo
 
 
 def arrow(axes: Axes, *points: tuple[float, float], color: str = "black", dashed: bool = False) -> None:
-    """A line through points that ends in an arrow head."""
+    """A line through points that ends in an arrowhead."""
     style = {"color": color, "linestyle": "--" if dashed else "-", "lw": 1.1}
     axes.plot(*np.array(points[:-1]).T, **style)
     head = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, **style}
@@ -193,7 +193,7 @@ def arrow(axes: Axes, *points: tuple[float, float], color: str = "black", dashed
 
 
 def stage(axes: Axes, left: float, number: int) -> None:
-    """Both branches of a stage, its fusion and skips; the image comes in at (left, 2)."""
+    """Both branches of a stage, its fusion and skips; the image enters at (left, 2)."""
     source, result = ("LR", "SR 2x") if number == 1 else ("SR 2x", "SR 4x")
     axes.add_patch(Rectangle((left - 0.35, -0.75), 7.3, 4.35, facecolor="#f6f6f6", edgecolor="none"))
     axes.text(left - 0.2, 3.35, f"stage {number}: {source} to {result}", fontsize=9, weight="bold")
@@ -224,7 +224,7 @@ def stage(axes: Axes, left: float, number: int) -> None:
 
 
 def architecture() -> Figure:
-    """The network: two stages of a x4 model, and the parts of a block below."""
+    """The network: two stages of a 4x model, and the parts of a block below."""
     figure = plt.figure(figsize=(12, 4.9))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-1.1, 15.6), ylim=(-3.1, 3.7))
@@ -258,11 +258,11 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("files", ("data",)),
     ("plain tensors, options", ("ops", "physics", "options")),
 )
-"""Folders and modules by floor, from the top: each imports from lower floors alone (a test holds the code to it)."""
+"""Folders and modules by layer, from the top: each imports only from lower layers (a test enforces it)."""
 
 
 def layout() -> Figure:
-    """The floors of the code; imports run downward only."""
+    """The layers of the code; imports only point downward."""
     figure = plt.figure(figsize=(9, 5.4))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 10), ylim=(-1.6, 5.2))

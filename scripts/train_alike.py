@@ -1,14 +1,14 @@
-"""Train ICONet and the baselines alike, for a comparison at equal updates and at equal compute.
+"""Matched training of ICONet and the baselines, for a comparison at equal updates and at equal compute.
 
     python scripts/train_alike.py DATA --split_file DATA/manifest.csv --updates 600 --seconds 300 [--batch_size 4 ...]
 
-Every network sees the same patches in the same order, at the learning rate of --learning_rates with which a short trial
-has the smallest loss. Baselines get the Fourier image skip of ICONet (--image_skip paper leaves each its own): without
-it a short training does not reach interpolation. Weights go to RUNS/equal_updates and RUNS/equal_compute, with records;
-`scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir RUNS/equal_updates --image_skip fourier
---output_dir ...` makes the tables. Every option that is not listed below goes to the training (configs/train.json).
-Seconds, of processor time on a CPU, mean something with one thread (OMP_NUM_THREADS=1) and nothing else at work.
-Finished trainings are skipped.
+Every network sees the same patches in the same order, with the learning rate of --learning_rates that has the smallest
+loss in a short trial. Baselines get the Fourier image skip of ICONet (--image_skip paper keeps each paper's own):
+without it, a short training does not reach interpolation. Weights and records go to RUNS/equal_updates and
+RUNS/equal_compute; `scripts/compare.py DATA --split_file DATA/manifest.csv --models_dir RUNS/equal_updates --image_skip
+fourier --output_dir ...` makes the tables. Options not listed below are passed on to the training (configs/train.json).
+Seconds are processor time on a CPU, meaningful only with one thread (OMP_NUM_THREADS=1) and no other load. Finished
+trainings are skipped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def check(every: list[Trainings], networks: list[str]) -> None:
-    """Stop before the first training if any of them cannot be made as asked."""
+    """Stop before the first training if any of them cannot be done as requested."""
     for trainings in every:
         check_not_set(trainings.options, SETTLED, "every network has its own")
         check_not_set(trainings.options, ConfigParser.load_config_file(trainings.files[1]), "alike.yaml sets it")
@@ -56,10 +56,10 @@ def main() -> None:
     parser.add_argument("--split_file", type=Path, help="CSV with the columns file, subject, split")
     parser.add_argument("--scales", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=[n for n in NETWORKS if n != "iconet_paper"])
-    parser.add_argument("--updates", type=int, default=600, help="of every network")
-    parser.add_argument("--seconds", type=float, default=300, help="of every network, processor time on a CPU")
+    parser.add_argument("--updates", type=int, default=600, help="updates per network")
+    parser.add_argument("--seconds", type=float, default=300, help="seconds per network, processor time on a CPU")
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[0.0003, 0.001])
-    parser.add_argument("--search_updates", type=int, default=100, help="of each learning rate")
+    parser.add_argument("--search_updates", type=int, default=100, help="updates per learning rate in the search")
     parser.add_argument("--image_skip", choices=("paper", *IMAGE_SKIPS), default="fourier")
     parser.add_argument("--runs_dir", type=Path, default=ROOT / "runs" / "alike")
     args, rest = parser.parse_known_args()

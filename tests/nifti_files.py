@@ -70,7 +70,7 @@ SINGULAR = (1.0, 0, 0, 0, 1.0, 0, 0, 0, 0, 0, 1.0, 0)
 
 REFUSED: dict[str, tuple[str, bytes, str]] = {
     "row 1 empty file": ("a.nii", b"", "empty file"),
-    "row 2 header cut": ("a.nii", image_bytes()[:200], "header is cut: 348 bytes expected, 200 found"),
+    "row 2 header cut": ("a.nii", image_bytes()[:200], "header is truncated: 348 bytes expected, 200 found"),
     "row 3 data cut": ("a.nii", image_bytes()[:-50], r"240 bytes expected \(6x5x4\), 190 found"),
     "row 3 data cut inside gzip": ("a.nii.gz", gzip.compress(image_bytes()[:-50]), "240 bytes expected, 190 found"),
     "row 4 gzip cut in half": ("a.nii.gz", GZ[: len(GZ) // 2], "truncated gzip"),
@@ -146,7 +146,7 @@ ACCEPTED: dict[str, tuple[str, bytes, str | None]] = {
     "row 25 line ends of NIfTI-2 converted": (
         "a.nii",
         image_bytes(cls=nib.Nifti2Image).replace(b"\r\n\x1a", b"\n\n\x1a"),
-        "as a text",
+        "in text mode",
     ),
     "row 26 sizeof_hdr": ("a.nii", patched(image_bytes(), sizeof_hdr=("i", 400)), "sizeof_hdr is 400"),
     "row 28 bitpix": ("a.nii", patched(image_bytes(), bitpix=("h", 8)), "bitpix is 8"),

@@ -1,6 +1,6 @@
-"""The command for people: files and folders in, super-resolved ones out, resumable, with a record of what was done.
+"""The command line: super-resolve files and folders, resumable, with a record of every result.
 
-`command` reads the command line, `jobs` finds what there is to do, `run` does it one after the other; `process` is one
-volume, `sidecar` its record. Several processes may do it together: `share` divides the work, `lock` keeps other runs
-out. Nothing here evaluates expressions of a configuration.
+`command` reads the options, `plan` finds the volumes to process, `run` processes them one by one; `one_volume` handles
+one volume, `record` writes its sidecar. Several processes can share a run: `partition` divides the work, `lock` keeps
+other runs out. Nothing here evaluates expressions in a configuration.
 """

@@ -1,4 +1,4 @@
-"""Options of the command line, made from their declaration in :mod:`bundle.options`."""
+"""Command-line options, generated from their declaration in :mod:`bundle.options`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Function = Callable[..., Any]
 
 
 class OwnedCommand(click.Command):
-    """A command that knows what its options were called before."""
+    """A command that knows the former names of its options."""
 
     def __init__(self, *args: Any, options_of: type, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,19 +31,19 @@ class OwnedCommand(click.Command):
         name = error.option_name.lstrip("-").replace("-", "_")
         now = former_names(self._options).get(name)
         if now is not None:
-            return click.UsageError(f"--{dashed(name)} is called --{dashed(now)} now", error.ctx)
+            return click.UsageError(f"--{dashed(name)} is now called --{dashed(now)}", error.ctx)
         near = difflib.get_close_matches(name, self._options, n=1)
         hint = f"; did you mean --{dashed(near[0])}?" if near else ""
         return click.UsageError(f"no such option: {error.option_name}{hint}", error.ctx)
 
 
 def dashed(name: str) -> str:
-    """`slice_axis` as the command line writes it: `slice-axis`."""
+    """`slice_axis` as written on the command line: `slice-axis`."""
     return name.replace("_", "-")
 
 
 def options_of(cls: type, only: Sequence[str] | None = None) -> Callable[[Function], Function]:
-    """Decorator that gives a command the options of a dataclass, or some of them, in the order of their declaration."""
+    """Decorator that gives a command all or some options of a dataclass, in the order of their declaration."""
 
     def decorate(function: Function) -> Function:
         for name, (default, about) in reversed(declared(cls).items()):

@@ -1,4 +1,4 @@
-"""BIDS datasets: their volumes, and a derivatives dataset of the results (Brain Imaging Data Structure 1.10)."""
+"""BIDS datasets: their volumes, and a derivatives dataset for the results (Brain Imaging Data Structure 1.10)."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ _KEPT = {
     *("ImageDecayCorrectionTime", "ReconMethodName", "ReconMethodParameterLabels", "ReconFilterType"),
     *("AttenuationCorrection",),
 }
-"""Metadata of the source that hold for the result too and name nobody; all else is left to the source's own file."""
+"""Sidecar fields that stay valid for the result and identify nobody; the others remain in the source's sidecar."""
 
 
 @dataclass(frozen=True)
 class Bids:
-    """A BIDS dataset at `root`, with the content of its description."""
+    """A BIDS dataset at `root`, with its parsed dataset_description.json."""
 
     root: Path
     description: dict[str, Any]
 
     @staticmethod
     def at(root: Path) -> Bids | None:
-        """The dataset whose folder this is; None if it is not one.
+        """The dataset in this folder; None if it is not a BIDS dataset.
 
         Raises:
             VolumeError: its description cannot be read.
@@ -60,16 +60,16 @@ class Bids:
         except (OSError, ValueError, RecursionError) as error:
             raise VolumeError(error_line(path, f"not readable as JSON ({error})", "correct it or remove it")) from error
         if not isinstance(content, dict):
-            raise VolumeError(error_line(path, "holds no JSON object", "correct it or remove it"))
+            raise VolumeError(error_line(path, "does not hold a JSON object", "correct it or remove it"))
         return Bids(root, content)
 
     def volumes(self, exclude: Path) -> list[Path]:
-        """The volumes of its subjects; `derivatives`, `sourcedata` and the like are other datasets."""
+        """The volumes of its subjects; `derivatives`, `sourcedata` and so on are separate datasets."""
         subjects = sorted(path for path in self.root.iterdir() if path.name.startswith("sub-") and path.is_dir())
         return [path for subject in subjects for path in volumes_below(subject, exclude)]
 
     def rename(self, stem: str, scale: int) -> str:
-        """Name of a result: the entities of the source with `res-SRx<scale>` and `desc-ICONet`."""
+        """Name of a result: the source's entities plus `res-SRx<scale>` and `desc-ICONet`."""
         *entities, suffix = stem.split("_")
         kept = [entity for entity in entities if not entity.startswith(("res-", "desc-"))]
         last = [entity for entity in kept if entity.split("-")[0] in _ENTITIES_AFTER_RES]
@@ -78,28 +78,28 @@ class Bids:
         return "_".join([*first, f"res-SRx{scale}", *last, f"{described}ICONet", suffix])
 
     def metadata(self, volume: Path) -> dict[str, Any]:
-        """What holds for the result of a volume too, by BIDS's rule of inheritance: nearer files win."""
-        # Required of derivatives; raw volumes are not skull-stripped.
+        """Metadata that stay valid for a result, by BIDS inheritance: files closer to the volume win."""
+        # Required in derivatives; raw volumes are not skull-stripped.
         raw = self.description.get("DatasetType", "raw") == "raw"
         found: dict[str, Any] = {"SkullStripped": False} if raw else {}
         for path in _applicable(self.root, volume, "json"):
             try:
                 content = json.loads(path.read_bytes())
             except (OSError, ValueError, RecursionError):
-                continue  # the source's own fault, and nothing of the result depends on it
+                continue  # an error in the source that does not affect the result
             if isinstance(content, dict):
                 found |= {key: value for key, value in content.items() if key in _KEPT}
         return found
 
     def source(self, volume: Path) -> str:
-        """BIDS URI of a volume of this dataset, as seen from the derivatives."""
+        """BIDS URI of a volume in this dataset, relative to the derivatives."""
         return f"bids:source:{volume.relative_to(self.root).as_posix()}"
 
     def copy_gradients(self, volume: Path, target: Path) -> None:
-        """Diffusion directions and weights belong beside the result too: they do not depend on the grid.
+        """Copy diffusion directions and b-values next to the result; they do not depend on the grid.
 
-        Their names have no place for the entities `res` and `desc`, so they keep that of the source, and apply to the
-        result by the rule of inheritance.
+        Their names cannot have the entities `res` and `desc`, so they keep the source's name and apply to the result by
+        inheritance.
 
         Raises:
             OSError: they cannot be copied.
@@ -114,10 +114,10 @@ class Bids:
                     shutil.copyfileobj(source, stream)
 
     def describe(self, output: Path) -> None:
-        """Make `output` a derivatives dataset, unless something else is described there already.
+        """Make `output` a derivatives dataset, unless it already has another description.
 
         Raises:
-            OSError: the disk refuses.
+            OSError: the file cannot be written.
         """
         path = output / DESCRIPTION
         if path.exists():
@@ -138,7 +138,7 @@ class Bids:
 
 
 def _applicable(root: Path, volume: Path, ending: str) -> Iterator[Path]:
-    """Files of metadata that apply to a volume, from the root of the dataset down to its own folder."""
+    """Metadata files that apply to a volume, from the dataset root down to its own folder."""
     *entities, suffix = _stem(volume).split("_")
     folders = [root, *(root.joinpath(*volume.relative_to(root).parts[:n]) for n in range(1, len(volume.parts)))]
     for folder in dict.fromkeys(folders):

@@ -1,6 +1,6 @@
-"""`iconet-sr doctor`: what a bug report needs to say about an installation. Nothing is written, and nothing compiled.
+"""`iconet-sr doctor`: what a bug report should say about an installation. Writes nothing and compiles nothing.
 
-PyTorch is imported by the functions that need it, so that the help of the command is quick.
+PyTorch is imported inside the functions that need it, to keep `--help` fast.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from bundle.inference.shipped import MODELS_VARIABLE, PACKAGE, models_folder, mo
 
 REQUIRED = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel")
 OPTIONAL = {"pydicom": "dicom", "python-gdcm": "dicom", "onnx": "export", "mamba-ssm": "cuda"}
-"""Packages that some features need, and the extra that brings them."""
+"""Packages that some features need, and the extra that installs them."""
 
 
-@click.command("doctor", short_help="Say what is installed, what runs and which weights there are.")
+@click.command("doctor", short_help="Show what is installed, which back ends run and which weights there are.")
 def command() -> None:
-    """Say what is installed, which back ends run, which weights there are and whether they are whole.
+    """Show what is installed, which back ends run, which weights there are and whether they are intact.
 
     Writes nothing. Exit status: 0, or 1 if shipped weights are missing or damaged.
     """
@@ -50,9 +50,9 @@ def _show(title: str, rows: dict[str, str]) -> None:
 
 
 def weights_report(folder: Path) -> dict[str, str]:
-    """File of weights -> its SHA-256 and whether it is the one that the list beside it gives.
+    """Weights file -> its SHA-256 and whether it matches the list next to it.
 
-    The list names ``.safetensors`` files too, which hold the same weights as ``.pt`` files and may be left out.
+    The list also has ``.safetensors`` files, which hold the same weights as the ``.pt`` files and may be missing.
     """
     from bundle.data.paths import sha256_of
     from bundle.inference.weights import CHECKSUMS, listed_digests
@@ -114,7 +114,7 @@ def _back_ends() -> dict[str, str]:
     with _no_kernel_cache():
         rows |= backend_report(without=() if compiled else ("native",))
     if not compiled:
-        rows["native"] = "not compiled yet; the first run does it, in about 20 seconds"
+        rows["native"] = "not compiled yet; the first run compiles it in about 20 seconds"
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Wrong use of the command."""
+"""Usage errors of the command."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""`iconet-sr export-bundle`: a self-contained bundle folder of one network and one scale.
+"""`iconet-sr export-bundle`: a self-contained bundle folder with one network and one scale.
 
 The repository is a bundle with many networks and both scales. MONAI Label builds the network of a folder once, takes
-``models/model.pt`` for its weights and reads ``configs/inference.json`` alone, so that one folder is one model. The
-folder holds the part of the package that inference and fine-tuning through the configs import, and no more.
+``models/model.pt`` as its weights and reads only ``configs/inference.json``, so one folder is one model. The folder
+holds only the part of the package that inference and fine-tuning through the configs import.
 
-PyTorch is imported by the functions that need it, so that the help of the command is quick.
+PyTorch is imported inside the functions that need it, to keep `--help` fast.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_
 from bundle.options import InferenceOptions
 
 PARTS = ("physics", "ops", "networks", "data", "transforms", "inference", "training", "workflow")
-"""Folders of the package that the configs need."""
+"""Subpackages that the configs need."""
 MODULES = ("__init__.py", "options.py")
-"""Its modules outside of folders that they need."""
+"""Top-level modules that they need."""
 LEFT_OUT = ("dicom", "baselines", "api.py", "model.py", "record.py", "shipped.py")
-"""What is in :data:`PARTS` but not needed: the configs read NIfTI, and run one network that they name."""
+"""Parts of :data:`PARTS` that are not needed: the configs read only NIfTI and run a single network."""
 RECORD = "configs/exported.json"
-"""By this file an exported folder is known: the options of its export, and the checksum of every other file."""
+"""This file marks an exported folder: the options of the export, and the checksum of every other file."""
 TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
-"""MONAI Label takes a bundle with one of these words in its name for another kind of model."""
+"""MONAI Label takes a bundle with one of these words in its name for a different kind of model."""
 BASELINES = "bundle.networks.baselines."
 WEIGHTS = "$@bundle_root + '/models/model.pt'"
 INPUT = "$@bundle_root + '/input'"
@@ -50,16 +50,16 @@ class ExportError(ValueError):
     "export-bundle",
     cls=OwnedCommand,
     options_of=InferenceOptions,
-    short_help="Write a folder for `python -m monai.bundle` and MONAI Label.",
+    short_help="Write a bundle folder for `python -m monai.bundle` and MONAI Label.",
 )
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @options_of(InferenceOptions, only=("scale", "network_name", "weights"))
 def command(folder: Path, scale: int, network_name: str, weights: Path | None) -> None:
-    """Write FOLDER as a MONAI bundle of one network and one scale.
+    """Write FOLDER as a MONAI bundle with one network and one scale.
 
-    It holds the configs, one file of weights and the part of the package that they need: `python -m monai.bundle run`
-    works in it, and MONAI Label serves it. A folder that the same export made before is replaced, unless something in
-    it was changed since.
+    It holds the configs, one weights file and the part of the package that they need: `python -m monai.bundle run`
+    works in it, and MONAI Label serves it. A folder from an earlier export with the same options is replaced, unless
+    something in it has changed since.
     """
     try:
         out = export_bundle(folder, scale, network_name, weights)
@@ -71,18 +71,18 @@ def command(folder: Path, scale: int, network_name: str, weights: Path | None) -
 def export_bundle(
     out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
 ) -> Path:
-    """Write the bundle folder `out`, whole or not at all; what the same export made before is replaced.
+    """Write the bundle folder `out` atomically, replacing an earlier export with the same options.
 
     Args:
-        out: the folder to write, named by letters, digits, ``_ . -`` and without :data:`TASK_WORDS`.
+        out: the folder to write; its name has only letters, digits, ``_ . -`` and none of :data:`TASK_WORDS`.
         scale: factor of the network.
         network_name: a key of :data:`bundle.networks.NETWORKS`.
         weights: plain state dict or safetensors; the shipped ones by default.
 
     Raises:
-        ExportError: the name does not do, or `out` is something else than an exported folder, or one of other
-            options, or was trained or edited since.
-        WeightsError: the weights are missing or not those of this network.
+        ExportError: the name is invalid, or `out` is not an exported folder, was exported with other options, or was
+            trained or edited since.
+        WeightsError: the weights are missing or for another network.
         ValueError: unknown network or scale.
     """
     from bundle.inference.shipped import weights_path
@@ -94,7 +94,7 @@ def export_bundle(
     options = {"network_name": network_name, "scale": scale, "weights": "shipped" if weights is None else "given"}
     source = Path(weights or weights_path(models_folder(), network_name, scale))
     network = build_network(network_name, scale)
-    load_weights(network, source)  # nothing is written for weights that do not fit
+    load_weights(network, source)  # fail before writing anything if the weights do not fit
     _check_target(out, options)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{secrets.token_hex(8)}.part")
@@ -114,13 +114,13 @@ def export_bundle(
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise ExportError(f"{name!r}: name the folder by letters, digits, _ . - alone; MONAI Label fails on others")
+        raise ExportError(f"{name!r}: use only letters, digits, _ . - in the folder name; MONAI Label fails on others")
     if found := [word for word in TASK_WORDS if word in name.lower()]:
-        raise ExportError(f"{name}: choose a name without {found[0]!r}, by which MONAI Label takes it for another task")
+        raise ExportError(f"{name}: choose a name without {found[0]!r}, which MONAI Label takes for another task")
 
 
 def _check_target(out: Path, options: Config) -> None:
-    """Nothing that someone made goes: an export replaces what the same export wrote, and that alone."""
+    """Never delete anyone's work: an export replaces only an unchanged export with the same options."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -133,13 +133,13 @@ def _check_target(out: Path, options: Config) -> None:
     found = _digests(out)
     changed = sorted(name for name in written.keys() | found.keys() if written.get(name) != found.get(name))
     if "models/model.pt" in changed:
-        raise ExportError(f"{out}: its weights were trained or changed since it was exported; move it away first")
+        raise ExportError(f"{out}: its weights were trained or changed after the export; move it away first")
     if changed:
-        raise ExportError(f"{out}: {changed[0]} was changed since it was exported; move the folder away first")
+        raise ExportError(f"{out}: {changed[0]} was changed after the export; move the folder away first")
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Path -> checksum of every file but the record and Python's byte code."""
+    """Path -> checksum of every file except the record and Python byte code."""
     from bundle.data.paths import sha256_of
 
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
@@ -166,7 +166,7 @@ def _copy_texts(out: Path) -> None:
 
 
 def _take_place(partial: Path, out: Path) -> None:
-    """Rename; the folder that was there goes when the new one stands."""
+    """Rename, then delete the folder that was there before."""
     old = out.with_name(f".{secrets.token_hex(8)}.old")
     if out.exists():
         os.replace(out, old)
@@ -186,10 +186,10 @@ def _write_configs(out: Path, scale: int, network_name: str) -> None:
 
 
 def slim_inference(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
-    """`inference.json` of one network and scale, for one volume at a time.
+    """`inference.json` for one network and scale, one volume at a time.
 
-    A caller's wish for another number type is dropped with the input: MONAI Label's 3D Slicer plug-in asks for uint8,
-    made for label maps, which would wrap every intensity above 255.
+    A caller's request for another data type is dropped: MONAI Label's 3D Slicer plug-in asks for uint8, meant for label
+    maps, which would wrap every intensity above 255.
     """
     new = _fixed(config, scale, network_name)
     new["preprocessing"]["transforms"].append(
@@ -203,11 +203,11 @@ def slim_inference(config: Mapping[str, Any], scale: int, network_name: str) -> 
 
 
 def slim_training(config: Mapping[str, Any], scale: int, network_name: str) -> Config:
-    """`train.json` for fine-tuning ``models/model.pt`` in place, on data lists that MONAI Label puts in.
+    """`train.json` for fine-tuning ``models/model.pt`` in place, on data lists that MONAI Label inserts.
 
-    The weights are replaced by better ones only, by the validation volumes; where there are none (MONAI Label keeps a
-    fifth of the volumes, so none of fewer than three), by those after the last epoch. The "label" of MONAI Label's
-    items is not read: the low-resolution image is made of the volume itself.
+    The weights are replaced only if the validation volumes show an improvement; without validation volumes (MONAI Label
+    holds out a fifth, so none of fewer than three), by the weights after the last epoch. The "label" of MONAI Label's
+    items is not used: the low-resolution image is made from the volume itself.
     """
     new = _fixed(config, scale, network_name)
     new.update(output_dir="$@bundle_root + '/finetune'", val_interval=1)
@@ -217,7 +217,7 @@ def slim_training(config: Mapping[str, Any], scale: int, network_name: str) -> C
     new["lr_scheduler"]["t_total"] = "$@train#trainer#max_epochs * @updates_per_epoch"
     new["load_volume"].insert(0, {"_target_": "SelectItemsd", "keys": "image"})
     handlers = new["train"]["handlers"]
-    _handler(handlers, "ValidationHandler")["exec_at_start"] = True  # how good the weights are that would be replaced
+    _handler(handlers, "ValidationHandler")["exec_at_start"] = True  # the score of the current weights
     handlers.append(
         {
             "_target_": "CheckpointSaver",
@@ -228,13 +228,13 @@ def slim_training(config: Mapping[str, Any], scale: int, network_name: str) -> C
             "final_filename": "model.pt",
         }
     )
-    # no guard against mistyped options: those that MONAI Label replaces are left without use
+    # no guard against mistyped options: it would report those that MONAI Label makes unused
     new["run"] = [step for step in new["run"] if not _is_guard(step)]
     return new
 
 
 def slim_metadata(metadata: Mapping[str, Any], scale: int, network_name: str) -> Config:
-    """`metadata.json` that says the scale, in words and in the spatial shapes."""
+    """`metadata.json` with the scale, in words and in the spatial shapes."""
     new: Config = json.loads(json.dumps(metadata))
     new["name"] = f"{metadata['name']} x{scale}"
     new["task"] = f"In-plane {scale}x super-resolution of MR and PET volumes"
@@ -270,7 +270,7 @@ def _write_json(path: Path, config: Config) -> None:
 
 PAGE = """# Model Overview
 
-ICONet SR: in-plane {scale}x super-resolution of MR and PET volumes, slice by slice ({network_name}). This folder is
+ICONet SR: in-plane {scale}x super-resolution of MR and PET volumes, slice by slice ({network_name}). This folder holds
 one network with its weights, written by `iconet-sr export-bundle` for applications that serve bundles.
 
 Input: a 3-D NIfTI volume of any matrix and intensity. Output: float32, in-plane matrix times {scale}, in-plane voxel
@@ -285,7 +285,7 @@ python -m monai.bundle run inference --config_file configs/inference.json --data
 python -m monai.bundle run training --config_file configs/train.json --dataset_dir HIGH_RESOLUTION_VOLUMES
 ```
 
-Training starts from `models/model.pt` and replaces it when the result on the validation volumes gets better.
+Training starts from `models/model.pt` and replaces it when the score on the validation volumes improves.
 
 ## License
 

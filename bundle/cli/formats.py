@@ -1,4 +1,4 @@
-"""Formats that are not read, and what to do about each."""
+"""Known formats that are not supported, and what to do about each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 _FREESURFER = "convert it first: mri_convert NAME scan.nii.gz"
 _OTHER = "convert it to NIfTI first"
-_PICTURE = "a picture has no voxel size and no units; give the NIfTI or DICOM that it was made from"
+_PICTURE = "a picture has no voxel size and no units; give the NIfTI or DICOM file it was made from"
 _ARCHIVE = "unpack it first"
 _ARRAY = "an array has no affine; use bundle.super_resolve(array, affine) in Python, or save it as NIfTI"
 
@@ -22,22 +22,22 @@ REMEDIES = {
 
 
 def ending_of(path: Path) -> str | None:
-    """The ending of a file in a known format that is not read; None for any other file."""
+    """The extension of a file in a known unsupported format; None for any other file."""
     name = path.name.lower()
     return next((ending for ending in sorted(REMEDIES, key=len, reverse=True) if name.endswith(ending)), None)
 
 
 def unread(path: Path) -> str | None:
-    """Why a file is not read, and what to do; None if its name tells nothing."""
+    """Why a file is not supported, and what to do; None if its name does not tell."""
     ending = ending_of(path)
-    return None if ending is None else f"{path}: {ending} is not read; {REMEDIES[ending].replace('NAME', path.name)}"
+    return None if ending is None else f"{path}: {ending} not supported; {REMEDIES[ending].replace('NAME', path.name)}"
 
 
 def unread_among(paths: Iterable[Path]) -> str | None:
-    """The same for the most frequent of such formats among files; None if there is none."""
+    """The same for the most frequent of these formats among files; None if there is none."""
     counts = Counter(ending for path in paths if (ending := ending_of(path)) is not None)
     if not counts:
         return None
     ending, count = counts.most_common(1)[0]
     files = "file" if count == 1 else "files"
-    return f"{count} {ending} {files}, which are not read; {REMEDIES[ending].replace('NAME', f'scan{ending}')}"
+    return f"{count} {ending} {files}, not supported; {REMEDIES[ending].replace('NAME', f'scan{ending}')}"

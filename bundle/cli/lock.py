@@ -1,4 +1,4 @@
-"""Who may write into an output folder: one run, of one process or of several that share the work."""
+"""Lock an output folder for one run, whether it is one process or several that share the work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bundle.cli.partition import Share
 from bundle.data.atomic import remove_partial_files
 
 WAIT = 60.0
-"""Seconds that one of several processes waits for another one that is at the door."""
+"""Seconds that one of several processes waits while another holds the folder's lock."""
 
 _log = logging.getLogger("iconet")
 
@@ -26,10 +26,10 @@ _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 @contextmanager
 def hold(path: Path, timeout: float = -1) -> Iterator[bool]:
-    """Hold a lock file, and tell whether it is locked: a file system without locks is warned of, and used.
+    """Hold a lock file and yield whether it is locked; a file system without locks is used with a warning.
 
     Args:
-        timeout: seconds to wait for it; below 0 for ever.
+        timeout: seconds to wait for it; forever if negative.
 
     Raises:
         Timeout: another process holds it.
@@ -39,7 +39,7 @@ def hold(path: Path, timeout: float = -1) -> Iterator[bool]:
         locks = True
         try:
             held.enter_context(FileLock(path, timeout=timeout, fallback_to_soft=False))
-        except OSError as error:  # also Timeout, which has no number
+        except OSError as error:  # Timeout is an OSError too, without errno
             if error.errno not in _WITHOUT_LOCKS:
                 raise
             locks = False
@@ -49,26 +49,26 @@ def hold(path: Path, timeout: float = -1) -> Iterator[bool]:
 
 @cache
 def _warn(folder: Path) -> None:
-    _log.warning("%s: a file system without locks; see to it that no other run writes there", folder)
+    _log.warning("%s: the file system has no locks; make sure that no other run writes there", folder)
 
 
 @contextmanager
 def locked(lock: Path, share: Share) -> Iterator[ExitStack]:
-    """Keep other runs out of the folder of the results, and clear away what a killed one left there.
+    """Keep other runs out of the output folder, and clean up after killed ones.
 
-    A process that is alone holds the lock of the folder throughout. One of several holds a lock of its own; that of
-    the folder is the door, which it holds while it enters and leaves. Processes of one run and of the same run started
-    once more are not told apart: of each number one is let in.
+    A single process holds the folder's lock throughout. One of several holds its own lock, and the folder's lock (the
+    door) only while it enters and leaves. Processes of one run and of the same run started again are not told apart:
+    one process per number is let in.
 
     Args:
         lock: lock file in the folder.
         share: of this process.
 
     Yields:
-        What is held; a process that holds the door closes it to be at work no longer.
+        The locks held; a process that holds the door closes them to leave.
 
     Raises:
-        RunError: another run is at work, or the folder cannot be written.
+        RunError: another run is active, or the folder cannot be written.
     """
     folder = lock.parent
     with ExitStack() as held:
@@ -84,14 +84,14 @@ def locked(lock: Path, share: Share) -> Iterator[ExitStack]:
                     held.enter_context(hold(share.own_lock(lock), timeout=0))
                 held.callback(_remove, share.own_lock(lock))
         except Timeout as error:
-            raise RunError(f"{folder}: another run writes there; wait for it or choose another folder") from error
+            raise RunError(f"{folder}: another run is writing there; wait for it or choose another folder") from error
         except OSError as error:
             raise RunError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder") from error
         yield held
 
 
 def at_work(lock: Path) -> list[Path]:
-    """With the door held: locks of the processes in the folder; what killed ones left of theirs is removed."""
+    """With the door held: lock files of active processes; those of killed ones are removed."""
     found = []
     for path in lock.parent.glob(lock.with_suffix(".*-of-*.lock").name):
         try:
@@ -104,12 +104,12 @@ def at_work(lock: Path) -> list[Path]:
 
 
 def _enter(lock: Path, share: Share) -> None:
-    """With the door held: raise Timeout if another run is at work; the first of a run clears up."""
+    """With the door held: raise Timeout if another run is active; the first process of a run cleans up."""
     others = at_work(lock)
     if any(share.alone or f".{share.run}." not in path.name for path in others):
         raise Timeout(str(lock))
     if not others and (count := remove_partial_files(lock.parent)):
-        _log.info("%s: %d unfinished files of an interrupted run removed", lock.parent, count)
+        _log.info("%s: removed %d unfinished files of an interrupted run", lock.parent, count)
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run says: lines for people on stderr, JSON lines for programs."""
+"""Log of a run: lines for people on stderr, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LOGGER = logging.getLogger("iconet")
 
 @contextmanager
 def logging_to(json_lines: Path | None, prefix: str = "", quiet: bool = False) -> Iterator[None]:
-    """Show the messages of the project on stderr, after a prefix, and append them to a file, if one is given.
+    """Show the project's messages on stderr with a prefix, and append them to a file if one is given.
 
-    `quiet` shows warnings and errors alone; the file gets everything.
+    `quiet` shows only warnings and errors; the file gets everything.
 
     Raises:
-        RunError: the file cannot be written, or is another kind of file.
+        RunError: the file cannot be written, or is not a log.
     """
     with ExitStack() as stack:
         handlers: list[logging.Handler] = [_PeopleHandler(prefix, logging.WARNING if quiet else logging.INFO)]
@@ -44,7 +44,7 @@ def logging_to(json_lines: Path | None, prefix: str = "", quiet: bool = False) -
 
 
 def printable(text: str) -> str:
-    """Text without what could drive a terminal or what it cannot show: file names may hold anything."""
+    """Text without control characters and what a terminal cannot show: file names may hold anything."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     return shown.encode(encoding, "backslashreplace").decode(encoding)
@@ -63,7 +63,7 @@ class _PeopleHandler(logging.Handler):
 
 
 class _JsonHandler(logging.Handler):
-    """One JSON object a line: time (UTC), level, message, and what the message was given as `extra={"fields": ...}`."""
+    """One JSON object per line: time (UTC), level, message, and whatever was passed as `extra={"fields": ...}`."""
 
     def __init__(self, stream: IO[str]) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _open_log(path: Path) -> Iterator[IO[str]]:
         with open(path, "a+", encoding="utf-8") as stream:
             stream.seek(0)
             if stream.read(1) not in ("", "{"):
-                raise RunError(f"{path}: exists and is no log of JSON lines; choose another name")
+                raise RunError(f"{path}: exists and is not a log of JSON lines; choose another name")
             yield stream
     except (OSError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: the log cannot be written ({error}); choose another file") from error

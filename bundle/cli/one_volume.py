@@ -1,4 +1,4 @@
-"""One volume: read, super-resolved, written, recorded."""
+"""Process one volume: read, super-resolve, write, record."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from bundle.trust import check_volume
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A job with all that its processing needs. `provenance`: what its record must say of input and settings."""
+    """A job with everything needed to process it. `provenance`: what its record must say about input and settings."""
 
     job: Job
     options: CommandOptions
@@ -39,20 +39,20 @@ class Task:
 
 
 def process(task: Task, bar: Progress) -> dict[str, Any]:
-    """Super-resolve a volume and write it with its record, which is returned.
+    """Super-resolve a volume, write it with its record, and return the record.
 
-    The record of a NIfTI result takes its name just before the result does, with the digest of what is to come. A
-    DICOM series can only be seen when it has its name: its record comes first without a digest, then with it. So
-    whatever was made here has a record, also after a kill, and the digest tells whether it is whole.
+    The record of a NIfTI result is put in place just before the result, with the digest of the complete temporary file.
+    A DICOM series can only be digested in place: its record is written first without a digest, then with it. Every
+    result therefore has a record, even after a kill, and the digest shows whether the result is complete.
 
     Raises:
-        VolumeError: the volume cannot be read, or the result or its record not be written.
+        VolumeError: the volume cannot be read, or the result or its record cannot be written.
     """
     job, options = task.job, task.options
     source = open_source(job, options)
     axis = options.slice_axis
     if source.dicom is not None and axis == "auto":
-        axis = 2  # the images of a series are its slices
+        axis = 2  # the slices of a series are its images
     axis = resolve_slice_axis(axis, source.shape, source.affine)
     shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
     outcome = _Outcome(task, source, axis, shape, affine)
@@ -79,13 +79,13 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
 
 
 def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.ndarray]:
-    """The super-resolved frames one by one; what is learned on the way goes to the outcome."""
+    """The super-resolved frames one by one; warnings and results are collected in the outcome."""
     task = outcome.task
     axis, walker = outcome.slice_axis, task.walker
     slices = source.shape[axis] if len(source.shape) > 2 else 1
     with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name, task.model.network):
         for frame in source.frames():
-            if not outcome.results:  # of a series, the first volume stands for all
+            if not outcome.results:  # the first volume represents a series
                 spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
                 trained_on = task.model.trained_on
                 outcome.warn(check_volume(frame, spacing, axis, source.modality, trained_on))
@@ -97,7 +97,7 @@ def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.nd
 
 @dataclass(eq=False)
 class _Outcome:
-    """What is known of a result while it comes into being, and its record on the disk."""
+    """What is known about a result while it is made, and its record on disk."""
 
     task: Task
     source: Source
@@ -115,7 +115,7 @@ class _Outcome:
         self.warnings += [text for text in texts if text not in self.warnings]
 
     def record_file(self, partial: Path) -> None:
-        """Record a file that has all of the result and is about to get its name."""
+        """Write the record for a complete temporary file that is about to be renamed."""
         self.record(content_digest([partial]))
 
     def record(self, digest: str | None) -> None:
@@ -124,9 +124,9 @@ class _Outcome:
             write_json(self.task.job.sidecar, self.content)
 
     def retract(self) -> None:
-        """Take back the record of a result that did not get its name after all.
+        """Remove the record of a result that was not put in place after all.
 
-        An older result that is still there keeps the new record: by the digest it will be redone.
+        An older result that is still there keeps the new record: its digest does not match, so it will be redone.
         """
         if self.content and not self.task.job.target.exists():
             with suppress(OSError):
@@ -136,7 +136,7 @@ class _Outcome:
         task, job = self.task, self.task.job
         facts = describe(task.model.scale, self.source.shape, self.shape, self.results, self.warnings)
         size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
-        finer = f"{task.model.scale} times finer in the plane of the slices than the source"
+        finer = f"{task.model.scale} times finer in-plane than the source"
         return {
             **({} if task.bids is None else task.bids.metadata(job.files[0])),
             "Description": f"Super-resolved by {task.options.network_name}, slice by slice",

@@ -1,7 +1,7 @@
-"""Several processes on one folder: which volumes each takes, and one table of all in the end.
+"""Several processes on one folder: which volumes each processes, and one table of all results at the end.
 
-Torchrun, or a script around any other launcher, tells a process its number and how many there are (`RANK` and
-`WORLD_SIZE`). Processes need not see each other: they share the folders alone.
+Torchrun, or a wrapper script for any other launcher, gives each process its number and their count (`RANK` and
+`WORLD_SIZE`). Processes need not communicate: they only share the folders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Share:
 
     Attributes:
         rank, count: its number, from 0, and the number of processes.
-        run: digest of what the run is to do, the same in all its processes; empty before they divide the work.
+        run: digest of the work of the run, the same in all its processes; empty before the work is divided.
     """
 
     rank: int = 0
@@ -55,26 +55,26 @@ class Share:
 
     @property
     def mark(self) -> str:
-        """What tells files of this process from those of the others."""
+        """Suffix that distinguishes this process's files from those of the others."""
         return f"{self.rank}-of-{self.count}"
 
     def own_file(self, path: Path) -> Path:
-        """`log.jsonl` as `log.0-of-2.jsonl`; of a process that is alone the path itself."""
+        """`log.jsonl` becomes `log.0-of-2.jsonl`; a single process keeps the path."""
         return path if self.alone else path.with_name(f"{path.stem}.{self.mark}{path.suffix}")
 
     def own_lock(self, lock: Path) -> Path:
-        """The lock file of this process, beside that of the folder."""
+        """The lock file of this process, next to the folder's."""
         return lock.with_suffix(f".{self.run}.{self.mark}.lock")
 
     def of_run(self, jobs: Sequence[Job], *decides: object) -> tuple[Share, list[Job]]:
         """This share with the name of its run, and its jobs: the same division in every process, balanced by bytes.
 
-        Their bytes and not their voxels: no header has to be read, and the empty part of an image, which costs little,
-        is small when compressed. What a launcher calls the run does not count: its processes may be jobs of their own.
+        Bytes rather than voxels: no header has to be read, and empty background, which costs little time, compresses
+        well. The launcher's name for the run is not used: the processes may be separate jobs.
 
         Args:
             jobs: of all processes.
-            decides: what else decides about the results; their `repr` goes into the name.
+            decides: everything else that affects the results; their `repr` goes into the name.
         """
         if self.alone:
             return self, list(jobs)
@@ -86,7 +86,7 @@ class Share:
 
 
 def divide(sizes: Sequence[int], count: int) -> list[int]:
-    """Which of `count` shares takes each piece: from the largest piece down, always the lightest share."""
+    """The share (of `count`) for each piece: in order of decreasing size, each goes to the lightest share."""
     loads = [(0, share) for share in range(count)]
     taken = [0] * len(sizes)
     for piece in sorted(range(len(sizes)), key=lambda number: (-sizes[number], number)):
@@ -99,17 +99,17 @@ def divide(sizes: Sequence[int], count: int) -> list[int]:
 def _size(job: Job) -> int:
     total = 0
     for path in job.files:
-        with suppress(OSError):  # it will fail when it is read, and say so
+        with suppress(OSError):  # reading it will fail and report the error
             total += path.stat().st_size
     return total
 
 
 class Parts:
-    """What each process did, in a hidden file of the output folder for each, until the last one makes the table.
+    """What each process did, in one hidden file per process in the output folder, until the last one makes the table.
 
-    Every process has a file of its own, which appears whole or not at all, so that a network file system will do. It
-    bears the name of the run: what another run left there is not taken for its own. All methods are called while the
-    lock of the folder is held.
+    Every process has its own file, written atomically, so this works on network file systems. The file carries the name
+    of the run, so that leftovers of another run are not mistaken for its own. All methods are called while the folder's
+    lock is held.
 
     Args:
         lock: of the folder; the files are named after it.
@@ -123,22 +123,22 @@ class Parts:
         return replace(self._share, rank=rank).own_lock(self._lock).with_suffix(".json")
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Write down what this process did. Raises OSError if the disk refuses."""
+        """Save what this process did. Raises OSError if the file cannot be written."""
         write_json(self._path(self._share.rank), {"rows": [asdict(row) for row in rows]})
 
     def missing(self) -> int:
-        """How many processes have not written down what they did."""
-        # A listing: network file systems remember for a while that a single file was not there.
+        """How many processes have not saved their part yet."""
+        # List the folder: network file systems cache for a while that a single file did not exist.
         there = set(os.listdir(self._lock.parent))
         return sum(self._path(rank).name not in there for rank in range(self._share.count))
 
     def merge(self, names: Sequence[str]) -> list[Row]:
-        """A row for every name, in their order, once no process is missing."""
+        """A row for every name, in order, once no process is missing."""
         contents = [json.loads(self._path(rank).read_bytes()) for rank in range(self._share.count)]
         done = {row["volume"]: Row(**row) for content in contents for row in content["rows"]}
         return [done[name] for name in names]
 
     def remove(self) -> None:
-        """Remove the files of all processes, of earlier runs too: the table is there."""
+        """Remove the files of all processes, including earlier runs, once the table is written."""
         for path in self._lock.parent.glob(self._lock.with_suffix(".*-of-*.json").name):
             path.unlink(missing_ok=True)

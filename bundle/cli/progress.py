@@ -1,4 +1,4 @@
-"""How far a run is: two bars on a terminal, a line now and then where stderr is a file or a pipe."""
+"""Progress of a run: two bars on a terminal, an occasional line if stderr is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Progress:
     """Progress of a run.
 
     Args:
-        sizes: work of each volume, in any unit.
+        sizes: work per volume, in any unit.
         shown: as bars on stderr, which should be a terminal.
-        told: by lines of the log instead, for volumes that take longer than `EVERY`.
+        told: as log lines instead, for volumes that take longer than `EVERY`.
     """
 
     def __init__(self, sizes: Sequence[int], shown: bool, told: bool = False) -> None:
@@ -42,7 +42,7 @@ class Progress:
         self._all.close()
 
     def next_volume(self, made: bool) -> None:
-        """One volume less to do; one that was not made is taken off the total, so that the time left stays true."""
+        """Count one volume as done; one that was not made is taken off the total, to keep the time estimate right."""
         size = self._sizes[self._number]
         self._number += 1
         if made:
@@ -54,7 +54,7 @@ class Progress:
 
     @contextmanager
     def slices(self, total: int, name: str, network: nn.Module) -> Iterator[None]:
-        """Count the slices of a volume that go through the network inside the block."""
+        """Count the slices of a volume that pass through the network inside the block."""
         share = self._sizes[self._number] / total
         started = last = time.monotonic()
         done = 0

@@ -1,4 +1,4 @@
-"""Reading the volume of a job, NIfTI or DICOM alike."""
+"""Read the volume of a job, NIfTI or DICOM."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bundle.options import CommandOptions
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A volume that was found sound.
+    """A volume that passed all checks.
 
     Attributes:
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine: voxel index to world (RAS), mm.
-        frames: gives each image (X, Y) or volume (X, Y, Z) of it, float32.
-        like: header to write a NIfTI result with.
-        storage: number type of the file; float32 where it has no single one.
-        signed: some voxel is negative.
-        modality: MR, CT or PT where the file tells.
-        dicom: the volume, where it is one of DICOM.
+        frames: yields each image (X, Y) or volume (X, Y, Z), float32.
+        like: header for a NIfTI result.
+        storage: data type of the file; float32 if it has no single one.
+        signed: whether any voxel is negative.
+        modality: MR, CT or PT, if the file says so.
+        dicom: the volume, if it is DICOM.
     """
 
     shape: tuple[int, ...]
@@ -45,15 +45,15 @@ class Source:
 
 
 def open_source(job: Job, options: CommandOptions) -> Source:
-    """Read a volume from end to end; of a NIfTI series, one volume at a time is in memory.
+    """Read a volume from end to end; a NIfTI series is read one volume at a time.
 
     Raises:
-        VolumeError: it cannot be read, or not be written as what is asked for.
+        VolumeError: it cannot be read, or cannot be written in the requested format.
     """
     if isinstance(job.source, DicomSeries):
         return _open_dicom(job, job.source, options)
     if job.to == "dicom":
-        wrong = "a NIfTI file names no patient and no study, which a DICOM series needs"
+        wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
     file = check_volume_file(job.source, options.nonfinite)
     return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.signed, file.storage)

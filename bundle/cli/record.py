@@ -1,4 +1,4 @@
-"""The record beside every result: what it was made from and how, and whether it still holds."""
+"""The sidecar of every result: what it was made from and how, and whether it is still up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CHANGED = {
 
 
 def content_digest(files: Iterable[Path]) -> str:
-    """SHA-256 of a file's bytes; of several files, that of their names and digests in the order given.
+    """SHA-256 of a file's bytes; for several files, of their names and digests in the given order.
 
     Raises:
         VolumeError: a file cannot be read.
@@ -43,19 +43,19 @@ def content_digest(files: Iterable[Path]) -> str:
 
 
 def result_files(target: Path) -> list[Path]:
-    """The file of a NIfTI result, or those of a DICOM series."""
+    """The file of a NIfTI result, or the files of a DICOM series."""
     return sorted(target.iterdir()) if target.is_dir() else [target]
 
 
 def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | None:
-    """Why a result has to be made; None if it is there and holds.
+    """Why a result has to be made; None if it exists and is up to date.
 
     Args:
         target, sidecar: where the result and its record are or will be.
         expected: the "Provenance" that the record must have: input, weights, settings and version.
 
     Raises:
-        VolumeError: something is there that this program did not make.
+        VolumeError: something exists there that this program did not make.
     """
     record = read_record(sidecar)
     if record is None:
@@ -77,7 +77,7 @@ def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | Non
 
 
 def read_record(sidecar: Path) -> dict[str, Any] | None:
-    """A record that this program wrote; None if there is none, or something else under its name."""
+    """A record that this program wrote; None if there is none, or if the file is something else."""
     try:
         content: dict[str, Any] = json.loads(sidecar.read_bytes())
         own = content["GeneratedBy"][0]["Name"] == TOOL
@@ -87,7 +87,7 @@ def read_record(sidecar: Path) -> dict[str, Any] | None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole or not at all; pure ASCII, so that any file name can be in it."""
+    """Write JSON atomically, in pure ASCII, so that it can hold any file name."""
     with replacing(path) as stream:
         stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))
 

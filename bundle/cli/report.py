@@ -1,4 +1,4 @@
-"""The report of a run: drawn from the files that were read and written, also for volumes that were done before."""
+"""The report of a run, drawn from the input and output files, including volumes finished earlier."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _ANSWERS: dict[str, dict[Any, str]] = {
     "NonFinite": {"error": "refused", "zero": "set to 0"},
     "AllowGap": {False: "no", True: "yes"},
 }
-"""What the page calls the settings of a record and their values; others are shown as they are."""
+"""Titles for settings of a record and their values; others are shown unchanged."""
 
 
 class Report:
-    """Sections of the volumes as they get done, and at the end the page.
+    """Collects the sections of finished volumes and writes the page at the end.
 
     Raises:
         RunError: a package that drawing needs is missing.
@@ -59,7 +59,7 @@ class Report:
         """Draw a volume that has a result.
 
         Raises:
-            VolumeError: a file is gone meanwhile.
+            VolumeError: a file has disappeared in the meantime.
         """
         from bundle.report import ReportEntry, section
 
@@ -77,14 +77,14 @@ class Report:
             facts["DataConsistencyResidual"],
             facts["Warnings"],
             float(row.seconds) if row.status == "done" else None,
-            {"shown": f"the first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {},
+            {"shown": f"first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {},
             header,
             fine_header,
         )
         self._sections.append(section(entry))
 
     def write(self, rows: list[Row]) -> Path:
-        """Raises OSError if the disk refuses."""
+        """Write the page. Raises OSError if it cannot be written."""
         from bundle.inference.record import versions
         from bundle.report import write_report
 

@@ -1,4 +1,4 @@
-"""The table of a run: one row per volume, rewritten after each, so that a killed run leaves a whole table."""
+"""The table of a run: one row per volume, rewritten after each, so that a killed run leaves a complete table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Status = Literal["done", "skipped", "failed"]
 
 @dataclass(frozen=True)
 class Row:
-    """A volume of `results.csv`; the columns are the fields. Lists are joined by "; ", shapes by "x"."""
+    """A row of `results.csv`; the columns are the fields. Lists are joined with "; ", shapes with "x"."""
 
     volume: str
     status: Status
@@ -54,7 +54,7 @@ class Row:
 
 
 def write_results(path: Path, rows: list[Row]) -> None:
-    """Raises OSError if the disk refuses."""
+    """Write the table. Raises OSError if it cannot be written."""
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
     table.writeheader()

@@ -1,4 +1,4 @@
-"""Writing a result: NIfTI piece by piece in the asked number type, or a DICOM series."""
+"""Write a result: NIfTI in pieces with the requested data type, or a DICOM series."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ def write_nifti(
     warn: Callable[[list[str]], None],
     before: Callable[[Path], None],
 ) -> None:
-    """Write frames as they come; `before` gets the complete temporary file.
+    """Write frames as they arrive; `before` gets the complete temporary file.
 
-    With the number type of the source ("same"), its slope and intercept are kept if they hold the result, which is
-    known once all of it is there: until then the frames wait in a temporary file.
+    With the source's data type ("same"), its slope and intercept are kept if they can hold the result. That is known
+    only when all frames are there, so they wait in a temporary file.
     """
     storage = FLOAT32 if dtype == "float32" else Storage(source.storage.dtype)
     with ExitStack() as stack:
         if storage.dtype.kind in "iu":
-            # Nameless on POSIX systems: nothing is left of it after a kill.
+            # Nameless on POSIX systems, so that a kill leaves nothing behind.
             with disk_errors(job.target):
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 spool = stack.enter_context(tempfile.TemporaryFile(dir=job.target.parent))
                 low, high = _spool(frames, spool)
             frames, storage = _unspool(spool, shape), source.storage.covering(low, high)
             if storage != source.storage:
-                warn([f"values from {low:g} to {high:g} do not fit the scaling of the source; it is changed"])
+                warn([f"values from {low:g} to {high:g} do not fit the source's scaling, which is changed"])
         write = stack.enter_context(
             writing_volume(job.target, shape, affine, source.like, source=job.files[0], storage=storage, before=before)
         )
@@ -53,7 +53,7 @@ def write_nifti(
 
 
 def _spool(frames: Iterable[np.ndarray], spool: IO[bytes]) -> tuple[float, float]:
-    """Put the frames into a file; return the smallest and the largest value."""
+    """Write the frames to a file; return the smallest and the largest value."""
     low, high = np.inf, -np.inf
     for frame in frames:
         low, high = min(low, float(frame.min())), max(high, float(frame.max()))
@@ -77,5 +77,5 @@ def write_dicom(
     slice_axis: int,
     provenance: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    """Write a derived series; returns warnings."""
+    """Write a derived series; return warnings."""
     return write_series(volume, voxels, affine, job.target, scale, slice_axis, provenance).warnings

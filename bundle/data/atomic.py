@@ -1,4 +1,4 @@
-"""Writing files whole or not at all: under a temporary name that is then replaced."""
+"""Atomic writes: a file is written under a temporary name and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LEFT_BEHIND = re.compile(r"\.[0-9a-f]{16}\.(part|old)")
 
 @contextmanager
 def replacing(target: Path, before: Callable[[Path], None] | None = None) -> Iterator[IO[bytes]]:
-    """A new file beside `target` that takes its name when the block ends well and vanishes otherwise.
+    """A temporary file beside `target`, renamed to it when the block succeeds and removed otherwise.
 
     Args:
         target: the final name; missing folders are made.
-        before: called with the finished temporary file just before it takes the name of `target`.
+        before: called with the finished temporary file just before it is renamed.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the file cannot be written.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Hidden and short: never picked up as a volume, never too long a name. Opened by open() so that it gets the
-    # rights of an ordinary new file, which those of the tempfile module lack.
+    # Hidden and short: never picked up as a volume, and the name is never too long. Opened with open() so that it gets
+    # the permissions of an ordinary new file, unlike files from the tempfile module.
     partial = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with open(partial, "xb") as raw:
@@ -44,7 +44,7 @@ def replacing(target: Path, before: Callable[[Path], None] | None = None) -> Ite
 
 
 def remove_partial_files(folder: Path) -> int:
-    """Delete what killed runs left below `folder` and return how many there were; no other run may be writing there."""
+    """Delete the temporary files of killed runs below `folder` and count them; no other run may be writing there."""
     count = 0
     for where, subfolders, names in os.walk(folder):
         for name in filter(_LEFT_BEHIND.fullmatch, names):

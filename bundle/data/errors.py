@@ -1,4 +1,4 @@
-"""Errors of volumes, each told in one line."""
+"""Errors about volumes, each a single line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def error_line(path: PathLike, wrong: str, remedy: str) -> str:
 
 @contextmanager
 def disk_errors(target: PathLike) -> Iterator[None]:
-    """What the disk refuses inside the block becomes a VolumeError about the file that is written."""
+    """Turn an OSError inside the block into a VolumeError about the file being written."""
     try:
         yield
     except OSError as error:
@@ -37,9 +37,9 @@ def disk_errors(target: PathLike) -> Iterator[None]:
 
 
 def root_cause(error: BaseException) -> str:
-    """One line for the first cause of an exception (MONAI wraps what a transform raises in its own).
+    """One line for the root cause of an exception (MONAI wraps exceptions of transforms in its own).
 
-    A VolumeError says all there is to say, so its own cause is not looked for.
+    A VolumeError is already complete, so its own cause is ignored.
     """
     while error.__cause__ is not None and not isinstance(error, VolumeError):
         error = error.__cause__
@@ -48,7 +48,7 @@ def root_cause(error: BaseException) -> str:
 
 
 class DatasetError(ValueError):
-    """A folder or a table of volumes that cannot be used.
+    """A folder or table of volumes that cannot be used.
 
     The message is one line: "<folder or table>: <what is wrong>; <what to do>".
     """

@@ -1,4 +1,4 @@
-"""Which volumes are in a folder."""
+"""Find the volumes in a folder."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _log = logging.getLogger("iconet")
 
 
 def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """Every NIfTI volume under a folder, sorted by path; a pair counts once, by its .hdr.
+    """Every NIfTI volume below a folder, sorted by path; an .hdr/.img pair is listed once, as its .hdr.
 
-    Endings match in any letter case; hidden files and folders are skipped; links to folders are followed, each
-    real folder once. Links to missing files are listed, so that reading them reports them.
+    Extensions match in any letter case; hidden files and folders are skipped; links to folders are followed, each
+    real folder once. Links to missing files are listed, so that reading them reports the error.
 
     Args:
-        dataset_dir: a folder, or a single volume, which makes a list of one.
-        exclude: a folder that is not searched (the output folder, when it lies inside).
+        dataset_dir: a folder, or a single volume, which gives a list of one.
+        exclude: a folder that is not searched (the output folder, if it is inside).
 
     Raises:
-        DatasetError: no such folder, not a folder or volume, or no volume in it.
+        DatasetError: the folder does not exist, is neither a folder nor a volume, or holds no volume.
     """
     root = Path(dataset_dir)
     if root.is_file():
@@ -43,28 +43,28 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
 
 
 def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """What `find_volumes` finds below a folder; an empty list where there is nothing."""
+    """The volumes that `find_volumes` would find below a folder; an empty list if there are none."""
     return [path for path in files_below(root, exclude) if is_volume_name(path)]
 
 
 def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """All files below a folder, sorted, as `find_volumes` goes through it; a folder that cannot be listed is logged."""
+    """All files below a folder, sorted, walked as by `find_volumes`; a folder that cannot be listed is logged."""
     skipped = None if exclude is None else os.path.realpath(exclude)
     return sorted(_walk_files(Path(root), skipped))
 
 
 def is_volume_name(path: PathLike) -> bool:
-    """Whether a file is a NIfTI volume by its name; of a pair it is the .hdr that counts."""
+    """Whether a file name is that of a NIfTI volume; of an .hdr/.img pair, only the .hdr counts."""
     return os.fspath(path).lower().endswith(ENDINGS)
 
 
 def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[dict[str, str]]:
-    """[{"image": path}, ...] of all the volumes that `find_volumes` gives; same arguments and errors."""
+    """[{"image": path}, ...] for every volume of `find_volumes`; same arguments and errors."""
     return [{"image": str(path)} for path in find_volumes(dataset_dir, exclude)]
 
 
 def _walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
-    """All files below `root` that are not hidden. Each real folder is visited once: links may form loops."""
+    """All files below `root` that are not hidden. Each real folder is visited once, since links may form loops."""
     visited: set[str] = set()
     for folder, subfolders, names in os.walk(root, onerror=_log_unreadable, followlinks=True):
         real = os.path.realpath(folder)
@@ -77,7 +77,7 @@ def _walk_files(root: Path, skipped: str | None) -> Iterator[Path]:
 
 
 def _log_unreadable(error: OSError) -> None:
-    _log.warning("%s: folder cannot be listed (%s); its volumes are left out", error.filename, error.strerror)
+    _log.warning("%s: folder cannot be listed (%s); its volumes are skipped", error.filename, error.strerror)
 
 
 def split_name(file: Path) -> tuple[str, str]:

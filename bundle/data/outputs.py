@@ -1,4 +1,4 @@
-"""Where the result of each volume goes: the tree of the input mirrored under the output folder."""
+"""Where each result goes: the output folder mirrors the input tree."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bundle.data.paths import PathLike
 
 
 def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
-    """Make sure before a run that results can be written and do not lie where the input lies.
+    """Check before a run that results can be written, and not into the input folder.
 
     Raises:
-        DatasetError: one folder for both, or an output folder that cannot be made or written to.
+        DatasetError: input and output folder are the same, or the output folder cannot be made or written to.
     """
     source, target = Path(dataset_dir).resolve(), Path(output_dir).resolve()
     if source == target:
         fail_dataset(output_dir, "input and output folder are the same", "give another output folder")
     there = next(folder for folder in (target, *target.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
-        fail_dataset(output_dir, f"cannot be written ({there} is no writable folder)", "give another output folder")
+        fail_dataset(output_dir, f"cannot be written ({there} is not a writable folder)", "give another output folder")
 
 
 def output_paths(
@@ -33,25 +33,25 @@ def output_paths(
     suffix: str,
     rename: Callable[[str], str] | None = None,
 ) -> list[Path]:
-    """Where the result of each source goes: the tree under `dataset_dir` mirrored under `output_dir`.
+    """Where the result of each source goes: `output_dir` mirrors the tree below `dataset_dir`.
 
-    `a/x.nii.gz`, `a/x.nii` and `a/x.hdr` become `a/x_<suffix>.nii.gz`. Where several sources ask for one name, the
-    .nii.gz file keeps it and the others get their ending into it (`a/x-nii_<suffix>.nii.gz`), then a number; names
-    that differ only in letter case count as one. The answer depends on the set of sources, not on their order.
+    `a/x.nii.gz`, `a/x.nii` and `a/x.hdr` become `a/x_<suffix>.nii.gz`. If several sources map to the same name, the
+    .nii.gz file keeps it, the others add their extension (`a/x-nii_<suffix>.nii.gz`) and then a number; names that
+    differ only in letter case count as the same. The result depends on the set of sources, not on their order.
 
     Args:
-        sources: volumes under `dataset_dir`, or that very file.
+        sources: volumes below `dataset_dir`, or `dataset_dir` itself if it is a file.
         dataset_dir: the folder (or single volume) that was searched.
         output_dir: need not exist.
         suffix: letters, digits, ".", "_", "-".
-        rename: another rule for the name without ending, instead of appending `_<suffix>` to it.
+        rename: maps a name without extension to the result's, instead of appending `_<suffix>`.
 
     Returns:
         One path per source, in the order of `sources`, all different, none of them a source.
 
     Raises:
-        DatasetError: a source outside `dataset_dir`, a result outside `output_dir` (links are followed), a result
-            that would overwrite a source, or an unsafe suffix.
+        DatasetError: a source is outside `dataset_dir`, a result would be outside `output_dir` (links are followed) or
+            would overwrite a source, or the suffix is unsafe.
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]+", suffix):
         fail_dataset(output_dir, f"unsafe suffix {suffix!r}", "use letters, digits, '.', '_' and '-'")
@@ -82,19 +82,19 @@ def _candidate_names(file: Path, rename: Callable[[str], str]) -> Iterator[str]:
 
 
 def _relative(file: Path, root: Path) -> Path:
-    """`file` below `root`, by the names as given, so that linked files keep their place in the tree."""
+    """`file` relative to `root`, links not resolved, so that linked files keep their place in the tree."""
     base = root.parent if root.is_file() else root
     relative = Path(os.path.relpath(os.path.abspath(file), os.path.abspath(base)))
     if relative.parts[0] == "..":
-        fail_dataset(file, f"lies outside the dataset folder {root}", "give volumes of that folder only")
+        fail_dataset(file, f"lies outside the dataset folder {root}", "give only volumes of that folder")
     return relative
 
 
 def check_target(target: Path, output_dir: Path, inputs: set[str]) -> None:
-    """Make sure that a result stays in the output folder, links followed, and is none of the inputs (real paths).
+    """Check that a result stays in the output folder (links followed) and is not one of the inputs (real paths).
 
     Raises:
-        DatasetError: it does not.
+        DatasetError: otherwise.
     """
     real, real_dir = os.path.realpath(target), os.path.realpath(output_dir)
     if os.path.commonpath([real, real_dir]) != real_dir:

@@ -1,4 +1,4 @@
-"""Names of volume files: pairs that belong together, and whether two names mean one file; a file's checksum."""
+"""Paths of volume files: .hdr/.img pairs, whether two paths are the same file, and checksums."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of what a file holds, in hexadecimal; the file is not read into memory as a whole."""
+    """SHA-256 of a file's contents, in hexadecimal; the file is not loaded into memory as a whole."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def pair_paths(path: Path) -> tuple[Path, Path]:
-    """The header file and the image file; the same one unless the name ends with .hdr or .img."""
+    """The header file and the image file; the same file unless the name ends with .hdr or .img."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith(".img"):
         return _sibling(path, "hdr"), path
@@ -28,7 +28,7 @@ def pair_paths(path: Path) -> tuple[Path, Path]:
 
 
 def _sibling(path: Path, extension: str) -> Path:
-    """`scan.hdr` for `scan.img` and the reverse; letter case and a .gz ending may differ between the two."""
+    """`scan.hdr` for `scan.img` and vice versa; letter case and a .gz extension may differ between the two."""
     stem = path.name[: path.name.lower().rindex(".hdr" if extension == "img" else ".img")]
     wanted = [f"{stem}.{extension}".casefold(), f"{stem}.{extension}.gz".casefold()]
     with suppress(OSError):

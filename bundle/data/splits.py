@@ -1,4 +1,4 @@
-"""Which volume belongs to which split; a subject is never in two, unless it is the only one."""
+"""Assign volumes to splits; no subject is in two splits, unless there is only one subject."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ def training_datalist(
     seed: int = 0,
     slice_axis: int | Literal["auto"] | None = None,
 ) -> list[dict[str, Any]]:
-    """[{"image": path}, ...] of one split; a subject is never in two splits, unless there is only one.
+    """[{"image": path}, ...] of one split; no subject is in two splits, unless there is only one subject.
 
-    With `split_file`, a CSV with the columns file, subject and split (others are ignored), its rows decide. A
-    relative file is looked for beside the CSV, then in `dataset_dir`; only the files of the asked split must exist.
-    Without it, subjects are drawn for "val" in the order of a hash of seed and name, so the split depends on
-    nothing else; the subject is the BIDS label "sub-..." of the path or else the file's name without its ending.
+    With `split_file`, a CSV with the columns file, subject and split (others are ignored), its rows decide. A relative
+    path is looked up next to the CSV, then in `dataset_dir`; only the files of the requested split must exist. Without
+    it, subjects go to "val" in the order of a hash of seed and name, so the split depends on nothing else; the subject
+    is the BIDS label "sub-..." in the path, or else the file name without extension.
 
-    A folder of one subject can be divided by slices instead, so that a first trial runs: the last slices of each
-    volume are for "val", the others for "train", one between them for neither. Its items have "slices": [axis, first,
-    stop] as well, which :class:`bundle.transforms.TakeSlicesd` obeys, and a warning says what such figures are worth.
+    A folder with a single subject can be divided by slices instead, so that a first trial runs: the last slices of each
+    volume go to "val", the others to "train", and one in between to neither. Its items also have "slices": [axis,
+    first, stop], which :class:`bundle.transforms.TakeSlicesd` applies, and a warning says what the figures are worth.
 
     Args:
         dataset_dir: the folder of the volumes.
         split: "train", "val" or "test" ("test" only with `split_file`).
         split_file: the CSV.
-        val_fraction: share of the subjects for "val" without CSV, inside (0, 1); at least one subject on each side.
-        seed: another seed gives another draw.
+        val_fraction: fraction of the subjects in "val" without a CSV, inside (0, 1); at least one subject on each side.
+        seed: another seed gives another split.
         slice_axis: divide the volumes of a single subject along this array axis ("auto": by their voxel size); None
             refuses a single subject.
 
     Raises:
-        DatasetError: a bad table, a missing file, a subject in two splits, an empty split, a single subject that is
-            not to be divided or has a volume of one slice.
-        VolumeError: the header of a volume that is to be divided is unusable.
-        ValueError: a bad `split` or `val_fraction`.
+        DatasetError: the table is invalid, a file is missing, a subject is in two splits, a split is empty, or there is
+            a single subject that may not be divided or has a volume of one slice.
+        VolumeError: the header of a volume to be divided is unusable.
+        ValueError: invalid `split` or `val_fraction`.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -76,7 +76,7 @@ def training_datalist(
 
 
 def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike | None = None) -> list[dict[str, Any]]:
-    """[{"image": path}, ...] to evaluate on: one split of a CSV, or without one every volume of the folder.
+    """[{"image": path}, ...] to evaluate on: one split of a CSV, or every volume of the folder if there is no CSV.
 
     Args and errors as for `training_datalist`.
     """
@@ -86,7 +86,7 @@ def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike 
 
 
 def voxel_counts(datalist: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Number of voxels that each item has of its image, from the headers alone; usable as sampling weights.
+    """Number of voxels of each item, read from the headers alone; usable as sampling weights.
 
     Raises:
         VolumeError: a header is unusable.
@@ -103,7 +103,7 @@ def _voxels(item: Mapping[str, Any]) -> int:
 
 
 def _subjects(root: Path) -> dict[str, list[Path]]:
-    """The volumes of each subject of a folder, by its BIDS label or the file's name."""
+    """The volumes of each subject of a folder, by BIDS label or file name."""
     subjects: dict[str, list[Path]] = defaultdict(list)
     base = root.parent if root.is_file() else root
     unlabelled = 0
@@ -113,8 +113,8 @@ def _subjects(root: Path) -> dict[str, list[Path]]:
         subjects[label or split_name(path)[0]].append(path)
     if unlabelled and len(subjects) > 1:
         _log.warning(
-            "%s: %d volumes without a BIDS subject label (sub-...); each file name counts as a subject. "
-            "Give a split file if one subject has several files.",
+            "%s: %d volumes without a BIDS subject label (sub-...); each file counts as its own subject. "
+            "Give a split file if a subject has several files.",
             root,
             unlabelled,
         )
@@ -125,7 +125,7 @@ def _datalist_by_hash(
     root: Path, subjects: Mapping[str, list[Path]], split: str, val_fraction: float, seed: int
 ) -> list[dict[str, Any]]:
     if len(subjects) < 2:
-        wrong = f"only the subject {next(iter(subjects))!r} by file name, a split needs two"
+        wrong = f"only one subject ({next(iter(subjects))!r}, by file name), but a split needs two"
         fail_dataset(root, wrong, "give more volumes or a split file (CSV with the columns file, subject, split)")
     order = sorted(subjects, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).hexdigest())
     count = min(max(round(len(order) * val_fraction), 1), len(order) - 1)
@@ -141,11 +141,11 @@ def _datalist_by_slices(
     slice_axis: int | Literal["auto"],
 ) -> list[dict[str, Any]]:
     ((name, paths),) = subjects.items()
-    if split == "val":  # both splits are asked for, one warning is enough
+    if split == "val":  # both splits are requested, one warning is enough
         _log.warning(
             "%s: only one subject (%s), so the network is validated on the last slices of each volume and trained on "
-            "the rest; these figures say nothing about other subjects. Give volumes of more subjects for figures that "
-            "do.",
+            "the rest; the figures say nothing about other subjects. Give volumes of several subjects for figures "
+            "that do.",
             root,
             name,
         )
@@ -153,25 +153,25 @@ def _datalist_by_slices(
 
 
 def _part(path: Path, split: str, val_fraction: float, slice_axis: int | Literal["auto"]) -> list[int]:
-    """[axis, first, stop] of the slices of a volume that are for a split."""
+    """[axis, first, stop] of the slices of a volume that belong to a split."""
     header = read_header(path)
     shape = header.get_data_shape()
-    more = "give a volume of more slices, volumes of more subjects, or a split file"
+    more = "give a volume with more slices, volumes of more subjects, or a split file"
     if len(shape) != 3:
         what = "a single 2-D image" if len(shape) == 2 else f"a series of {len(shape)} dimensions"
-        fail_dataset(path, f"{what}, which cannot be divided into slices to train and to validate on", more)
-    from bundle.physics.slices import choose_slice_axis  # PyTorch comes with it, which lists of files do not need
+        fail_dataset(path, f"{what}, which cannot be divided into training and validation slices", more)
+    from bundle.physics.slices import choose_slice_axis  # imports PyTorch, which lists of files do not need
 
     axis = choose_slice_axis(shape, header.get_best_affine()) if slice_axis == "auto" else slice_axis
     if (count := shape[axis]) < 2:
-        fail_dataset(path, f"a single slice along axis {axis}, and one to validate on is needed beside it", more)
+        fail_dataset(path, f"a single slice along axis {axis}; validation needs another one", more)
     kept = min(max(round(count * val_fraction), 1), count - 1)
     gap = 1 if count - kept > 1 else 0  # neighbouring slices look alike
     return [axis, count - kept, count] if split == "val" else [axis, 0, count - kept - gap]
 
 
 def bids_subject(name: str) -> str | None:
-    """The BIDS label "sub-..." of a path with slashes, if it has one."""
+    """The BIDS label "sub-..." in a path with forward slashes, if there is one."""
     label = _BIDS_SUBJECT.search(name)
     return label[1] if label else None
 
@@ -192,7 +192,7 @@ def _datalist_from_table(root: Path, split: str, table: Path) -> list[dict[str, 
 
 
 def read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of each row of a split file: all its columns, names and values stripped of blanks.
+    """(line number, row) for each row of a split file: all columns, with blanks stripped from names and values.
 
     Raises:
         DatasetError: it cannot be read, or lacks one of the columns file, subject and split.
@@ -214,12 +214,12 @@ def read_table(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _check_table(table: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
-    """Each row complete, each file once, each subject in one split."""
+    """Check that each row is complete, each file listed once and each subject in one split."""
     splits: dict[str, set[str]] = defaultdict(set)
     seen: dict[str, int] = {}
     for line, row in rows:
         if not row["file"] or not row["subject"]:
-            fail_dataset(table, f"line {line} lacks a file or a subject", "fill it in or delete the line")
+            fail_dataset(table, f"line {line} has no file or no subject", "fill it in or delete the line")
         if row["split"] not in SPLITS:
             fail_dataset(table, f"line {line} has the split {row['split']!r}", f"use one of {', '.join(SPLITS)}")
         if (name := os.path.normpath(row["file"])) in seen:
@@ -231,9 +231,9 @@ def _check_table(table: Path, rows: list[tuple[int, dict[str, str]]]) -> None:
     if mixed := sorted(subject for subject, names in splits.items() if len(names) > 1):
         more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
         wrong = f"subjects in more than one split: {', '.join(mixed[:3])}{more}"
-        fail_dataset(table, wrong, "give all files of a subject the same split")
+        fail_dataset(table, wrong, "put all files of a subject in the same split")
 
 
 def locate(name: str, table: Path, root: Path) -> Path | None:
-    """The file that a row of a split file names: beside the table or else in the folder of the data."""
+    """The file that a row of a split file names: next to the table, or else in the data folder."""
     return next((path for path in (table.parent / name, root / name) if path.is_file()), None)

@@ -31,7 +31,7 @@ from bundle.trust import check_volume
 logger = logging.getLogger("iconet")
 
 RECORD = "super_resolution"
-"""Where a result keeps its record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
+"""Key of the record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
 
 
 class SuperResolvedArray(NamedTuple):
@@ -40,7 +40,7 @@ class SuperResolvedArray(NamedTuple):
     Attributes:
         voxels: float32, in the units of the input.
         affine: voxel index to world, float64 (4, 4).
-        record: what it was made from and how, and what was doubtful.
+        record: what it was made from, how, and with which warnings.
     """
 
     voxels: np.ndarray
@@ -61,28 +61,28 @@ def super_resolve(
     slice_batch: int = 4,
     modality: str | None = None,
 ) -> Any:
-    """Super-resolve an image or volume in the plane of its slices.
+    """Super-resolve an image or volume in-plane.
 
-    The network is loaded once and kept. What is doubtful about the input is logged to "iconet" and is in the record::
+    The network is loaded once and kept. Warnings about the input are logged to "iconet" and listed in the record::
 
         out = super_resolve(nib.load("scan.nii.gz"), scale=2)
         out.extra["super_resolution"]["Warnings"]
 
     Args:
-        image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a MetaTensor with a
-            channel axis first: (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
-        affine: voxel index to world (4, 4), mm; for arrays, which do not bring their own.
+        image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
+            MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
+        affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
         scale, network_name, weights, device, slice_axis, data_consistency, slice_batch: as the options of the command
             (:class:`bundle.options.InferenceOptions`).
-        modality: "MR" or "PET", to compare the input with what the weights have seen of it.
+        modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
-        What was given, float32 and in the units of the input, with its record: a nibabel image of the same class
-        (NIfTI-2 instead of NIfTI-1 where the matrix needs it) with ``extra["super_resolution"]``, a MetaTensor with
+        The same kind of image, float32 and in the units of the input, with its record: a nibabel image of the same
+        class (NIfTI-2 instead of NIfTI-1 if the matrix needs it) with ``extra["super_resolution"]``, a MetaTensor with
         ``meta["super_resolution"]``, or for an array a :class:`SuperResolvedArray`.
 
     Raises:
-        VolumeError: voxels that are no finite real numbers, another number of axes, or no usable affine.
+        VolumeError: voxels that are not finite real numbers, a wrong number of axes, or no usable affine.
         ModelError: no such network, weights or device.
     """
     given = _given(image, affine)
@@ -109,7 +109,7 @@ def super_resolve(
 
 @dataclass(frozen=True, eq=False)
 class _Given:
-    """What was given: float32 frames (X, Y) or (X, Y, Z); `single` if they are no series; what was doubtful."""
+    """The input: float32 frames (X, Y) or (X, Y, Z), `single` unless they are a series, and warnings."""
 
     name: str
     frames: list[np.ndarray]
@@ -144,7 +144,7 @@ def _frames(voxels: np.ndarray) -> list[np.ndarray]:
 
 
 def _checked(name: str, voxels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """Float32, if they can be that."""
+    """The voxels as float32, checked."""
     if voxels.ndim not in axes or voxels.size == 0:
         fail(name, f"voxels of shape {voxels.shape}", f"give {axes[0]} to {axes[-1]} axes, none of them empty")
     if voxels.dtype.kind not in "biuf":
@@ -159,12 +159,12 @@ def _checked(name: str, voxels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
 def _usable(name: str, affine: Any) -> np.ndarray:
     place = np.asarray(affine, np.float64)
     if place.shape != (4, 4) or usable(np.eye(4), place) is None:
-        fail(name, "the affine is no finite, invertible 4x4 matrix of plausible voxel size", "correct the geometry")
+        fail(name, "the affine is not a finite, invertible 4x4 matrix of plausible voxel size", "correct the geometry")
     return place
 
 
 def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarray, record: dict[str, Any]) -> Any:
-    """The fine frames as the kind of image that was given."""
+    """The fine frames as the same kind of image as the input."""
     if isinstance(image, MetaTensor):
         meta = {**image.meta, "affine": torch.from_numpy(affine), RECORD: record}
         return MetaTensor(torch.from_numpy(np.stack(frames)).to(image.device), meta=meta)
@@ -175,7 +175,7 @@ def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarra
         header = image.header.copy()
         header.set_data_dtype(np.float32)
         out = image.__class__(fine, affine, header)
-    else:  # with the form codes, units and timing of the source, as in a file that is written
+    else:  # with the form codes, units and timing of the source, as in a written file
         header = output_header(Path("image.nii"), fine.shape, affine, given.header)
         out = (Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(fine, affine, header)
     out.extra = {**image.extra, RECORD: record}
@@ -183,7 +183,7 @@ def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarra
 
 
 def _identity(weights: str | os.PathLike[str] | None) -> Sequence[Any]:
-    """Path of a file of weights and what changes when it is written anew."""
+    """Path of a weights file, and what changes when it is rewritten."""
     if weights is None or not Path(weights).is_file():
         return (weights, 0, 0)
     status = Path(weights).stat()

@@ -1,4 +1,4 @@
-"""The door of MONAI to the one path: whole volumes through a 2-D network."""
+"""MONAI inferer for the shared volume path: whole volumes through a 2-D network."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ logger = logging.getLogger("iconet")
 class VolumeInferer(Inferer):
     """Super-resolve volumes ``(B, C, X, Y, Z)`` and images ``(B, C, X, Y)`` in the units of their files.
 
-    Each channel (a volume of a series) goes through :func:`bundle.inference.volume.super_resolve` alone; all channels
-    of an item share the rule for negative values.
+    Each channel (a volume of a series) goes through :func:`bundle.inference.volume.super_resolve` by itself; all
+    channels of an item share the rule for negative values.
 
     Args:
-        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the one of the largest voxel spacing by the affine
-            of a MetaTensor (of a plain tensor the last one, since nothing tells its voxel size).
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the axis with the largest voxel spacing by the
+            affine of a MetaTensor (the last axis of a plain tensor, whose voxel size is unknown).
         slice_batch: slices per call of the network, halved when memory is short.
         data_consistency: see :class:`bundle.inference.walker.SliceWalker`.
         progress: show a progress bar over the batches of slices.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VolumeInferer(Inferer):
         self.walker = SliceWalker(slice_batch, data_consistency, progress)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """Returns the volumes with in-plane axes ``scale`` times longer; of a MetaTensor with the fine affine."""
+        """Return the volumes with in-plane axes ``scale`` times longer; a MetaTensor also gets the fine affine."""
         affines = _affines(inputs)
         results = [
             self._item(item, affine, network, *args, **kwargs)
@@ -79,7 +79,7 @@ class VolumeInferer(Inferer):
 
 
 def _affines(inputs: Tensor) -> list[np.ndarray]:
-    """One affine (4, 4) for each item of a batch."""
+    """One affine (4, 4) per item of a batch."""
     if not isinstance(inputs, MetaTensor):
         return [np.eye(4)] * len(inputs)
     affine = np.asarray(inputs.affine.cpu(), np.float64)

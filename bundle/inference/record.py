@@ -1,4 +1,4 @@
-"""What a result was made from and how, in words and numbers: the part of the record that every route shares."""
+"""What a result was made from and how: the part of the record that all routes share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from bundle.inference.volume import SuperResolved
 
-GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its place"
+GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its position"
 DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
 
 
@@ -22,13 +22,13 @@ def describe(
     results: Sequence[SuperResolved],
     warnings: Iterable[str],
 ) -> dict[str, Any]:
-    """The facts of a result; of a series (four axes) those that each volume has for itself are lists.
+    """The facts about a result; for a series (four axes), those that differ between volumes are lists.
 
     Args:
-        scale: factor in the plane of the slices.
+        scale: in-plane factor.
         source_shape, shape: before and after.
-        results: of the image or volume, or of each volume of a series; their voxels are not looked at.
-        warnings: what was doubtful.
+        results: of the image or volume, or of each volume of a series; their voxels are not used.
+        warnings: doubts about the input.
     """
     first, series = results[0], len(shape) == 4
 
@@ -54,10 +54,10 @@ def describe(
 
 
 def voxel_size(affine: np.ndarray, ndim: int) -> list[float]:
-    """Length of each spatial axis of a voxel, mm."""
+    """Voxel size along each spatial axis, mm."""
     return [round(float(size), 6) for size in np.linalg.norm(affine[:3, :3], axis=0)[:ndim]]
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes the result."""
+    """Versions of the software that computes the result."""
     return {"Python": platform.python_version(), **{name: version(name) for name in ("torch", "monai", "numpy")}}

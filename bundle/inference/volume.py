@@ -1,7 +1,7 @@
-"""The one path from a volume to its super-resolved result.
+"""The single path from a volume to its super-resolved result.
 
-The command, the MONAI workflow, MONAI Label, evaluation and comparison all call :func:`super_resolve`. Nothing else
-normalises an input, walks over its slices, puts its k-space back or restores its units.
+The command, the MONAI workflow, MONAI Label, evaluation and comparison all call :func:`super_resolve`. No other code
+normalises an input, loops over its slices, applies data consistency or restores its units.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from bundle.physics.slices import check_slice_axis, slices_last
 from bundle.transforms.intensity import intensity_window
 
 SliceAxis = int | Literal["auto"]
-"""Array axis that runs over the slices; "auto" takes the one of :func:`bundle.physics.choose_slice_axis`."""
+"""Array axis that runs over the slices; "auto" asks :func:`bundle.physics.choose_slice_axis`."""
 
 _COPIES = 5
-"""Float32 copies of the result that exist at the same time, about: what the walk over slices and its steps keep."""
+"""Approximate number of float32 copies of the result that exist at the same time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +37,11 @@ class SuperResolved:
         affine: voxel index to world of the result, float64 (4, 4).
         slice_axis: array axis over the slices, which was not super-resolved.
         offset, scale: the network saw (value - offset) / scale.
-        residual: how far the result is from the input by its own truncation, relative, measured on what the network
-            saw (:func:`bundle.physics.consistency_residual`).
-        set_to_zero: share of the voxels that were negative and are zero now; None for an input with negative values,
-            whose result keeps them.
-        notes: what had to be done for lack of memory.
+        residual: relative distance between the truncated result and the input, measured on normalised values
+            (:func:`bundle.physics.consistency_residual`).
+        set_to_zero: fraction of the voxels that were negative and were set to zero; None for an input with negative
+            values, whose result keeps them.
+        notes: what was done because memory was short.
     """
 
     voxels: np.ndarray
@@ -66,24 +66,23 @@ def super_resolve(
 ) -> SuperResolved:
     """Super-resolve one image (X, Y) or volume (X, Y, Z).
 
-    In this order: the slice axis is chosen; the values are brought to order 1 by
-    :func:`bundle.transforms.intensity.intensity_window`; every slice goes through the network and gets the k-space of
-    its input back; the units are restored; a non-negative input gives a non-negative result. That last step is a
-    projection on what can be true, so it never moves a voxel away from a non-negative truth.
+    The steps: choose the slice axis; scale values to order 1 (:func:`bundle.transforms.intensity.intensity_window`);
+    run every slice through the network, with data consistency; restore the units; set negative voxels to zero if the
+    input has none. That last step is a projection, so it never moves a voxel away from a non-negative truth.
 
     Args:
         voxels: finite real numbers.
         affine: voxel index to world (4, 4), millimetres.
         network: takes slices (B, 1, h, w) of order 1 to (B, 1, scale * h, scale * w); has the attribute ``scale``.
         slice_axis: 0, 1, 2 or "auto".
-        walker: batches and data consistency; keeps what it learned about the memory from volume to volume.
-        signed: the volume belongs to a series with negative values (a series has one rule for all its volumes); by
+        walker: batches and data consistency; remembers the batch size that fits from volume to volume.
+        signed: the volume belongs to a series with negative values (one rule holds for all volumes of a series); by
             default this volume decides.
         args, kwargs: further arguments of the network.
 
     Raises:
-        ValueError: a bad slice axis, or a network without ``scale``.
-        MemoryError: one slice at a time, or the result itself, is too much.
+        ValueError: invalid slice axis, or a network without ``scale``.
+        MemoryError: even a single slice, or the result itself, does not fit.
     """
     walker = walker or SliceWalker()
     axis = resolve_slice_axis(slice_axis, voxels.shape, affine)
@@ -95,7 +94,7 @@ def super_resolve(
     image = image.sub(offset).div(scale)
     pred, notes = walker(image, network, axis, signed, *args, **kwargs)
     share = None
-    if not signed:  # the offset is 0 then
+    if not signed:  # the offset is 0 in this case
         share = float((pred < 0).float().mean())
         pred = pred.clamp_(min=0)
     residual = _residual(pred, image, axis)
@@ -104,14 +103,14 @@ def super_resolve(
 
 
 def resolve_slice_axis(slice_axis: SliceAxis, shape: tuple[int, ...], affine: np.ndarray | Tensor) -> int:
-    """0, 1 or 2; "auto" is decided by matrix and voxel size. Raises ValueError for anything else."""
+    """0, 1 or 2; "auto" is resolved by matrix and voxel size. Raises ValueError for anything else."""
     if slice_axis == "auto":
         return choose_slice_axis(shape, np.asarray(affine))
     return check_slice_axis(slice_axis)
 
 
 def _check_memory(voxels: int) -> None:
-    """Refuse a result that this machine can never hold: it would be killed for it, and the whole run with it."""
+    """Refuse a result that this machine can never hold: the whole run would be killed."""
     needed = _COPIES * 4 * voxels
     try:
         present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -123,7 +122,7 @@ def _check_memory(voxels: int) -> None:
 
 
 def _residual(pred: Tensor, image: Tensor, slice_axis: int) -> float:
-    """`consistency_residual` of a whole volume (X, Y[, Z]), gathered slice by slice to bound the memory."""
+    """`consistency_residual` of a whole volume (X, Y[, Z]), computed slice by slice to bound memory."""
     fine, coarse = (slices_last(x[None], slice_axis).flatten(0, -3) for x in (pred, image))
     off = total = 0.0
     for sr, lr in zip(fine, coarse, strict=True):

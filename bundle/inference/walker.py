@@ -1,4 +1,4 @@
-"""A 2-D network over the slices of one volume: batches that fit the memory, data consistency, constant slices."""
+"""Run a 2-D network over the slices of one volume: batches that fit in memory, data consistency, constant slices."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from bundle.physics import in_plane_axes, restore_magnitude, restore_measured
 
 
 class SliceWalker:
-    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the walking).
+    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the looping).
 
-    A constant slice holds nothing to super-resolve: it is copied to the fine grid and the network is not asked.
-    When memory is short, the batches of slices are halved, and stay so for the volumes that follow; a CUDA device too
-    small for a single slice leaves the volume to the CPU.
+    Constant slices are copied to the fine grid without calling the network. When memory is short, the batches of
+    slices are halved and stay smaller for later volumes; if a CUDA device cannot hold a single slice, the volume runs
+    on the CPU.
 
     Args:
         slice_batch: slices per call of the network.
-        data_consistency: how far the k-space of each input slice is put back into its result: 1 wholly, 0 not at all
-            (the paper has no such step), in between in part.
+        data_consistency: weight of the measured k-space of each input slice in its result: 1 replaces the network's
+            samples, 0 keeps them (the paper has no such step).
         progress: show a progress bar over the batches of slices.
 
     Raises:
-        ValueError: an argument outside its range.
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, slice_batch: int = 4, data_consistency: float = 1.0, progress: bool = False) -> None:
         if slice_batch < 1:
             raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
         if not 0.0 <= data_consistency <= 1.0:
-            raise ValueError(f"data_consistency is a weight from 0 to 1, got {data_consistency}")
+            raise ValueError(f"data_consistency must be a weight from 0 to 1, got {data_consistency}")
         self.slice_batch, self.data_consistency, self.progress = slice_batch, float(data_consistency), progress
 
     @torch.no_grad()
@@ -46,13 +46,14 @@ class SliceWalker:
             volume: ``(X, Y)`` or ``(X, Y, Z)``, float32.
             network: slices ``(B, 1, h, w)`` in, ``(B, 1, scale * h, scale * w)`` out; it stays on its device.
             slice_axis: 0, 1 or 2; ignored for an image.
-            signed: the input may hold negative values, so it is data consistent as it is
+            signed: the input may hold negative values and counts as measured
                 (:func:`bundle.physics.restore_measured`); otherwise it is a magnitude image
                 (:func:`bundle.physics.restore_magnitude`).
             args, kwargs: further arguments of the network.
 
         Returns:
-            The same with in-plane axes ``scale`` times longer, on the CPU, and what was done for lack of memory.
+            The same with in-plane axes ``scale`` times longer, on the CPU, and notes on what was done because memory
+            was short.
 
         Raises:
             MemoryError: not even one slice fits.
@@ -89,18 +90,18 @@ class SliceWalker:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                # Outside the handler: the exception would keep the tensors of the failed attempt alive.
+                # Outside the handler, where the exception would keep the tensors of the failed attempt alive.
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
                 if self.slice_batch > 1:
                     self.slice_batch //= 2
-                    notes.append(f"memory was short: {self.slice_batch} slices at a time from here on")
+                    notes.append(f"memory was short: {self.slice_batch} slices at a time from now on")
                 elif device.type != "cpu":
                     device = torch.device("cpu")
                     module.to(device)
                     notes.append(f"{home} has too little memory for one slice: this volume runs on the CPU")
                 else:
-                    raise MemoryError("not even one slice at a time fits in memory; crop the volume")
+                    raise MemoryError("not even a single slice fits in memory; crop the volume")
         finally:
             if device != home:
                 module.to(home)
@@ -122,7 +123,7 @@ class SliceWalker:
 
 
 def scale_of(network: Any) -> int:
-    """Factor of the network, also of a scripted one, of one in a data-parallel wrapper, and of its bound methods.
+    """Scale of a network, which may be scripted, in a data-parallel wrapper, or a bound method.
 
     Raises:
         ValueError: it has no attribute ``scale``.
@@ -130,7 +131,7 @@ def scale_of(network: Any) -> int:
     module = _module_of(network)
     scale = getattr(getattr(module, "module", module), "scale", None)
     if scale is None:
-        raise ValueError(f"{type(network).__name__} does not say by which factor it upsamples (attribute 'scale')")
+        raise ValueError(f"{type(network).__name__} has no attribute 'scale', the factor by which it upsamples")
     return int(scale)
 
 
@@ -144,6 +145,6 @@ def _device_of(module: Any) -> torch.device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Python's, CUDA's, and the RuntimeError of the CPU allocator, which only its text tells apart."""
+    """Whether memory ran out: Python's error, CUDA's, or the CPU allocator's RuntimeError, known by its text."""
     texts = ("can't allocate memory", "not enough memory", "out of memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)

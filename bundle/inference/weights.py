@@ -1,4 +1,4 @@
-"""Weights of networks: files of plain tensors, loaded wholly or not at all."""
+"""Weights of networks: files of plain tensors, loaded completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ CHECKSUMS = "sha256sums.txt"
 
 
 class WeightsError(ValueError):
-    """Weights that are missing, damaged, unsafe or another network's; the message is one line."""
+    """Weights that are missing, damaged, unsafe or for another network; the message is one line."""
 
 
 def load_weights(network: nn.Module, weights: PathLike) -> str:
     """Load a plain state dict into a network.
 
     Args:
-        network: freshly built.
-        weights: file of tensors, as ``torch.save`` of a state dict or safetensors (by the ending ``.safetensors``).
-            Where a file ``sha256sums.txt`` beside it names it, its checksum must be that one.
+        network: newly built.
+        weights: file of tensors, a state dict from ``torch.save`` or safetensors (extension ``.safetensors``). If a
+            file ``sha256sums.txt`` next to it lists it, its checksum must match.
 
     Returns:
-        SHA-256 of the file, in hexadecimal digits.
+        SHA-256 of the file, in hexadecimal.
 
     Raises:
-        WeightsError: the file is missing, changed, holds more than tensors, or does not fit; nothing is loaded in
-            part, and nothing in the file is ever run.
+        WeightsError: the file is missing or changed, holds more than tensors, or does not fit; nothing is loaded
+            partially, and no code in the file is ever run.
     """
     path = Path(weights)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such weights; train them, or choose a scale and a network that have some")
+        raise WeightsError(f"{path}: no such weights; train them, or choose a scale and a network that have weights")
     digest = sha256_of(path)
     listed = listed_digests(path.parent).get(path.name)
     if listed not in (None, digest):
         raise WeightsError(f"{path}: not the file that {CHECKSUMS} beside it lists (SHA-256 {digest}); get it again")
     try:
         state = _read_tensors(path)
-    except Exception as error:  # a damaged file can make the readers raise anything
+    except Exception as error:  # on a damaged file, the readers can raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a file of plain tensors that can be loaded safely: {reason}") from error
     if misfit := _misfit(network.state_dict(), state):
@@ -53,7 +53,7 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
 
 
 def listed_digests(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of the files that ``sha256sums.txt`` in a folder lists, if there is one (format of sha256sum)."""
+    """Name -> SHA-256 as listed in a folder's ``sha256sums.txt``, if there is one (format of sha256sum)."""
     table = folder / CHECKSUMS
     if not table.is_file():
         return {}
@@ -70,12 +70,12 @@ def _read_tensors(path: Path) -> Mapping[str, Tensor]:
     else:
         state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("it holds something else than named tensors")
+        raise TypeError("it holds something other than named tensors")
     return state
 
 
 def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """First difference of names or shapes between two state dicts; empty if they fit."""
+    """The first difference in names or shapes between two state dicts; empty if they match."""
     for name, tensor in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -86,6 +86,6 @@ def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
 
 
 def save_atomically(obj: Any, path: PathLike) -> None:
-    """``torch.save``, whole or not at all: a kill leaves the old file or the new."""
+    """Atomic ``torch.save``: a killed process leaves either the old file or the new one."""
     with replacing(Path(path)) as file:
         torch.save(obj, file)

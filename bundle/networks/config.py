@@ -1,4 +1,4 @@
-"""What an ICONet is built from: its options with their defaults and ranges, and the named sizes."""
+"""Options of an ICONet with their defaults and ranges, and the named sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ UPSAMPLERS = ("pixelshuffle", "full_resolution")
 
 @dataclass(frozen=True)
 class ICONetConfig:
-    """Options of :class:`bundle.networks.ICONet`, whose keywords these are. The defaults are those of the paper's size.
+    """Options of :class:`bundle.networks.ICONet`, which takes them as keywords. The defaults are the paper's size.
 
     The paper gives 96 features, N = 7 RSCFL modules and the serial order; docs/architecture.md lists what it leaves
     open and what is chosen here.
@@ -21,18 +21,18 @@ class ICONetConfig:
         in_channels: channels of the image (the output has as many).
         features: feature maps of both branches.
         num_blocks: RSCFL modules per branch (the paper's N).
-        d_state, expand: of the selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
-        match_features, match_stride: of the fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
+        d_state, expand: selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
+        match_features, match_stride: fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
         upsampler: ``pixelshuffle`` (:class:`bundle.networks.heads.ImageHead`) or ``full_resolution``
             (:class:`bundle.networks.heads.FullResolutionHead`); the paper names none.
         head_features, head_layers: width and number of convolutions of the latter.
-        reconstruction: ``False`` removes the reconstruction branch and with it the fusion (Table IV).
+        reconstruction: ``False`` removes the reconstruction branch, and the fusion with it (Table IV).
         fusion: ``False`` removes the fusion (Table IV).
         order: ``serial`` (the paper) or ``parallel``: both branches read the input of the stage (Table V).
         share_stages: one set of weights for all stages.
 
     Raises:
-        ValueError: an option outside its range; TypeError for one that is not in this list.
+        ValueError: an option is out of range; TypeError: an option is not in this list.
     """
 
     scale: int = 2
@@ -81,4 +81,4 @@ NETWORK_SIZES = {
         upsampler="full_resolution",
     ),
 }
-"""The named sizes: the paper's width and depth, and one for machines without a GPU."""
+"""The named sizes: the paper's width and depth, and a small one for machines without a GPU."""

@@ -1,4 +1,4 @@
-"""SR-Rec fusion: hard attention between the features of the two branches, both ways (equations 4-7)."""
+"""SR-Rec fusion: hard attention between the features of the two branches, in both directions (equations 4-7)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bundle.ops import patch_match
 
 
 class SemanticAttentionBlock(nn.Module):
-    """SAB: for each query patch the value patch of its most similar key patch (equations 4-6).
+    """SAB: for each query patch, the value patch of its most similar key patch (equations 4-6).
 
-    Patches are 3x3, as in T2Net, whose attention this is; the paper gives no size. The transferred features are
-    multiplied by the similarity itself (the maximum of equation 4), which is not in equation 6: the argmax has no
-    gradient, so without this factor the maps that make queries and keys would never learn.
+    The attention and its 3x3 patches are T2Net's; the paper gives no patch size. The transferred features are
+    multiplied by the similarity (the maximum of equation 4), which equation 6 does not do: the argmax has no gradient,
+    so without this factor the maps for queries and keys would never learn.
 
     Args:
         stride: side of the blocks of pixels that are matched as one, see :class:`SRRecFusion`.
@@ -41,13 +41,13 @@ class SemanticAttentionBlock(nn.Module):
 class SRRecFusion(nn.Module):
     """``F_SR-Rec = SAB(Q_SR, K_Rec, V_Rec) * SAC_SR + SAB(Q_Rec, K_SR, V_SR) * SAC_Rec`` (equation 7).
 
-    Queries, keys and values are 1x1 maps of the branch features. The confidence SAC is a 1x1 convolution and a sigmoid
-    on the two transferred features together, split in two. The paper gives no kernel sizes.
+    Queries, keys and values are 1x1 convolutions of the branch features. The confidence SAC is a 1x1 convolution and a
+    sigmoid on both transferred features, split in two. The paper gives no kernel sizes.
 
     Args:
         features: channels of both branches.
-        match_features: channels of queries and keys (default: ``features``); the cost of the search grows with it.
-        match_stride: side of the blocks of pixels that are matched as one. 1 matches every pixel (equation 4); 2
+        match_features: channels of queries and keys (default: ``features``); the search cost grows with it.
+        match_stride: side of the blocks of pixels that are matched together. 1 matches every pixel (equation 4); 2
             compares patches of 3x3 blocks of 2x2 pixels, a quarter of the queries with a quarter of the keys.
     """
 
@@ -63,7 +63,7 @@ class SRRecFusion(nn.Module):
         self.confidence = nn.Linear(2 * features, 2 * features)
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
-        """Two maps (B, H, W, features) -> the fused one, same shape."""
+        """Two maps (B, H, W, features) -> the fused map, same shape."""
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(

@@ -1,4 +1,4 @@
-"""Heads: they turn the features of a branch into a residual image, which is added to the image skip."""
+"""Heads: turn the features of a branch into a residual image, which is added to the image skip."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from bundle.networks.initial import he_convolution, start_small
 
 
 class ImageHead(nn.Module):
-    """Features and an image skip to an image by a 3x3 convolution, for 2x after a pixel shuffle.
+    """Image skip plus a 3x3 convolution of the features, for 2x after a pixel shuffle.
 
     The paper upsamples 2x per stage and names no operator for it; pixel shuffle is chosen here.
 
     Features are of order 10, and Adam's first steps change all weights of the last convolution by the same amount,
-    which would turn them into an image of noise: the residual is a tenth of the convolution's output. The convolution
-    also starts with small weights.
+    which would turn the features into noise. The residual is therefore a tenth of the convolution's output, and the
+    convolution starts with small weights.
 
     Args:
         features, channels: of the input and of the image.
-        scale: 1, or 2 for a convolution to four times as many features, pixel shuffle and a leaky rectifier before.
+        scale: 1, or 2 to put a convolution to four times as many features, pixel shuffle and leaky ReLU first.
     """
 
     def __init__(self, features: int, channels: int, scale: int) -> None:
@@ -32,15 +32,15 @@ class ImageHead(nn.Module):
         self.residual = nn.Sequential(*layers, last)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(B, h, w, features) and the skip (B, channels, scale * h, scale * w) -> an image like the skip."""
+        """(B, h, w, features) and the skip (B, channels, scale * h, scale * w) -> image with the skip's shape."""
         return skip + 0.1 * self.residual(features.permute(0, 3, 1, 2))
 
 
 class FullResolutionHead(nn.Module):
-    """Features and the interpolated image to an image of twice the size, by convolutions on the fine grid.
+    """From features and the interpolated image to an image of twice the size, by convolutions on the fine grid.
 
-    Not in the paper. The frequencies that truncation removed lie beyond the band of the coarse grid; rectifiers on the
-    interpolated image make such frequencies where its edges are.
+    Not in the paper. The frequencies that truncation removed lie beyond the band of the coarse grid; ReLUs on the
+    interpolated image create such frequencies at its edges.
 
     Args:
         features, channels: of the branch and of the image.
@@ -52,7 +52,7 @@ class FullResolutionHead(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(features)
         self.to_fine = nn.Linear(features, 4 * width, bias=False)
-        with torch.no_grad():  # at first the image counts more than the features
+        with torch.no_grad():  # initially the image outweighs the features
             self.to_fine.weight.mul_(0.1)
         self.first = he_convolution(channels, width)
         body = [[he_convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
@@ -61,8 +61,8 @@ class FullResolutionHead(nn.Module):
         start_small(self.last)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
-        """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> an image like the latter."""
-        # the maps are the largest tensors of the network: one name, so that each is freed once the next exists
+        """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> image of the latter's shape."""
+        # these maps are the largest tensors of the network: reusing the name frees each once the next exists
         maps = self.first(skip)
         maps += torch.pixel_shuffle(self.to_fine(self.norm(features)).permute(0, 3, 1, 2), 2)
         maps = maps.relu_()

@@ -17,16 +17,16 @@ from bundle.networks.upsample import FourierUpsample
 
 
 class ICONetOutput(NamedTuple):
-    """All images that an :class:`ICONet` makes on its way; stage ``i`` is at index ``i - 1``."""
+    """All images that an :class:`ICONet` produces; stage ``i`` is at index ``i - 1``."""
 
     reconstructions: list[Tensor]
-    """Rec_i, (B, C, 2^(i-1) h, 2^(i-1) w): the input of stage i without artefacts. Empty without that branch."""
+    """Rec_i, (B, C, 2^(i-1) h, 2^(i-1) w): the input of stage i with artefacts removed. Empty without that branch."""
     super_resolved: list[Tensor]
     """SR_i, (B, C, 2^i h, 2^i w); the last is the result of the network."""
 
 
 class Branch(nn.Module):
-    """Head convolution and N RSCFL modules: the features of the reconstruction or the super-resolution branch."""
+    """Head convolution and N RSCFL modules: feature extractor of the reconstruction or super-resolution branch."""
 
     def __init__(self, config: ICONetConfig) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class ICONet(nn.Module):
     ``x_{i+1} = SR_i``. Upsampling is zero-filled Fourier interpolation, exact on the grid of k-space truncation.
 
     From the paper: 96 features, N = 7 RSCFL per branch, serial order, 2x per stage, fusion by hard attention. Chosen
-    here, where it is silent: one fusion per stage, added to the features of the super-resolution branch before its
-    upsampler; the upsampler; the image skips; separate weights for each stage; and what the docstrings of the parts
-    name. docs/architecture.md has the whole list.
+    here because the paper does not say: one fusion per stage, added to the features of the super-resolution branch
+    before its upsampler; the upsampler; the image skips; separate weights for each stage; and the choices named in the
+    docstrings of the parts. docs/architecture.md has the full list.
 
     Args:
-        config: the options; by default those of the paper's size.
-        options: any of the options by name, in place of those of ``config``: ``ICONet(scale=4, features=32)``.
+        config: the options; by default the paper's size.
+        options: any of the options by name, overriding ``config``: ``ICONet(scale=4, features=32)``.
 
     Raises:
         ValueError, TypeError: see :class:`bundle.networks.ICONetConfig`.
@@ -116,7 +116,7 @@ class ICONet(nn.Module):
 
         Args:
             image: ``(B, in_channels, h, w)``, any ``h`` and ``w``, intensities of order 1.
-            return_stages: return every Rec_i and SR_i instead of the last SR alone.
+            return_stages: return every Rec_i and SR_i instead of only the last SR.
 
         Returns:
             ``(B, in_channels, scale * h, scale * w)``, or an :class:`ICONetOutput`.
@@ -135,10 +135,10 @@ def iconet(size: str = "small", scale: int = 2, **options: Any) -> ICONet:
     Args:
         size: ``small`` or ``paper``.
         scale: 2, 4 or 8.
-        options: of :class:`bundle.networks.ICONetConfig`, in place of those of the size.
+        options: of :class:`bundle.networks.ICONetConfig`, overriding those of the size.
 
     Raises:
-        ValueError: unknown size, or an option outside its range; TypeError: unknown option.
+        ValueError: unknown size, or an option out of range; TypeError: unknown option.
     """
     if size not in NETWORK_SIZES:
         raise ValueError(f"network size must be one of {tuple(NETWORK_SIZES)}, got {size!r}")

@@ -1,4 +1,4 @@
-"""Initial weights that several networks share."""
+"""Weight initialisation shared by several networks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def start_small(last: nn.Conv2d) -> None:
-    """Let a network begin close to its image skip: 0.003 of the usual weights in its last layer, and no bias.
+    """Start a network close to its image skip: 0.003 of the usual weights in the last layer, and no bias.
 
-    The first residuals are thousandths or less, as errors of interpolation are; with the usual weights the first
-    hundreds of updates would unlearn noise.
+    The first residuals are then thousandths or less, like interpolation errors; with the usual weights, the network
+    would spend its first hundreds of updates unlearning noise.
     """
     nn.init.zeros_(last.get_parameter("bias"))
     with torch.no_grad():
@@ -18,7 +18,7 @@ def start_small(last: nn.Conv2d) -> None:
 
 
 def he_convolution(before: int, after: int) -> nn.Conv2d:
-    """3x3 convolution to be followed by a rectifier: He's initial weights and no bias."""
+    """3x3 convolution followed by a ReLU: He initialisation and zero bias."""
     layer = nn.Conv2d(before, after, 3, padding=1)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.get_parameter("bias"))

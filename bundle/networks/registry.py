@@ -12,14 +12,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class NetworkEntry:
-    """All that the project knows of a network besides its code.
+    """Everything the project needs to know about a network besides its code.
 
     Attributes:
-        builder: takes ``scale``, ``in_channels`` and what the class takes besides.
+        builder: takes ``scale``, ``in_channels`` and the further arguments of the class.
         title: its name in tables and figures.
-        image_skip: what the network takes for its option ``image_skip`` if it is not given, as in its paper; ``None``
-            for a network without that option (ICONet has skips of its own).
-        reconstructs: whether it makes a reconstruction on the grid of its input besides the super-resolved image.
+        image_skip: the network's default for its option ``image_skip``, as in its paper; ``None`` for a network without
+            that option (ICONet has its own skips).
+        reconstructs: whether it also makes a reconstruction on the grid of its input.
         training: options of configs/train.json in which its paper differs from ICONet's.
     """
 
@@ -31,15 +31,15 @@ class NetworkEntry:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is a network that ICONet is compared with."""
+        """Whether it is one of the baselines for ICONet."""
         return self.image_skip is not None
 
 
 def _from(module: str, name: str, *first: Any) -> Callable[..., nn.Module]:
-    """Builder that imports its network when it is used.
+    """A builder that imports its network only when called.
 
-    Exported bundles leave out the networks that they do not run, and SwinIR's needs MONAI's blocks, whose import takes
-    seconds.
+    Exported bundles leave out networks that they do not run, and SwinIR needs MONAI's blocks, which take seconds to
+    import.
     """
 
     def build(**kwargs: Any) -> nn.Module:
@@ -62,7 +62,7 @@ NETWORKS: dict[str, NetworkEntry] = {
     "swinir_light": NetworkEntry(_from("baselines.swinir", "SwinIR"), "SwinIR light", image_skip="none"),
     "mambair_light": NetworkEntry(_from("baselines.mambair", "MambaIR"), "MambaIR light", image_skip="none"),
 }
-"""One entry per network, which the options of configs and programs, tables and figures read."""
+"""One entry per network; configs, programs, tables and figures read it."""
 
 
 def build_network(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> nn.Module:
@@ -74,7 +74,7 @@ def build_network(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> 
         kwargs: further arguments of the network's class.
 
     Raises:
-        ValueError: unknown name, or an argument outside its range; TypeError: an argument that it does not have.
+        ValueError: unknown name, or an argument out of range; TypeError: unknown argument.
     """
     return _known(name).builder(scale=scale, **kwargs)
 

@@ -23,7 +23,7 @@ class ChannelRankingBlock(nn.Module):
         hidden = max(features // reduction, 4)
         self.squeeze = nn.Conv2d(features, hidden, kernel_size=1)
         self.excite = nn.Conv2d(hidden, features, kernel_size=1)
-        # at the usual bias many of the few hidden units are below zero for every image and would never learn
+        # with the usual bias, many of the few hidden units would be negative for every image and never learn
         nn.init.constant_(self.squeeze.get_parameter("bias"), 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class ChannelRankingBlock(nn.Module):
 
 
 class RSCFL(nn.Module):
-    """``x + CRB(VMB(x))``: the two blocks in cascade inside one residual (Fig. 3).
+    """``x + CRB(VMB(x))``: the two blocks in cascade with one residual (Fig. 3).
 
     Args:
         features, d_state, expand: see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.

@@ -15,7 +15,7 @@ DT_MIN, DT_MAX = 1e-3, 1e-1
 class SS2D(nn.Module):
     """2-D selective scan (paper section III-B; parameters and initial values as in VMamba's first version).
 
-    What is computed of equations 1 to 3, and what differs from them: :func:`bundle.ops.selective_scan_2d`. Here A is
+    :func:`bundle.ops.selective_scan_2d` documents how it follows equations 1 to 3 and where it differs. Here A is
     diagonal, ``-exp(A_log)``.
 
     Args:
@@ -27,7 +27,7 @@ class SS2D(nn.Module):
     def __init__(self, channels: int, d_state: int = 16, dt_rank: int = 6) -> None:
         super().__init__()
         self.directions = 4
-        # the projection commutes with the re-ordering of pixels, so one linear map serves the four directions
+        # the projection commutes with reordering the pixels, so one linear map serves all four directions
         self.x_proj = nn.Linear(channels, self.directions * (dt_rank + 2 * d_state), bias=False)
         self.dt_weight = nn.Parameter(torch.empty(self.directions, channels, dt_rank).uniform_(-1, 1) * dt_rank**-0.5)
         self.dt_bias = nn.Parameter(self._initial_dt_bias(channels))
@@ -36,7 +36,7 @@ class SS2D(nn.Module):
         self.D = nn.Parameter(torch.ones(self.directions, channels))
 
     def _initial_dt_bias(self, channels: int) -> Tensor:
-        """Inverse softplus of time steps that are log-uniform in [DT_MIN, DT_MAX]."""
+        """Inverse softplus of time steps drawn log-uniformly from [DT_MIN, DT_MAX]."""
         spread = torch.rand(self.directions, channels) * math.log(DT_MAX / DT_MIN)
         dt = DT_MIN * spread.exp()
         return dt + torch.log(-torch.expm1(-dt))

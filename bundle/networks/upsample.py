@@ -33,8 +33,8 @@ class FourierUpsample(nn.Module):
 def aligned_bicubic_upsample(image: Tensor, scale: int) -> Tensor:
     """Bicubic interpolation (Keys, a = -0.75, as in PyTorch) of ``(B, C, h, w)`` at the positions ``i / scale``.
 
-    ``torch.nn.functional.interpolate`` centres voxels, which shifts the image by ``(scale - 1) / 2`` fine samples;
-    here the sampling grid is written down instead. Borders are replicated.
+    ``torch.nn.functional.interpolate`` centres voxels, which shifts the image by ``(scale - 1) / 2`` fine samples, so
+    the sampling grid is given explicitly here. Borders are replicated.
     """
     height, width = image.shape[-2:]
     rows = torch.arange(scale * height, dtype=image.dtype, device=image.device) / scale

@@ -15,9 +15,9 @@ class VisionMambaBlock(nn.Module):
 
     From the paper: layer norm first, two paths (linear | linear, convolution, SS2D, layer norm), their product, a
     linear layer, the residual. Chosen here, as in VMamba's first block: SiLU on the gate and after the convolution,
-    ``expand``, ``d_state``, ``dt_rank = ceil(features / 16)``, a 3x3 convolution, and that it is depthwise only: the
-    paper writes "depthwise separable convolution (DW Conv)", which would add a pointwise one. The scan visits single
-    pixels, where the paper speaks of patches.
+    ``expand``, ``d_state``, ``dt_rank = ceil(features / 16)``, and a 3x3 convolution that is depthwise only (the paper
+    writes "depthwise separable convolution (DW Conv)", which would add a pointwise one). The scan visits single pixels;
+    the paper speaks of patches.
 
     Args:
         features: channels of the input and output.

@@ -1,4 +1,4 @@
-"""Data consistency: the measured k-space of a low-resolution image put back into its super-resolved one."""
+"""Data consistency: put the measured k-space of a low-resolution image back into its super-resolved one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Te
 
     With ``weight`` 1 the result is the real image nearest to ``image`` whose truncation is ``measured``:
     ``truncate_kspace(restore_measured(x, m), size) == m``. For an even size the Nyquist row is measured without its
-    partner; the partner is set with it (as its conjugate), else the real part would hold half of what was measured.
+    partner; the partner is set to its conjugate, otherwise the real part would hold only half of the measured row.
 
     Args:
         image: real, ``(..., H, W)``.
-        measured: ``(..., h, w)``, at most ``(H, W)``; real, or complex as :func:`bundle.physics.truncate_kspace` gives
-            it (then only what a real image can hold of it is restored).
-        weight: part of the way to the measured samples, in [0, 1].
+        measured: ``(..., h, w)``, at most ``(H, W)``; real, or complex as returned by
+            :func:`bundle.physics.truncate_kspace` (then only the part that a real image can hold is restored).
+        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own.
 
     Returns:
         real image ``(..., H, W)``.
@@ -28,16 +28,16 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Te
 
 
 def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> Tensor:
-    """Data consistency with a magnitude image, the degradation of the project.
+    """Data consistency with a magnitude image, as the project's degradation makes it.
 
-    The magnitude has lost its sign, which is negative where truncation rings below zero, and the phase that an unpaired
-    Nyquist row gives. Both are taken from ``image`` truncated in the same way, then :func:`restore_measured`. Treating
-    the magnitude itself as measured would put its rectified ringing back.
+    The magnitude has lost its sign (negative where truncation rings below zero) and the phase of an unpaired Nyquist
+    row. Both are taken from ``image``, truncated in the same way; the rest is :func:`restore_measured`. Treating the
+    magnitude itself as measured would put its rectified ringing into the result.
 
     Args:
         image: real, ``(..., H, W)``.
         magnitude: real and non-negative, ``(..., h, w)``.
-        weight: part of the way to the measured samples, in [0, 1].
+        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own.
 
     Returns:
         real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
@@ -50,7 +50,7 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> 
 
 
 def _correction(spectrum: Tensor, measured: Tensor, weight: float) -> Tensor:
-    """Real image (..., H, W) to add to the one of a centred spectrum, see :func:`restore_measured`."""
+    """The correction (..., H, W) to add to the image of a centred spectrum, see :func:`restore_measured`."""
     height, width = spectrum.shape[-2], spectrum.shape[-1]
     h, w = measured.shape[-2], measured.shape[-1]
     missing = fft2c(measured) - crop_kspace(spectrum, (h, w))
@@ -62,11 +62,11 @@ def _correction(spectrum: Tensor, measured: Tensor, weight: float) -> Tensor:
 
 
 def consistency_residual(image: Tensor, measured: Tensor) -> float:
-    """How far an image is from what was measured: ``||truncate(image) - |measured||| / ||measured||``.
+    """Relative distance of an image from the measurement: ``||truncate(image) - |measured||| / ||measured||``.
 
     Args:
         image: real, ``(..., H, W)``.
-        measured: real, ``(..., h, w)``: a magnitude image, or a signed one.
+        measured: real, ``(..., h, w)``: a magnitude or a signed image.
 
     Returns:
         relative error over all slices; 0 where ``measured`` is zero everywhere and ``image`` agrees.

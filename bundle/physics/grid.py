@@ -1,9 +1,9 @@
 """Where the voxels of a truncated or an upsampled image lie.
 
 A k-space truncation from ``N`` to ``n`` samples leaves sample 0 in place and puts sample ``j`` on ``j * N / n``. The
-voxel-to-world affine of the result is therefore the old one with its column times ``N / n`` and the same origin. (A
-resampler that keeps the *edges* of the field of view, as average pooling or ``align_corners=False`` do, moves the
-origin by half the difference of the voxel sizes instead: another rule, wrong here by ``(s - 1) / 2`` fine voxels.)
+voxel-to-world affine of the result is therefore the old one with that column multiplied by ``N / n`` and the same
+origin. (Resamplers that keep the *edges* of the field of view, such as average pooling or ``align_corners=False``,
+move the origin by half the difference of the voxel sizes; here that would be off by ``(s - 1) / 2`` fine voxels.)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def superres_affine(affine: Affine, factors: Sequence[float]) -> Affine:
 
 
 def divisible_size(size: Sequence[int], scale: int) -> tuple[int, ...]:
-    """Largest matrix not above ``size`` that is divisible by ``scale`` (the grid rule is exact only then).
+    """Largest matrix within ``size`` that is divisible by ``scale``, which the grid rule needs to be exact.
 
     Raises:
         ValueError: if an axis is smaller than ``scale``.
@@ -58,7 +58,7 @@ def divisible_size(size: Sequence[int], scale: int) -> tuple[int, ...]:
 def fine_grid(
     shape: Sequence[int], affine: np.ndarray, scale: int, slice_axis: int
 ) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of the result by the grid rule; a time axis is left as it is."""
+    """Shape and affine of the result by the grid rule; a time axis is unchanged."""
     factors = in_plane_factors(min(len(shape), 3), slice_axis, scale)
     fine = tuple(n * factor for n, factor in zip_longest(shape, factors[: len(shape)], fillvalue=1))
     return fine, np.asarray(superres_affine(np.asarray(affine, np.float64), factors))

@@ -1,6 +1,6 @@
-"""Truncation of k-space and its partner, zero filling.
+"""k-space truncation and its counterpart, zero filling.
 
-Both work on the last two axes of a tensor, over any batch axes. Conventions, kept by everything in the project:
+Both work on the last two axes of a tensor, over any batch axes. Conventions, followed throughout the project:
 
 * only k-space is shifted, never the image, so sample 0 of the small matrix lies on sample 0 of the large one and
   sample ``j`` on sample ``j * N / n`` (:mod:`bundle.physics.grid`);
@@ -22,11 +22,11 @@ from torch import Tensor
 def fftc(image: Tensor, dim: list[int]) -> Tensor:
     """Spectrum of an image along some of its axes, with DC at index ``N // 2`` of each.
 
-    Unnormalised: DC is the sum of the samples. The spectrum alone is shifted; sample 0 of the image is its origin, at
-    the first voxel and not in the middle (fastMRI's function of a like name shifts the image too and normalises).
+    Unnormalised: DC is the sum of the samples. Only the spectrum is shifted; the origin of the image is sample 0, the
+    first voxel, not the middle (fastMRI's ``fft2c`` also shifts the image and normalises).
 
     Args:
-        image: real or complex, any shape. Half precision and integers are raised to single, which FFTs need.
+        image: real or complex, any shape. Half precision and integers are cast to single, which FFTs need.
         dim: axes to transform.
 
     Returns:
@@ -43,12 +43,12 @@ def fft2c(image: Tensor) -> Tensor:
 
 
 def ifft2c(kspace: Tensor) -> Tensor:
-    """Complex image of a k-space (..., H, W) with DC at ``(H // 2, W // 2)``: the inverse of :func:`fft2c`."""
+    """Complex image of k-space (..., H, W) with DC at ``(H // 2, W // 2)``: the inverse of :func:`fft2c`."""
     return torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=(-2, -1)))
 
 
 def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
-    """Centre (..., h, w) of a k-space (..., H, W), scaled so that the image keeps its mean.
+    """Centre (..., h, w) of k-space (..., H, W), scaled so that the image keeps its mean.
 
     Raises:
         ValueError: ``size`` does not fit in the k-space.
@@ -62,7 +62,7 @@ def crop_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pad_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
-    """A k-space (..., h, w) amid zeros (..., H, W), scaled so that the image keeps its mean.
+    """k-space (..., h, w) padded with zeros to (..., H, W), scaled so that the image keeps its mean.
 
     Raises:
         ValueError: ``size`` is smaller than the k-space.
@@ -78,7 +78,7 @@ def pad_kspace(kspace: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _check_image(image: Tensor) -> None:
     if image.ndim < 2:
-        raise ValueError(f"an image has at least two axes (..., rows, columns), got shape {list(image.shape)}")
+        raise ValueError(f"an image needs at least two axes (..., rows, columns), got shape {list(image.shape)}")
 
 
 def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
@@ -99,7 +99,7 @@ def truncate_kspace(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put k-space into the centre of a larger, otherwise empty one: the right inverse of :func:`truncate_kspace`.
+    """Pad k-space with zeros to a larger matrix: the right inverse of :func:`truncate_kspace`.
 
     ``truncate_kspace(zero_fill(x, big), small) == x`` for every complex ``x``, and zero filling is the adjoint of
     truncation up to the gain: ``<truncate_kspace(x), y> * H * W == <x, zero_fill(y)> * h * w``.
@@ -116,9 +116,9 @@ def zero_fill(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def truncate(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The degradation of the project: magnitude of the image whose k-space was truncated to ``size``.
+    """The project's degradation: truncate k-space to ``size`` and take the magnitude of the image.
 
-    Args and errors as :func:`truncate_kspace`. Returns a real, non-negative image of shape ``(..., h, w)``.
+    Args and errors as for :func:`truncate_kspace`. Returns a real, non-negative image of shape ``(..., h, w)``.
     """
     return truncate_kspace(image, size).abs()
 
@@ -126,8 +126,8 @@ def truncate(image: Tensor, size: tuple[int, int]) -> Tensor:
 def fourier_upsample(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Zero-filled Fourier interpolation: the band-limited image through the samples of ``image``.
 
-    For a real image this is the real part of :func:`zero_fill`, which shares an unpaired Nyquist row evenly between
-    its two places. Exact for images whose k-space is empty from ``n / 2`` on.
+    For a real image this is the real part of :func:`zero_fill`, which splits an unpaired Nyquist row evenly between
+    its two positions. Exact for images whose k-space is empty from ``n / 2`` on.
 
     Args:
         image: shape ``(..., h, w)``.
@@ -154,16 +154,16 @@ def cosine_taper(n: int, fraction: float, *, device: torch.device | None = None)
 
 
 def smooth_truncate(image: Tensor, size: tuple[int, int], fraction: float = 0.25) -> Tensor:
-    """The image on the grid of :func:`truncate`, with less ringing than a sharp k-space edge leaves.
+    """The image on the grid of :func:`truncate`, with less ringing than a sharp cut in k-space leaves.
 
-    k-space is multiplied by :func:`cosine_taper` (zero at the new Nyquist frequency) before it is truncated, so the
-    result of a real image is real. This is the target of the reconstruction branch. The taper is a compromise: a wide
-    one ends all ringing and blurs (a full one costs 4 to 6 dB on the way back up), a narrow one keeps the resolution
-    and the first overshoot at an edge, and ends the ringing far from it.
+    k-space is multiplied by :func:`cosine_taper` (zero at the new Nyquist frequency) before it is truncated, so a real
+    image stays real. This is the target of the reconstruction branch. The taper is a compromise: a wide one removes all
+    ringing but blurs (a taper over the whole half band costs 4 to 6 dB on the way back up); a narrow one keeps the
+    resolution and the first overshoot at an edge, and removes the ringing far from it.
 
     Args:
         image: real, shape ``(..., H, W)``.
-        size: ``(h, w)``, at most ``(H, W)``. An axis that keeps its size is left as it is.
+        size: ``(h, w)``, at most ``(H, W)``. An axis that keeps its size is not tapered.
         fraction: part of the half band over which the window falls, in (0, 1].
 
     Returns:

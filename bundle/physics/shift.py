@@ -1,4 +1,4 @@
-"""A ruler for upsamplers: by how much do they move the image?"""
+"""Measure by how much an upsampler shifts the image."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def measure_grid_shift(
     sigma: float = 2.0,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[float, float]:
-    """Shift of an upsampler against the grid rule (coarse sample ``j`` on fine sample ``scale * j``).
+    """Shift of an upsampler relative to the grid rule (coarse sample ``j`` on fine sample ``scale * j``).
 
-    A Gaussian blob, wide enough to be band-limited on the coarse grid, is sampled at a sub-voxel place, upsampled, and
-    its centroid compared with the true place.
+    A Gaussian blob, wide enough to be band-limited on the coarse grid, is sampled at a sub-voxel position and
+    upsampled; its centroid is compared with the true position.
 
     Args:
         upsample: maps ``(1, 1, h, w)`` to ``(1, 1, scale * h, scale * w)``.
         scale: factor of ``upsample``.
         size: coarse matrix ``(h, w)``.
         sigma: width of the blob in coarse voxels.
-        dtype: of the tensor that ``upsample`` is given.
+        dtype: of the tensor passed to ``upsample``.
 
     Returns:
         ``(row, column)`` shift in fine voxels: 0 on the grid, ``(scale - 1) / 2`` for a resampler that keeps edges.
@@ -47,6 +47,6 @@ def measure_grid_shift(
     with torch.no_grad():
         fine = upsample(_gaussian(size, true, sigma)[None, None].to(dtype))[0, 0].double()
     if fine.shape != (scale * size[0], scale * size[1]):
-        raise ValueError(f"the upsampler made {tuple(fine.shape)} of {size}, expected {scale} times as much")
+        raise ValueError(f"the upsampler turned {size} into {tuple(fine.shape)}, expected {scale} times the matrix")
     row, col = _centroid(fine)
     return row - scale * true[0], col - scale * true[1]

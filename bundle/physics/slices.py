@@ -26,14 +26,14 @@ def in_plane_axes(spatial_dims: int, slice_axis: int) -> tuple[int, int]:
 
 
 def in_plane_factors(spatial_dims: int, slice_axis: int, scale: int) -> tuple[int, int, int]:
-    """Factor of each axis of an affine: ``scale`` in the plane of the slices, 1 across (the third axis of an image)."""
+    """Factor of each axis of an affine: ``scale`` in-plane, 1 through-plane (the third axis of an image)."""
     plane = in_plane_axes(spatial_dims, slice_axis)
     first, second, third = (scale if axis in plane else 1 for axis in range(3))
     return first, second, third
 
 
 def slices_last(image: Tensor, slice_axis: int) -> Tensor:
-    """View with the in-plane axes last: ``(C, H, W)`` as it is, a volume as ``(C, slices, H, W)``."""
+    """View with the in-plane axes last: ``(C, H, W)`` unchanged, a volume as ``(C, slices, H, W)``."""
     return image if image.ndim == 3 else image.movedim(slice_axis + 1, 1)
 
 
@@ -43,10 +43,10 @@ def slices_back(image: Tensor, slice_axis: int) -> Tensor:
 
 
 def choose_slice_axis(shape: Sequence[int], affine: np.ndarray) -> int:
-    """Array axis that runs over the slices, from the voxel size: the axis of the largest spacing.
+    """Array axis that runs over the slices, chosen by voxel size: the axis with the largest spacing.
 
-    An axis of one voxel comes before that, and where no single axis has the largest spacing (isotropic voxels, or
-    in-plane voxels wider than the slices are thick) it is the last one. 2 for a 2-D image.
+    An axis of a single voxel takes precedence. Where no single axis has the largest spacing (isotropic voxels, or
+    in-plane voxels wider than the slice thickness), the last axis is taken. 2 for a 2-D image.
     """
     if len(shape) < 3:
         return 2

@@ -1,4 +1,4 @@
-"""What a report tells of one volume."""
+"""What a report shows about one volume."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class ReportEntry:
     """One volume before and after.
 
     Attributes:
-        name: what the reader knows it by, such as its path below the input folder; any string.
+        name: shown to the reader, such as the path below the input folder; any string.
         input_voxels, output_voxels: real and finite, (X, Y) or (X, Y, Z), in the same units of intensity; the in-plane
             axes of the output are ``scale`` times longer.
         input_affine, output_affine: voxel index to world (RAS), millimetres, 4x4.
         scale: factor of the network.
         slice_axis: array axis that runs over the slices.
-        residual: how far the truncated output is from the input, relative root mean square; ``None``: not measured.
+        residual: distance of the truncated output from the input, relative root mean square; ``None``: not measured.
         warnings: one line each.
-        seconds: time that the volume took; ``None``: not measured.
+        seconds: processing time of the volume; ``None``: not measured.
         facts: more lines for the volume, such as its modality.
         input_header, output_header: more lines for the table of the headers, such as data type and units.
     """
@@ -48,8 +48,8 @@ class ReportEntry:
             raise ValueError(f"slice_axis must be 0, 1 or 2 (an array axis of the volume), got {self.slice_axis!r}")
         for what, voxels in (("input", self.input_voxels), ("output", self.output_voxels)):
             if voxels.ndim not in (2, 3) or voxels.size == 0:
-                raise ValueError(f"{self.name}: the {what} must be one image or volume, got shape {voxels.shape}")
-        if self.input_voxels.ndim == 2:  # one slice, whose both axes are in-plane
+                raise ValueError(f"{self.name}: the {what} must be a single image or volume, got shape {voxels.shape}")
+        if self.input_voxels.ndim == 2:  # one slice, both axes in-plane
             object.__setattr__(self, "slice_axis", 2)
         expected = tuple(
             n if axis == self.slice_axis else n * self.scale for axis, n in enumerate(self.input_voxels.shape)

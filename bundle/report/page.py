@@ -42,7 +42,7 @@ _environment = Environment(
 
 @dataclass(frozen=True)
 class Section:
-    """The finished section of one volume and its row in the table at the top. Holds no voxels."""
+    """The rendered section of one volume and its row in the table at the top; holds no voxels."""
 
     name: str
     html: str
@@ -54,14 +54,14 @@ class Section:
 
 @dataclass(frozen=True)
 class _View:
-    """Grey scale of the images and half the scale of the differences, one for all pictures of a volume."""
+    """Grey-scale window of the images and range of the differences, the same for all pictures of a volume."""
 
     window: tuple[float, float]
     reach: float
 
     @property
     def percent(self) -> float:
-        """The reach in per cent of the grey scale."""
+        """The range of the differences in per cent of the grey-scale window."""
         return 100 * self.reach / ((self.window[1] - self.window[0]) or 1.0)
 
 
@@ -108,16 +108,16 @@ def write_report(
     run_facts: Mapping[str, Any],
     failures: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one HTML file that needs no network, no script and nothing beside it; whole or not at all.
+    """Atomically write one self-contained HTML file without scripts or network access.
 
     Args:
-        sections: of :func:`section`, in the order of the page.
+        sections: from :func:`section`, in the order of the page.
         path: of the file; missing folders are made.
-        run_facts: what holds for the whole run: versions, hash of the weights, settings, seconds.
+        run_facts: facts about the whole run: versions, hash of the weights, settings, seconds.
         failures: name of each volume that failed, and why.
 
     Raises:
-        OSError: the disk refuses; no partial file is left.
+        OSError: the file cannot be written; no partial file is left.
     """
     target = Path(path)
     page = _environment.get_template("page.html.j2").stream(
@@ -145,7 +145,7 @@ def _row(plane: Plane, view: _View, name: str, longest: int, enlarged: bool) -> 
 
 
 def _detail(plane: Plane) -> Plane:
-    """The centre of a plane, to be shown voxel by voxel."""
+    """The centre of a plane, to be shown enlarged voxel by voxel."""
     height, width = plane.output.shape
     h, w = min(_DETAIL, height), min(_DETAIL, width)
     middle = slice((height - h) // 2, (height - h) // 2 + h), slice((width - w) // 2, (width - w) // 2 + w)
@@ -159,14 +159,14 @@ def _detail(plane: Plane) -> Plane:
 
 
 def _window(cuts: list[Plane]) -> tuple[float, float]:
-    """Grey scale: from 0 (or the low end of negative data) to nearly the brightest voxel."""
+    """Grey-scale window: from 0 (or the low end of negative data) to nearly the brightest voxel."""
     values = np.concatenate([cut.output.ravel() for cut in cuts])
     low, high = np.percentile(values, (0.2, 99.8))
     return min(float(low), 0.0), float(high)
 
 
 def _reach(cuts: list[Plane]) -> float:
-    """Half the scale of the differences, rounded up to two digits."""
+    """Range of the differences, rounded up to two digits."""
     value = float(np.percentile(np.abs(np.concatenate([cut.difference.ravel() for cut in cuts])), 99.5))
     if value <= 0 or not math.isfinite(value):
         return 1.0
@@ -175,7 +175,7 @@ def _reach(cuts: list[Plane]) -> float:
 
 
 def _spectra(shown: Plane, measured: tuple[int, int], name: str) -> list[tuple[str, Picture]]:
-    """k-space of the shown slice before and after, on one scale."""
+    """k-space of the shown slice before and after, on the same scale."""
     peak = spectrum_peak(shown.output)
     images = (("Fourier interpolation", shown.interpolated), ("network output", shown.output))
     return [

@@ -1,4 +1,4 @@
-"""Pictures as data URIs: small enough that a report of many volumes still opens."""
+"""Pictures as data URIs, small enough that a report on many volumes still opens."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bundle.physics import fft2c
 LONGEST = 256
 _QUALITY = 88
 _STEPS = 15
-_SPECTRUM = 192  # samples on the longest side: k-space is all noise, which costs most
+_SPECTRUM = 192  # samples on the longest side: k-space is mostly noise, which compresses worst
 _DECIBELS = 80.0
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture for an ``<img>``: data URI, text for those who do not see it, width over height when shown."""
+    """A picture for an ``<img>``: data URI, alternative text, aspect ratio (width over height) when shown."""
 
     uri: str
     alt: str
@@ -34,15 +34,15 @@ class Picture:
 def grey_picture(image: np.ndarray, window: tuple[float, float], alt: str, aspect: float, longest: int) -> Picture:
     """An image (height, width), grey from the low to the high end of a window.
 
-    Images with more than ``longest`` samples on a side are reduced by area; none is enlarged, the browser does that.
+    Images with more than ``longest`` samples on a side are reduced by area averaging; the browser does any enlarging.
     """
     return Picture(_webp(_coloured(_reduced(image, longest), window, "gray")), alt, aspect)
 
 
 def signed_picture(image: np.ndarray, reach: float, alt: str, aspect: float, longest: int) -> Picture:
-    """An image (height, width) of both signs: blue at minus ``reach``, white at 0, red at ``reach``.
+    """A signed image (height, width): blue at minus ``reach``, white at 0, red at ``reach``.
 
-    Kept without loss, in steps of a fifteenth of the reach: lossy formats would mix neighbouring blue and red.
+    Stored losslessly, in steps of a fifteenth of the reach: lossy formats would mix neighbouring blue and red.
     """
     steps = np.rint(np.clip(_reduced(image, longest) / reach, -1.0, 1.0) * _STEPS)
     return Picture(_webp(_coloured(steps, (-_STEPS, _STEPS), "RdBu_r"), lossless=True), alt, aspect)
@@ -76,13 +76,13 @@ def share_beyond(image: np.ndarray, measured: tuple[int, int]) -> float:
 
 
 def _magnitudes(image: np.ndarray) -> np.ndarray:
-    """Of the k-space of an image (H, W), DC in the middle."""
+    """Magnitude of the k-space of an image (H, W), DC in the middle."""
     magnitudes: np.ndarray = fft2c(torch.tensor(np.ascontiguousarray(image))).abs().numpy()
     return magnitudes
 
 
 def histograms(before: np.ndarray, after: np.ndarray, alt: str) -> Picture:
-    """Intensity histograms of the voxels before and after, as shares on a logarithmic scale."""
+    """Intensity histograms of the voxels before and after, as fractions on a logarithmic scale."""
     low, high = np.percentile(after, (0.01, 99.99))
     reach = 0.1 * (high - low) or 1.0
     edges = np.linspace(min(low, 0.0), high + reach, 81)
@@ -91,7 +91,7 @@ def histograms(before: np.ndarray, after: np.ndarray, alt: str) -> Picture:
     for voxels, label, colour in ((before, "input", "#3b82f6"), (after, "output", "#f97316")):
         shares = np.histogram(voxels, edges)[0] / voxels.size
         axes.stairs(shares, edges, label=label, color=colour, linewidth=1.4)
-    axes.set(yscale="log", xlabel="intensity in the units of the file", ylabel="share of voxels")
+    axes.set(yscale="log", xlabel="intensity in the units of the file", ylabel="fraction of voxels")
     axes.minorticks_off()
     axes.legend(frameon=False, labelcolor="#808080")
     axes.tick_params(colors="#808080")
@@ -99,7 +99,7 @@ def histograms(before: np.ndarray, after: np.ndarray, alt: str) -> Picture:
         part.set_color("#808080")
     axes.spines[:].set_color("#808080")
     stream = BytesIO()
-    # Text stays text, and equal data give equal bytes.
+    # Keep text as text, and give equal bytes for equal data.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Picture(_uri("svg+xml", stream.getvalue()), alt, 5.4 / 2.4)

@@ -1,4 +1,4 @@
-"""Three planes through a volume, interpolated and super-resolved, as a radiologist's viewer turns them."""
+"""Three planes through a volume, interpolated and super-resolved, oriented as in a radiologist's viewer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _BATCH = 16
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """A plane through a volume, turned so that the patient's right, front or head is right or up.
+    """A plane through a volume, oriented so that the patient's right, front or head is right or up.
 
     Attributes:
         title: such as "Axial, in-plane".
-        directions: what lies left and right, below and above in the picture.
+        directions: patient directions on the left, right, bottom and top of the picture.
         interpolated, output: (height, width), rows from the top.
         aspect: width over height in millimetres.
     """
@@ -41,10 +41,10 @@ class Plane:
 
 
 def planes(entry: ReportEntry) -> list[Plane]:
-    """The slice of the largest contrast, then (if there are several slices) the two planes across the slices.
+    """The slice with the largest contrast, then (if there are several slices) the two through-plane views.
 
-    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice, and only what
-    the planes show is kept.
+    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice; only the voxels
+    of the planes are kept.
     """
     axis = entry.slice_axis
     coarse, fine = (_slices_first(voxels, axis) for voxels in (entry.input_voxels, entry.output_voxels))
@@ -76,7 +76,7 @@ def _interpolated(coarse: np.ndarray, size: tuple[int, int]) -> Iterator[Tensor]
 
 
 def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output: np.ndarray) -> Plane:
-    """Turn the arrays, whose axes are the array axes ``axes``, to world directions."""
+    """Orient the arrays, whose axes are the array axes ``axes``, along world directions."""
     orientation = io_orientation(entry.output_affine)
     spacing = np.linalg.norm(entry.output_affine[:3, :3], axis=0)
     world = [int(orientation[a, 0]) for a in axes]
@@ -102,5 +102,5 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
 
 
 def axis_codes(affine: np.ndarray) -> str:
-    """Directions in which the array axes run, such as "RAS"."""
+    """World directions of the array axes, such as "RAS"."""
     return "".join(code or "?" for code in aff2axcodes(affine))

@@ -1,1 +1,1 @@
-"""What training needs besides MONAI."""
+"""Training components that MONAI lacks."""

@@ -1,7 +1,6 @@
-"""The gain over zero-filled Fourier interpolation: of a validation in its log, of every volume in a table.
+"""The gain over zero-filled Fourier interpolation: in the log of each validation, and in a table per volume.
 
-Zero-filled Fourier interpolation is what a scanner does without being asked; a network that gains nothing over it has
-learned nothing.
+Scanners do zero-filled Fourier interpolation by default; a network that gains nothing over it has learned nothing.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def zero_filled(image: Tensor, truth: Tensor) -> Tensor:
 
 
 def refined_slices(image: Tensor, truth: Tensor) -> int:
-    """The slice axis of a volume and its finer truth (C, X, Y, Z): the one along which both have as many voxels."""
+    """The slice axis of a volume and its finer truth (C, X, Y, Z): the axis along which their sizes are equal."""
     same = [axis for axis in range(3) if image.shape[axis + 1] == truth.shape[axis + 1]]
     if len(same) != 1:
         raise ValueError(f"{tuple(image.shape[1:])} voxels and {tuple(truth.shape[1:])}: not refined within slices")
@@ -53,8 +52,8 @@ def refined_slices(image: Tensor, truth: Tensor) -> int:
 class FourierGain:
     """Add ``val_gain`` to the metrics of an evaluator: its mean PSNR minus that of zero-filled Fourier interpolation.
 
-    The latter is measured in the first validation and kept, so the volumes must be the same each time. To be attached
-    before the handlers that show the metrics.
+    The latter is measured in the first validation and kept, so the volumes must be the same each time. Attach it before
+    the handlers that show the metrics.
 
     Args:
         metric: name of the mean PSNR, in dB, in the evaluator's state.
@@ -83,14 +82,14 @@ class FourierGain:
 
 
 class MetricsTable:
-    """Write PSNR, SSIM and NMSE of every volume, by the network and by zero-filled Fourier interpolation, as one CSV.
+    """Write PSNR, SSIM and NMSE of every volume, for the network and zero-filled Fourier interpolation, to one CSV.
 
-    One row per volume and method, with the gain in PSNR over zero filling; the means are logged as a table. An
-    evaluation in several processes gathers their rows, in the order of the volumes.
+    One row per volume and method, with the PSNR gain over zero filling; the means are logged as a table. An evaluation
+    in several processes gathers all rows, in the order of the volumes.
 
     Args:
         path: of the CSV.
-        method: what the network is called in it.
+        method: name of the network in it.
     """
 
     def __init__(self, path: str, method: str) -> None:
@@ -134,7 +133,7 @@ class MetricsTable:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Means over the volumes, one aligned line per method, in the order in which the methods come."""
+    """Means over the volumes, one aligned line per method, in order of appearance."""
     methods = list(dict.fromkeys(str(row["method"]) for row in rows))
     width = max(map(len, methods))
     lines = [f"{'method':{width}}  volumes   PSNR    SSIM    NMSE    gain"]
@@ -162,7 +161,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _of_all_processes(own: list[Any]) -> list[Any]:
-    """The entries of every process, in the order of their ranks; all processes must call this together."""
+    """The entries of all processes, in rank order; all processes must call this together."""
     if idist.get_world_size() == 1:
         return own
     parts: list[Any] = [None] * idist.get_world_size()

@@ -1,4 +1,4 @@
-"""Ignite handlers that MONAI lacks: training that resumes exactly, whole checkpoints, a log that is easily read."""
+"""Ignite handlers that MONAI lacks: exact resuming, atomic checkpoints, a readable log."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCHEDULE_POSITION = ("last_epoch", "_step_count", "_last_lr", "base_lrs")
 
 
 class EpochSeeder:
-    """Seed every random source at the start of each epoch from ``seed``, the epoch and the process rank.
+    """Seed all random number generators at the start of each epoch from ``seed``, the epoch and the process rank.
 
-    Epoch ``k`` is then the same whether training came to it in one go or was killed and resumed. Covers Python, NumPy
-    and torch, and tells the sampler of ``loader`` the epoch: what it draws must not depend on the process.
+    Epoch ``k`` is then the same whether training ran through or was killed and resumed. Covers Python, NumPy and torch,
+    and tells the sampler of ``loader`` the epoch: its draws must not depend on the process.
 
     Args:
         seed: of the run.
@@ -36,7 +36,7 @@ class EpochSeeder:
     """
 
     def __init__(self, seed: int, loader: DataLoader) -> None:
-        sampler: Any = loader.sampler  # torch's type of it does not know about epochs
+        sampler: Any = loader.sampler  # torch's type has no epochs
         self.seed, self.sampler = seed, sampler
 
     def attach(self, engine: Engine) -> None:
@@ -52,34 +52,34 @@ class EpochSeeder:
 
 
 class MeanLoss:
-    """Make the loss that a trainer reports the mean over all processes, which share one batch; their parts are equal.
+    """Report the mean loss over all processes, which share one batch in equal parts.
 
-    The gradients are averaged by the data-parallel wrapper; without this the curve would be that of the first process.
-    To be attached before the handlers that show the loss.
+    The data-parallel wrapper averages the gradients; without this handler, the curve would be that of the first process
+    alone. Attach it before the handlers that show the loss.
     """
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        items: Any = engine.state.output  # of the batch, decollated: each has the loss of the batch
+        items: Any = engine.state.output  # the decollated batch: each item has the loss of the batch
         loss = idist.all_reduce(float(items[0][CommonKeys.LOSS])) / idist.get_world_size()
         for item in items:
             item[CommonKeys.LOSS] = loss
 
 
 class TrainingCheckpoint:
-    """After every epoch write all that training needs to go on, replacing the file of the epoch before.
+    """After every epoch, write everything needed to resume training, replacing the previous file.
 
     (MONAI's CheckpointSaver with ``n_saved=1`` deletes the old file before it writes the new one.)
 
-    To be attached before a ValidationHandler, so that a validation at the start is one of the restored weights. What is
-    written is still what the other handlers of an epoch have left.
+    Attach it before a ValidationHandler, so that a validation at the start uses the restored weights. It still writes
+    after all other handlers of an epoch.
 
     Args:
         path: of the checkpoint.
-        objects: name -> object with ``state_dict`` and ``load_state_dict``; the trainer itself is always included.
-        resume: start from the file if it is there.
+        objects: name -> object with ``state_dict`` and ``load_state_dict``; the trainer is always included.
+        resume: start from the file if it exists.
     """
 
     def __init__(self, path: str, objects: Mapping[str, Any], resume: bool = False) -> None:
@@ -92,7 +92,7 @@ class TrainingCheckpoint:
         if self.resume:
             self.load(engine)
         if not engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)  # after those of all other handlers
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self.save)  # runs after all other handlers
 
     def save(self, engine: Engine) -> None:
         if idist.get_rank() == 0:
@@ -100,29 +100,29 @@ class TrainingCheckpoint:
             save_atomically({name: _bare(obj).state_dict() for name, obj in objects.items()}, self.path)
 
     def load(self, engine: Engine) -> None:
-        """Restore every object; a missing file means that training starts from the beginning."""
+        """Restore every object; without a file, training starts from the beginning."""
         if not Path(self.path).is_file():
             logger.warning("nothing to resume: %s does not exist, training starts from the beginning", self.path)
             return
         states = torch.load(self.path, map_location="cpu", weights_only=True)
         for name, obj in self.objects.items():
             state = states[name]
-            if isinstance(obj, LRScheduler):  # its length is that of this run, only its position is restored
+            if isinstance(obj, LRScheduler):  # only its position is restored, its length is that of this run
                 state = {**obj.state_dict(), **{key: state[key] for key in SCHEDULE_POSITION if key in state}}
             _bare(obj).load_state_dict(state)
-        max_epochs = engine.state.max_epochs  # of this run: it may be asked to go on for longer
+        max_epochs = engine.state.max_epochs  # of this run, which may be longer
         engine.load_state_dict(states["trainer"])
         engine.state.max_epochs = max_epochs
         logger.info("resumed from %s after epoch %d", self.path, engine.state.epoch)
         if max_epochs is not None and engine.state.epoch >= max_epochs:
-            logger.warning("%d epochs were asked for and are done: nothing is trained", max_epochs)
+            logger.warning("all %d epochs are done: nothing to train", max_epochs)
 
 
 class BestModel:
     """Keep the weights with the highest key metric of an evaluator, as a plain state dict.
 
-    Its own state (best value and epoch) goes into the training checkpoint, so that a resumed run compares with all
-    epochs before it.
+    Its own state (best value and epoch) is part of the training checkpoint, so that a resumed run compares with all
+    earlier epochs.
 
     Args:
         path: of the weights.
@@ -139,7 +139,7 @@ class BestModel:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def remind(self, engine: Engine) -> None:
-        """Tell MONAI's evaluator the best value of the epochs before a resume; it would call the next one the best."""
+        """Give MONAI's evaluator the best value before a resume; otherwise it would call the next value the best."""
         if self.value > -float("inf"):
             state: Any = engine.state  # MONAI's attributes
             state.best_metric, state.best_metric_epoch = self.value, self.epoch
@@ -160,15 +160,15 @@ class BestModel:
 
 
 class TrainingLog:
-    """Say how training goes, in lines that need no TensorBoard.
+    """Log the progress of training, so that it can be followed without TensorBoard.
 
-    One line every so many updates, one per epoch, and after a validation how far the network is ahead of zero-filled
-    Fourier interpolation, which tells whether it learns. To be attached after the ValidationHandler.
+    One line every few updates, one per epoch, and after each validation the gain over zero-filled Fourier
+    interpolation, which shows whether the network learns. Attach it after the ValidationHandler.
 
     Args:
-        validator: the evaluator of the validation, with :class:`bundle.training.baseline.FourierGain`.
-        best: the keeper of the best weights, by the same PSNR.
-        every: updates between two lines; they give the mean loss of these updates.
+        validator: the validation evaluator, with :class:`bundle.training.baseline.FourierGain`.
+        best: the handler that keeps the best weights, by the same PSNR.
+        every: updates between two lines; each gives the mean loss of these updates.
     """
 
     def __init__(self, validator: Engine, best: BestModel, every: int = 50) -> None:
@@ -223,5 +223,5 @@ def _epoch(engine: Engine) -> str:
 
 
 def _bare(obj: Any) -> Any:
-    """The module inside a data-parallel wrapper, so that checkpoints do not depend on how many processes ran."""
+    """The module inside a data-parallel wrapper, so that checkpoints do not depend on the number of processes."""
     return obj.module if isinstance(obj, nn.parallel.DistributedDataParallel) else obj

@@ -1,4 +1,4 @@
-"""The inferer of training: every stage of the network."""
+"""The training inferer: all stages of the network."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bundle.physics import restore_magnitude
 
 
 class StageInferer(SimpleInferer):
-    """Ask a network for every stage, as the multi-stage loss needs.
+    """Run a network with the output of every stage, as the multi-stage loss needs.
 
     Args:
-        return_stages: ``False`` asks for the last image alone (single-stage supervision).
-        data_consistency: give the last image a second time, after data consistency with the input, so that the loss
-            trains through that step too: what the network makes beyond the measured band then counts for more.
+        return_stages: ``False`` returns only the last image (single-stage supervision).
+        data_consistency: add the last image once more, after data consistency with the input, so that the loss also
+            trains through that step: what the network adds beyond the measured band then counts for more.
     """
 
     def __init__(self, return_stages: bool = True, data_consistency: bool = False) -> None:

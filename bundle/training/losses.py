@@ -12,14 +12,14 @@ from bundle.physics import smooth_truncate
 def stage_targets(label: Tensor, outputs: list[Tensor], taper: float = 0.25) -> list[Tensor]:
     """Ground truth for images on coarser grids than ``label``.
 
-    The target of an output that has the matrix of ``label`` is ``label``; that of a smaller one is ``label`` truncated
-    to it by a smooth k-space window (:func:`bundle.physics.smooth_truncate`): aligned, and with less ringing
-    than plain truncation leaves. With the plain crop as target the first reconstruction would be its own input.
+    An output with the matrix of ``label`` has ``label`` as its target; a smaller one has ``label`` truncated by a
+    smooth k-space window (:func:`bundle.physics.smooth_truncate`), which keeps it aligned and rings less than plain
+    truncation. With the plain crop as target, the first reconstruction would be its own input.
 
     Args:
         label: high-resolution images (B, C, H, W).
         outputs: images (B, C, h, w) with ``h <= H`` and ``w <= W``.
-        taper: part of the half band over which the window falls.
+        taper: fraction of the half band over which the window falls.
     """
     return [
         label if out.shape[-2:] == label.shape[-2:] else smooth_truncate(label, (out.shape[-2], out.shape[-1]), taper)
@@ -30,8 +30,8 @@ def stage_targets(label: Tensor, outputs: list[Tensor], taper: float = 0.25) -> 
 class MultiStageL1Loss(nn.Module):
     """``alpha * sum_i |SR_i - HR_i|_1 + (1 - alpha) * sum_i |Rec_i - HR_i|_1``, each a mean over voxels.
 
-    Given one image instead of all stages (``return_stages=False``), the L1 loss of that image: supervision of the last
-    stage alone (Table VIII).
+    Given one image instead of all stages (``return_stages=False``), it is the L1 loss of that image: supervision of
+    only the last stage (Table VIII).
 
     Args:
         alpha: weight of the super-resolution task, in [0, 1] (the paper's choice is 0.9).
@@ -41,7 +41,7 @@ class MultiStageL1Loss(nn.Module):
     def __init__(self, alpha: float = 0.9, taper: float = 0.25) -> None:
         super().__init__()
         if not 0.0 <= alpha <= 1.0:
-            raise ValueError(f"alpha must lie in [0, 1], got {alpha}")
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         self.alpha, self.taper = alpha, taper
 
     def forward(self, pred: ICONetOutput | Tensor, label: Tensor) -> Tensor:

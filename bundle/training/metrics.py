@@ -1,7 +1,7 @@
-"""The project's image metrics: one implementation, named in every table.
+"""The project's image metrics: one implementation for all tables.
 
-All work on whole volumes and use the maximum of the ground-truth volume as data range: the convention of fastMRI and
-of the papers of this line. (MONAI's PSNRMetric takes a fixed range, its SSIMMetric another window; the numbers differ.)
+All work on whole volumes and use the maximum of the ground-truth volume as data range, as fastMRI and related papers
+do. (MONAI's PSNRMetric takes a fixed range and its SSIMMetric another window; the numbers differ.)
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def psnr(pred: Tensor, truth: Tensor) -> Tensor:
 
 
 def nmse(pred: Tensor, truth: Tensor) -> Tensor:
-    """Squared error of one volume over the energy of the truth."""
+    """Squared error of one volume divided by the energy of the truth."""
     pred, truth = _volumes(pred, truth)
     return (pred - truth).square().sum() / truth.square().sum()
 
@@ -71,8 +71,8 @@ def ssim(pred: Tensor, truth: Tensor, slice_axis: int = 2) -> Tensor:
 def laplacian_of_gaussian(slices: Tensor) -> Tensor:
     """Laplacian of Gaussian of each slice ``(S, H, W)``: sigma 1.5 voxels, 15x15 kernel, borders replicated, float64.
 
-    The sampled derivative of a normalised Gaussian along one axis times the Gaussian along the other, summed over the
-    two: ``scipy.ndimage.gaussian_laplace(slice, 1.5, mode="nearest", truncate=14 / 3)``.
+    The sampled second derivative of a normalised Gaussian along one axis times the Gaussian along the other, summed
+    over both: ``scipy.ndimage.gaussian_laplace(slice, 1.5, mode="nearest", truncate=14 / 3)``.
     """
     x = torch.arange(-LOG_RADIUS, LOG_RADIUS + 1, dtype=torch.float64, device=slices.device)
     smooth = torch.exp(-0.5 * (x / LOG_SIGMA) ** 2)
@@ -86,8 +86,8 @@ def laplacian_of_gaussian(slices: Tensor) -> Tensor:
 def hfen(pred: Tensor, truth: Tensor, slice_axis: int = 2) -> Tensor:
     """High-frequency error norm of one volume (X, Y, Z) or image (X, Y): ``||LoG(pred - truth)|| / ||LoG(truth)||``.
 
-    The relative form of Ravishankar and Bresler (IEEE TMI 2011): :func:`laplacian_of_gaussian` per slice, the norms
-    over the whole volume. Smaller is better; an image that misses every edge has about 1.
+    The relative form of Ravishankar and Bresler (IEEE TMI 2011): :func:`laplacian_of_gaussian` per slice, norms over
+    the whole volume. Smaller is better; an image without any edges has about 1.
     """
     pred, truth = _volumes(pred, truth)
     x, y = (t[None] if t.ndim == 2 else t.movedim(slice_axis, 0) for t in (pred, truth))
@@ -95,7 +95,7 @@ def hfen(pred: Tensor, truth: Tensor, slice_axis: int = 2) -> Tensor:
 
 
 class _VolumeMetric(CumulativeIterationMetric):
-    """One figure per volume and channel of a batch ``(B, C, X, Y[, Z])``; ``aggregate`` is their mean."""
+    """One value per volume and channel of a batch ``(B, C, X, Y[, Z])``; ``aggregate`` returns their mean."""
 
     def _volume(self, pred: Tensor, truth: Tensor) -> Tensor:
         raise NotImplementedError
@@ -110,7 +110,7 @@ class _VolumeMetric(CumulativeIterationMetric):
     def aggregate(self) -> Tensor:  # type: ignore[override]
         data = self.get_buffer()
         if not isinstance(data, Tensor):
-            raise ValueError("no volume has been given to the metric yet")
+            raise ValueError("the metric has not seen any volume yet")
         return data.mean()
 
 

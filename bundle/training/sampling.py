@@ -1,7 +1,7 @@
-"""Which volumes a process takes, and which patches: drawn by place in the epoch, not by process.
+"""Which volumes and patches a process draws: by position in the epoch, not by process.
 
-The patches of an update depend on the seed, the epoch and their place in the epoch alone. So one process with a batch
-of 8 and two processes with 4 each see the same patches in the same update, with any number of loader processes.
+The patches of an update depend only on the seed, the epoch and their position in it. One process with a batch of 8 and
+two processes with 4 each therefore see the same patches in the same update, with any number of loader workers.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.utils.data import Sampler
 
 
 class PatchSampler(Sampler[tuple[int, int]]):
-    """Draw volumes with replacement, each with the seed of what is cut from it: `(index, seed)`.
+    """Draw volumes with replacement, each with the seed for its patches: `(index, seed)`.
 
-    All processes draw the same list for an epoch; the process of rank r takes the places r, r + n, r + 2n... of it.
+    All processes draw the same list for an epoch; the process of rank r takes entries r, r + n, r + 2n... of it.
 
     Args:
-        weights: of the volumes, any positive scale.
+        weights: of the volumes, in any positive scale.
         num_samples: volumes per epoch and process.
         seed: of the run.
     """
@@ -34,7 +34,7 @@ class PatchSampler(Sampler[tuple[int, int]]):
         self.num_samples, self.seed, self.epoch = num_samples, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration draws; without this it is the one after the last drawn."""
+        """Choose the epoch of the next iteration; by default it is the one after the last."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -54,10 +54,10 @@ def _seed(*parts: int) -> int:
 
 
 class SeededDataset(Dataset):
-    """A dataset whose random transforms are seeded for each item by its sampler.
+    """A dataset whose random transforms are seeded per item by the sampler.
 
     Args:
-        dataset: MONAI dataset with its transform; of a cached one, the random part runs after the seeding.
+        dataset: MONAI dataset with its transform; for a cached dataset, the random part runs after seeding.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -65,19 +65,19 @@ class SeededDataset(Dataset):
         self.dataset = dataset
 
     def __getitem__(self, index: Any) -> Any:
-        """Item of `(index, seed)`, as :class:`PatchSampler` gives them."""
+        """Item for `(index, seed)` from :class:`PatchSampler`."""
         number, seed = index
         self.transform.set_random_state(seed)
         return self.dataset[number]
 
 
 def own_share(dataset: Sized, fewer: str = "error") -> range:
-    """The items that this process evaluates, each by one process: blocks, so that gathered results keep their order.
+    """The items that this process evaluates: contiguous blocks, so that gathered results keep their order.
 
     Args:
         dataset: anything with a length.
-        fewer: what to do with fewer items than processes, where some would have none and the others wait for them for
-            ever: an "error", or "all": every process takes all of them, which leaves means as they are.
+        fewer: what to do if there are fewer items than processes, so that some would have none and the others would
+            wait forever: raise an "error", or give "all" items to every process, which leaves means unchanged.
 
     Raises:
         SystemExit: fewer items than processes.

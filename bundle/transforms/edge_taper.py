@@ -15,9 +15,9 @@ from torch import Tensor
 class RandEdgeTaper(RandomizableTransform):
     """Fade the borders of a patch to zero, with probability ``prob``.
 
-    A Fourier transform joins opposite borders. A patch cut from the middle of an object has a jump there that a whole
-    slice, dark at its edge, has not; its ringing would fill the patch and the network would learn to undo it. Faded
-    patches look like whole slices; the others stand for objects that fill the field of view.
+    A Fourier transform joins opposite borders. A patch cut from the middle of an object jumps there, unlike a whole
+    slice, which is dark at its edges; the ringing would fill the patch and the network would learn to undo it. Faded
+    patches look like whole slices; the others represent objects that fill the field of view.
 
     Args:
         width: samples over which each border rises from 0 to 1 (raised cosine).
@@ -33,7 +33,7 @@ class RandEdgeTaper(RandomizableTransform):
         self.width = width
 
     def window(self, n: int) -> Tensor:
-        """Weights ``(n,)`` of an axis of ``n`` samples."""
+        """Weights ``(n,)`` for an axis of ``n`` samples."""
         distance = torch.minimum(torch.arange(n), torch.arange(n).flip(0)) + 0.5
         return 0.5 - 0.5 * torch.cos(torch.pi * (distance / self.width).clamp(max=1.0))
 

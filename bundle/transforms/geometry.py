@@ -1,4 +1,4 @@
-"""A matrix that the scale divides."""
+"""Crop the matrix to a multiple of the scale."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from bundle.physics.slices import check_slice_axis, in_plane_axes
 
 
 class CropToMultiple(Transform):
-    """Cut the ends of the in-plane axes so that ``scale`` divides the matrix; voxel 0 and the affine stay.
+    """Crop the ends of the in-plane axes so that ``scale`` divides the matrix; voxel 0 and the affine stay.
 
     Args:
         scale: integer factor.
-        slice_axis: axis of a volume that runs over slices and is left alone.
+        slice_axis: axis of a volume that runs over slices; it is not cropped.
 
     Raises:
         ValueError: a slice smaller than ``scale``.

@@ -1,4 +1,4 @@
-"""Intensity: to order 1 for the network."""
+"""Intensity normalisation: values of order 1 for the network."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, float]:
     """Offset and scale that bring an image to order 1: ``(x - offset) / scale``.
 
-    The offset is 0 for non-negative images, so that an empty background stays 0, else the low counterpart of the
-    percentile. The scale is the percentile of the voxels above the offset. Neither is moved by one bright or dark
-    voxel, and nothing is clipped. An image without contrast has scale 1 or its own value.
+    The offset is 0 for non-negative images, so that an empty background stays 0; otherwise it is the low counterpart
+    of the percentile. The scale is the percentile of the voxels above the offset. A single bright or dark voxel moves
+    neither, and nothing is clipped. A constant image has scale 1 or its own value.
     """
     low = 0.0
     if float(img.min()) < 0:
@@ -31,14 +31,14 @@ def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, floa
 class NormalizeVolume(Transform):
     """``(x - offset) / scale`` with the :func:`intensity_window` of the whole volume, as training sees it.
 
-    Takes a channel-first image of any shape and number type. Inference does the same and restores the units
+    Takes a channel-first image of any shape and data type. Inference normalises in the same way and restores the units
     (:func:`bundle.inference.volume.super_resolve`).
     """
 
     backend = [TransformBackends.TORCH]
 
     def __call__(self, img: Tensor) -> Tensor:
-        values = img if img.is_floating_point() else img.float()  # also of types that have no minimum, as uint16
+        values = img if img.is_floating_point() else img.float()  # some types, such as uint16, have no minimum in torch
         offset, scale = intensity_window(values)
         return values.sub(offset).div(scale)
 

@@ -1,4 +1,4 @@
-"""Missing phase-encoding lines, an extra corruption."""
+"""Undersampling: missing phase-encoding lines as an extra corruption."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bundle.physics.slices import check_slice_axis, slices_back, slices_last
 
 
 class CartesianLineMask(Transform):
-    """Extra corruption: drop phase-encoding lines of every slice, as joint reconstruction papers do.
+    """Drop phase-encoding lines of every slice, as papers on joint reconstruction and super-resolution do.
 
-    Keeps the ``center_fraction`` central lines and a fixed random choice of the others, ``1 / acceleration`` of all in
-    total; the magnitude of the zero-filled rest is returned. Lines run along the first in-plane axis. Off unless a
-    config asks for it: truncation alone is the degradation of the project.
+    Keeps the central ``center_fraction`` of the lines and a fixed random choice of the others, ``1 / acceleration`` of
+    all lines in total; missing lines are zero-filled and the magnitude is returned. Lines run along the first in-plane
+    axis. Off unless a config asks for it: the project's degradation is truncation alone.
 
     Args:
         acceleration: total lines / kept lines, >= 1.
-        center_fraction: part of all lines that is kept around DC.
-        seed: of the choice of lines, which depends on it and on the number of lines alone.
+        center_fraction: fraction of all lines that is kept around DC.
+        seed: of the choice of lines, which depends only on it and on the number of lines.
         slice_axis: see :class:`KSpaceTruncation`.
     """
 

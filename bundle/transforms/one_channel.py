@@ -1,4 +1,4 @@
-"""A guard for writers that know one volume per file."""
+"""A guard for writers that hold one volume per file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bundle.data import VolumeError
 
 
 class RequireOneChanneld(MapTransform):
-    """Refuse a series: what follows can hold one volume only, and would write something else without a word.
+    """Refuse a series: the steps that follow hold one volume only and would silently write something else.
 
     Raises:
-        VolumeError: an image (C, X, Y[, Z]) of more than one channel, which is how a 4-D series comes here.
+        VolumeError: an image (C, X, Y[, Z]) with more than one channel, as a 4-D series has here.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

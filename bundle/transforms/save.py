@@ -1,4 +1,4 @@
-"""Write a result beside its neighbours: mirrored tree, grid rule, the source's header."""
+"""Save results: mirrored folder tree, grid rule, the source's header."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from bundle.data import find_volumes, output_paths, read_header, write_volume
 class SaveVolumed(SaveImaged):
     """Save channel-first volumes as float32 NIfTI with the qform and sform codes, units and TR of their source.
 
-    A subclass of MONAI's SaveImaged so that applications which take that out of a post-processing chain (MONAI Label
-    does, to write results itself) take this out too; nothing of its writer is used, because it loses these fields.
+    A subclass of MONAI's SaveImaged so that applications that remove it from a post-processing chain (as MONAI Label
+    does, to write results itself) remove this one too. MONAI's writer is not used because it loses these fields.
 
     Args:
         keys: results, MetaTensors whose metadata holds ``filename_or_obj`` of the source and the affine to write.
-        output_dir: results go to the place in it that their source has below ``dataset_dir``.
+        output_dir: mirrors the folder tree below ``dataset_dir``.
         dataset_dir: folder (or single file) that was read.
         suffix: appended to the name, ``x.nii.gz`` -> ``x_<suffix>.nii.gz``.
     """
@@ -63,6 +63,6 @@ class SaveVolumed(SaveImaged):
 
 
 def _file_axes(volume: np.ndarray, ndim: int) -> np.ndarray:
-    """Channel-first array as the file had it: channels are the fourth axis of a series, else there is one."""
+    """Channel-first array with the axes of its file: channels become the fourth axis of a series, else drop out."""
     moved = np.moveaxis(volume, 0, -1)
     return moved if ndim >= 4 else moved[..., 0]

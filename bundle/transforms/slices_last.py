@@ -1,4 +1,4 @@
-"""Volumes with their slices along the last axis."""
+"""Move the slices of a volume to the last axis."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from bundle.physics.slices import check_slice_axis
 class SlicesLast(Transform):
     """Move the slice axis of a volume behind its in-plane axes; the affine of a MetaTensor follows.
 
-    What comes after (crops, truncation, metrics) can then take the last axis for that of the slices, whichever way a
-    volume is stored.
+    Later steps (crops, truncation, metrics) can then rely on the last axis being the slice axis, however a volume is
+    stored.
 
     Args:
-        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the one of the largest voxel spacing
-            (:func:`bundle.physics.choose_slice_axis`; of a plain tensor the last axis).
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the axis with the largest voxel spacing
+            (:func:`bundle.physics.choose_slice_axis`; the last axis of a plain tensor).
 
     Raises:
         ValueError: another axis.
@@ -36,7 +36,7 @@ class SlicesLast(Transform):
         self.slice_axis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
 
     def __call__(self, img: Tensor) -> Tensor:
-        """Channel-first volume (C, X, Y, Z); an image (C, X, Y) stays as it is."""
+        """Channel-first volume (C, X, Y, Z); an image (C, X, Y) is returned unchanged."""
         if img.ndim == 3:
             return img
         if self.slice_axis != "auto":

@@ -1,4 +1,4 @@
-"""A part of the slices of a volume, as the list of the data asks for it."""
+"""Keep some of the slices of a volume, as the data list asks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from monai.transforms import MapTransform, SpatialCrop
 
 
 class TakeSlicesd(MapTransform):
-    """Keep the slices that an item names by ``"slices": [axis, first, stop]``, and the affine that belongs to them.
+    """Keep the slices that an item names with ``"slices": [axis, first, stop]`` and update the affine.
 
     Images are channel-first; ``axis`` counts the spatial axes, ``stop`` is not included. An item without that entry
-    keeps all its slices.
+    keeps all slices.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

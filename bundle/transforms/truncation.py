@@ -1,4 +1,4 @@
-"""The degradation of the project: k-space truncation."""
+"""The project's degradation: k-space truncation."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def _scale_affine(image: Tensor, scale: int, slice_axis: int, up: bool) -> None:
 
 
 class KSpaceTruncation(InvertibleTransform):
-    """Make a low-resolution image: keep the centre ``1 / scale`` of the k-space of every slice, take the magnitude.
+    """Make a low-resolution image: keep the central ``1 / scale`` of k-space in every slice, take the magnitude.
 
     ``k = fftshift(fft2(x))``; rows and columns ``[N//2 - n//2, +n)`` with ``n = N / scale``;
     ``y = |ifft2(ifftshift(k))| / scale**2``. The mean is kept; voxel ``j`` lies on voxel ``scale * j``, and the affine
-    of a MetaTensor says so. The image must not have been z-scored (magnitude would fold the negative half).
+    of a MetaTensor is updated. Do not z-score the image first: the magnitude would fold the negative half.
 
-    The inverse is zero-filled Fourier upsampling, which restores matrix and affine (not the lost frequencies).
+    The inverse is zero-filled Fourier interpolation, which restores matrix and affine but not the lost frequencies.
 
     Args:
         scale: integer factor; 1 is the identity on non-negative images.
         slice_axis: axis (0, 1, 2) of a volume that runs over slices; ignored for 2-D images.
 
     Raises:
-        ValueError: a matrix that is not divisible by ``scale`` (see :class:`bundle.transforms.CropToMultiple`).
+        ValueError: the matrix is not divisible by ``scale`` (see :class:`bundle.transforms.CropToMultiple`).
     """
 
     backend = [TransformBackends.TORCH]
@@ -60,7 +60,7 @@ class KSpaceTruncation(InvertibleTransform):
         return out
 
     def inverse(self, data: Tensor) -> Tensor:
-        """Zero-filled Fourier upsampling back to the original matrix and affine."""
+        """Zero-filled Fourier interpolation back to the original matrix and affine."""
         self.pop_transform(data)
         planes = slices_last(data, self.slice_axis)
         size = (planes.shape[-2] * self.scale, planes.shape[-1] * self.scale)

@@ -1,4 +1,4 @@
-"""Should this input be given to these weights at all?"""
+"""Checks whether an input suits the weights."""
 
 from bundle.trust.check import check_volume
 from bundle.trust.interpolation import Interpolation, find_interpolation

@@ -1,4 +1,4 @@
-"""Warnings about an input that the network cannot be trusted on, each one line: what is seen, and what to do."""
+"""Warnings about inputs on which the network cannot be trusted, each one line: what was found and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from bundle.trust.interpolation import find_interpolation
 from bundle.trust.training_range import ImageFacts, Interval, ModalityRange, TrainingRange, image_facts
 
-_SIZE_MARGIN = 1.25  # voxel sizes may leave the range by this factor: training volumes are few, sizes discrete
+_SIZE_MARGIN = 1.25  # voxel sizes may exceed the range by this factor: training volumes are few, sizes discrete
 _FRACTION_MARGIN = 0.1
 _PEAK_MARGIN = 2.0
 _LABEL_PAIRS = 0.7
@@ -24,18 +24,18 @@ def check_volume(
     modality: str | None = None,
     trained_on: TrainingRange | None = None,
 ) -> list[str]:
-    """Warnings about a low-resolution volume, none if it looks like what the weights were trained on.
+    """Warnings about a low-resolution volume; none if it resembles the training data of the weights.
 
     Args:
         lr_voxels: the network's input before normalisation, real and finite, shape (X, Y, Z) or (X, Y), any unit.
-        spacing: voxel size of the three array axes, millimetres.
-        slice_axis: 0, 1 or 2; of one image (X, Y) it is 2.
-        modality: such as "MR", "PET", or DICOM's "PT"; ``None`` if not known, then each number is compared with all
-            modalities of the training range together.
-        trained_on: from :func:`load_training_range`; ``None`` gives one line that says that it is missing.
+        spacing: voxel size along the three array axes, millimetres.
+        slice_axis: 0, 1 or 2; 2 for a single image (X, Y).
+        modality: such as "MR", "PET", or DICOM's "PT"; if ``None`` (unknown), each number is compared with the range
+            over all training modalities.
+        trained_on: from :func:`load_training_range`; ``None`` gives one line that says it is missing.
 
     Raises:
-        ValueError: a volume of another dimension or kind, or another number of voxel sizes.
+        ValueError: wrong number of dimensions or voxel sizes, or voxels that are not real numbers.
     """
     volume = np.asarray(lr_voxels)
     if volume.ndim == 2:
@@ -46,7 +46,7 @@ def check_volume(
         raise ValueError(f"expected three voxel sizes and a slice axis of 0, 1 or 2, got {spacing}, {slice_axis!r}")
     volume = volume.astype(np.float32, copy=False)
     if volume.min() == volume.max():
-        return ["the volume has no contrast: nothing to super-resolve"]
+        return ["the volume is constant: nothing to super-resolve"]
     if (labels := _label_warning(volume)) is not None:
         return [labels]
     warnings = _interpolation_warnings(volume, slice_axis)
@@ -58,15 +58,15 @@ def check_volume(
     return warnings + _range_warnings(image_facts(volume, spacing, slice_axis), modality, trained_on)
 
 
-_REMEDY = "the network expects images at their acquired matrix, so bring it back to that matrix first"
+_REMEDY = "the network expects images at their acquired matrix, so reduce it to that matrix first"
 
 
 def _interpolation_warnings(volume: np.ndarray, slice_axis: int) -> list[str]:
     found = find_interpolation(volume, slice_axis)
     lines = []
     for kind, seen in (
-        ("zero-filled", "outer k-space is empty (zero-filled interpolation, or a filter with a sharp edge)"),
-        ("kernel", "k-space repeats itself (interpolated by a kernel: linear, cubic, spline or nearest)"),
+        ("zero-filled", "outer k-space is empty (zero filling, or a filter with a sharp edge)"),
+        ("kernel", "k-space repeats itself (interpolated with a kernel: linear, cubic, spline or nearest)"),
     ):
         axes = [f for f in found if f.kind == kind]
         if axes:
@@ -76,7 +76,7 @@ def _interpolation_warnings(volume: np.ndarray, slice_axis: int) -> list[str]:
 
 
 def _label_warning(volume: np.ndarray) -> str | None:
-    """Whole numbers of which neighbours are mostly equal (the zero background apart) are labels, not an image."""
+    """Whether it is a label map: whole numbers, mostly equal to their neighbours outside the zero background."""
     if not np.array_equal(volume, np.rint(volume)):
         return None
     left, right = volume[:-1], volume[1:]
@@ -84,8 +84,8 @@ def _label_warning(volume: np.ndarray) -> str | None:
     if not inside.any() or float(np.mean(left[inside] == right[inside])) < _LABEL_PAIRS:
         return None
     return (
-        "whole numbers in areas of one value: this looks like a mask or a label map, not an image; super-resolution "
-        "invents values between the labels, so resample it with nearest neighbour instead"
+        "whole numbers in areas of constant value: this looks like a mask or label map, not an image; "
+        "super-resolution invents values between labels, so resample it with nearest neighbour instead"
     )
 
 
@@ -106,7 +106,7 @@ def _size_warnings(facts: ImageFacts, ranges: list[ModalityRange]) -> list[str]:
     warnings = []
     for what, values, low_high in (
         ("pixels", facts.pixel_mm, _union([r.pixel_mm for r in ranges])),
-        ("a slice distance", (facts.slice_mm,), _union([r.slice_mm for r in ranges])),
+        ("a slice spacing", (facts.slice_mm,), _union([r.slice_mm for r in ranges])),
     ):
         low, high = low_high
         if min(values) < low / _SIZE_MARGIN or max(values) > high * _SIZE_MARGIN:
@@ -135,8 +135,8 @@ def _intensity_warnings(facts: ImageFacts, ranges: list[ModalityRange]) -> list[
     low, high = _union([r.peak for r in ranges])
     if facts.peak > high * _PEAK_MARGIN:
         warnings.append(
-            f"the brightest voxel has {facts.peak:.3g} times the bright level (99.9th percentile), in training up to "
-            f"{high:.3g}: look for broken voxels"
+            f"the brightest voxel has {facts.peak:.3g} times the bright level (99.9th percentile), in training at most "
+            f"{high:.3g}: look for corrupt voxels"
         )
     return warnings
 

@@ -1,16 +1,16 @@
-"""Was an image interpolated before it came here? Its k-space tells.
+"""Detect from its k-space whether an image has already been interpolated.
 
-Both signs are read off one matrix per in-plane axis: the covariance ``G[k, l] = sum F_k conj(F_l)`` of the samples of
-k-space along that axis, summed over slices and over the other axis.
+Both signs come from one matrix per in-plane axis: the covariance ``G[k, l] = sum F_k conj(F_l)`` of the k-space
+samples along that axis, summed over slices and over the other axis.
 
-* Zero filling leaves the outer samples empty: the diagonal of ``G`` (the power) drops in one step at the true matrix.
-* Interpolation by a kernel (linear, cubic, spline, nearest) from ``n`` to ``N`` samples repeats the spectrum every
-  ``n`` samples, weighted by the kernel: ``F_k`` and ``F_(k - n)`` are multiples of one number, so the coherence
-  ``|G[k, k - n]|**2 / (G[k, k] G[k - n, k - n])`` is near 1 all along that one diagonal, and small along its
-  neighbours. (The period in the second derivative that A. C. Gallagher found, "Detection of linear and cubic
-  interpolation in JPEG compressed images", CRV 2005, is the same fact seen in the image.)
+* Zero filling leaves the outer samples empty: the diagonal of ``G`` (the power) drops abruptly at the true matrix.
+* Kernel interpolation (linear, cubic, spline, nearest) from ``n`` to ``N`` samples repeats the spectrum every ``n``
+  samples, weighted by the kernel: ``F_k`` and ``F_(k - n)`` are multiples of the same number, so the coherence
+  ``|G[k, k - n]|**2 / (G[k, k] G[k - n, k - n])`` is near 1 along that whole diagonal, and small along its neighbours.
+  (The periodic second derivative found by A. C. Gallagher, "Detection of linear and cubic interpolation in JPEG
+  compressed images", CRV 2005, is the same effect in image space.)
 
-A smooth image has neither: its power falls gently, and no diagonal stands out.
+A smooth image shows neither: its power falls gently, and no diagonal stands out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ import torch
 from bundle.physics import fftc
 
 SMALLEST_AXIS = 48
-"""Axes with fewer samples hold too few for the statistics and are not judged."""
+"""Axes with fewer samples are too short for the statistics and are not tested."""
 
-_SLICES = 12  # the strongest slices are enough, and bound the time
-_BAND = (0.2, 0.95)  # fractions of the matrix between which a true matrix is looked for
-_GROUPS = 4  # of lines, in each of which a step has to lie at the same place
+_SLICES = 12  # the strongest slices suffice, and this bounds the time
+_BAND = (0.2, 0.95)  # range of the true matrix, as fractions of the matrix
+_GROUPS = 4  # groups of lines, all of which must have a step at the same frequency
 _MIN_STEP = 6.0  # decibels
 _MIN_STEP_SCATTERS = 4.0
 _MIN_EXCESS = 0.3  # of the coherence above its neighbouring diagonals
@@ -43,7 +43,7 @@ class Interpolation:
     Attributes:
         axis: array axis of the volume.
         size: samples along it.
-        true_size: samples that hold all the information.
+        true_size: number of samples that hold all the information.
         kind: "zero-filled" (empty outer k-space) or "kernel" (linear, cubic, spline, nearest).
     """
 
@@ -54,12 +54,12 @@ class Interpolation:
 
 
 def find_interpolation(volume: np.ndarray, slice_axis: int) -> list[Interpolation]:
-    """Signs of interpolation in the plane of the slices, at most one for each axis.
+    """Signs of in-plane interpolation, at most one per axis.
 
-    Zero filling is found for true matrices of 20 to 90 % of the axis (80 % of a short one), also after magnitude,
-    rounding and cropping, if it was not smoothed away (a scanner's k-space filter that falls to zero leaves no step).
-    Kernel interpolation is found where the image has enough detail. An axis with fewer than ``SMALLEST_AXIS`` samples
-    is not judged.
+    Zero filling is found for true matrices of 20 to 90 % of the axis (80 % of a short one), even after magnitude,
+    rounding and cropping, unless it was smoothed away (a scanner's k-space filter that falls to zero leaves no step).
+    Kernel interpolation is found if the image has enough detail. An axis with fewer than ``SMALLEST_AXIS`` samples is
+    not tested.
 
     Args:
         volume: real and finite, shape (X, Y, Z).
@@ -72,7 +72,7 @@ def find_interpolation(volume: np.ndarray, slice_axis: int) -> list[Interpolatio
         size = len(lines)
         if size < SMALLEST_AXIS:
             continue
-        # What all lines share would be coherent at every distance; differences of neighbouring lines share less.
+        # Content common to all lines would be coherent at every distance; differences of neighbouring lines share less.
         differences = np.diff(lines, axis=2).reshape(size, -1)
         differences = differences[:, differences.any(axis=0)]
         if (repeat := _repeat(differences)) is not None:
@@ -83,7 +83,7 @@ def find_interpolation(volume: np.ndarray, slice_axis: int) -> list[Interpolatio
 
 
 def _strongest(slices: np.ndarray) -> np.ndarray:
-    """The slices (first axis) with the largest variance, in their order, float32 of order 1."""
+    """The slices (first axis) with the largest variance, in order, float32 of order 1."""
     contrast = slices.reshape(len(slices), -1).std(axis=1, dtype=np.float64)
     chosen = slices[np.sort(np.argsort(-contrast, kind="stable")[:_SLICES])].astype(np.float32)
     scaled: np.ndarray = chosen / max(float(np.abs(chosen).max()), float(np.finfo(np.float32).tiny))
@@ -91,18 +91,18 @@ def _strongest(slices: np.ndarray) -> np.ndarray:
 
 
 def _spectra(lines: np.ndarray, windowed: bool) -> np.ndarray:
-    """Centred spectra (n, lines). The window keeps the jump from one end of a line to the other out of them."""
+    """Centred spectra (n, lines). The window suppresses the jump between the two ends of a line."""
     if windowed:
         lines = lines * np.hanning(len(lines) + 1)[:-1, None].astype(np.float32)
     spectra: np.ndarray = fftc(torch.from_numpy(lines), [0]).numpy()
     return spectra
 
 
-# ------------------------------------------------------------------------------------------ interpolation by a kernel
+# ---------------------------------------------------------------------------------------------- kernel interpolation
 
 
 def _repeat(lines: np.ndarray) -> int | None:
-    """Distance after which the spectrum of lines (n, lines) repeats itself, if one stands out."""
+    """Distance after which the spectrum of lines (n, lines) repeats, if one stands out."""
     size = len(lines)
     if lines.shape[1] < _MIN_PAIRS:
         return None
@@ -114,7 +114,7 @@ def _repeat(lines: np.ndarray) -> int | None:
     distances = np.arange(round(_BAND[0] * size), min(round(_BAND[1] * size), size - _MIN_PAIRS) + 1)
     mean = np.array([coherence.diagonal(d).mean() for d in distances])
     excess = mean - _running_median(mean, max(9, size // 16 | 1))
-    score = excess * np.sqrt(size - distances)  # a long diagonal is a better mean
+    score = excess * np.sqrt(size - distances)  # the mean over a long diagonal is more reliable
     best = int(score.argmax())
     others = score[np.abs(distances - distances[best]) > 2]
     clear = score[best] > _MIN_PEAK_RATIO * others.max(initial=0.0)
@@ -122,7 +122,7 @@ def _repeat(lines: np.ndarray) -> int | None:
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Median over ``width`` (odd) neighbours, the ends repeated."""
+    """Median over ``width`` (odd) neighbours, ends replicated."""
     padded = np.pad(values, width // 2, mode="edge")
     median: np.ndarray = np.median(np.lib.stride_tricks.sliding_window_view(padded, width), axis=1)
     return median
@@ -134,8 +134,8 @@ def _running_median(values: np.ndarray, width: int) -> np.ndarray:
 def _band_edge(lines: np.ndarray) -> int | None:
     """Samples inside the step of the power spectrum of lines (n, lines), if there is one.
 
-    Only the stronger half of the lines is looked at: the noise of an empty background is the part of a magnitude image
-    that fills the outer k-space again.
+    Only the stronger half of the lines is used: in a magnitude image, it is the noise of the empty background that
+    fills outer k-space again.
     """
     energy = np.square(lines).sum(axis=0)
     lines = lines[:, energy >= np.median(energy)] if lines.shape[1] else lines
@@ -145,7 +145,7 @@ def _band_edge(lines: np.ndarray) -> int | None:
     edge = _largest_step(_decibels(spectra))
     if edge is None:
         return None
-    # A notch that a few bright spots make is at another place elsewhere in the image; the edge of k-space is not.
+    # A notch made by a few bright spots moves across the image; the edge of k-space does not.
     groups = [_decibels(group) for group in np.array_split(spectra, _GROUPS, axis=1)]
     if any(max(_steps(power, np.array([edge - 1, edge, edge + 1]))[0]) < _MIN_STEP / 2 for power in groups):
         return None
@@ -155,7 +155,7 @@ def _band_edge(lines: np.ndarray) -> int | None:
 def _exact_size(power: np.ndarray, edge: int) -> int:
     """True matrix from the sharp (not windowed) spectrum, whose step lies near ``edge``.
 
-    An even matrix ends with its Nyquist sample, half of which lies on each side: it has a quarter of the power.
+    An even matrix ends with its Nyquist sample, split between both sides, so it has a quarter of the power.
     """
     step, inside = (values[0] for values in _steps(power, np.array([edge]))[:2])
     near = np.arange(edge - 3, min(edge + 3, len(power)))
@@ -177,10 +177,10 @@ def _decibels(spectra: np.ndarray) -> np.ndarray:
 
 
 def _largest_step(power: np.ndarray) -> int | None:
-    """First frequency outside the largest step of a power spectrum (decibels), if it is one.
+    """First frequency outside the largest step of a power spectrum (decibels), if it qualifies as a step.
 
-    The step has to exceed the scatter about the lines that it is measured with, all that is outside has to lie below
-    the samples just inside, and the fall has to be sudden: a blurred image falls to its noise and then stays there.
+    It must exceed the scatter about the fitted lines, all samples outside must lie below those just inside, and the
+    drop must be sudden: a blurred image falls gradually to its noise level and stays there.
     """
     width = _width(power)
     first = max(width + 1, round(_BAND[0] * len(power)))
@@ -197,15 +197,15 @@ def _largest_step(power: np.ndarray) -> int | None:
 
 
 def _width(power: np.ndarray) -> int:
-    """Samples on each side of a step that it is measured with."""
+    """Number of samples on each side that a step is measured with."""
     return max(4, round(0.06 * len(power)))
 
 
 def _steps(power: np.ndarray, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Height of the step before each of the edges, level just inside it, scatter about the fits; decibels.
+    """Height of the step at each edge, level just inside it, and scatter about the fits; decibels.
 
-    Straight lines are fitted to the samples inside and outside, the two next to the edge left out, and compared at the
-    edge: a spectrum that merely falls has no step.
+    Straight lines are fitted to the samples inside and outside, without the two next to the edge, and compared at the
+    edge: a spectrum that falls steadily has no step.
     """
     width = _width(power)
     edges = np.clip(edges, width + 1, len(power) - width - 1)

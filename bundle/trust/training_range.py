@@ -1,4 +1,4 @@
-"""What the images were like that the weights were trained on, as numbers beside the weights.
+"""The range of the training images of some weights, recorded as numbers beside the weights.
 
 Every number describes a low-resolution image, the network's input: the training volumes are truncated first.
 """
@@ -31,15 +31,15 @@ BACKGROUND = 0.05
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """Numbers of one low-resolution volume.
+    """Numbers that describe one low-resolution volume.
 
     Attributes:
-        pixel_mm: voxel size in the plane; the smaller and the larger one.
-        slice_mm: distance of the slices.
+        pixel_mm: in-plane voxel size; the smaller and the larger one.
+        slice_mm: slice spacing.
         background: fraction of voxels below ``BACKGROUND`` of the bright level.
         negative: fraction of voxels below minus ``BACKGROUND`` of the bright level.
-        typical: median of the other voxels over the bright level.
-        peak: maximum over the bright level.
+        typical: median of the other voxels, relative to the bright level.
+        peak: maximum, relative to the bright level.
     """
 
     pixel_mm: Interval
@@ -52,7 +52,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class ModalityRange:
-    """Smallest and largest value of each of the :class:`ImageFacts` over the volumes of one modality."""
+    """Smallest and largest value of each of the :class:`ImageFacts`, over the volumes of one modality."""
 
     volumes: int
     pixel_mm: Interval
@@ -65,7 +65,7 @@ class ModalityRange:
 
 @dataclass(frozen=True)
 class TrainingRange:
-    """What weights were trained on: for each modality ("MR", "PET", "CT", or "unknown") its range."""
+    """What weights were trained on: a range for each modality ("MR", "PET", "CT", or "unknown")."""
 
     scale: int
     modalities: Mapping[str, ModalityRange]
@@ -76,7 +76,7 @@ class TrainingRange:
 
 
 def image_facts(volume: np.ndarray, spacing: Iterable[float], slice_axis: int) -> ImageFacts:
-    """Numbers of a low-resolution volume (X, Y, Z), real and finite, with voxels of ``spacing`` millimetres."""
+    """Facts about a low-resolution volume (X, Y, Z), real and finite, with voxels of ``spacing`` millimetres."""
     sizes = [float(s) for s in spacing]
     pixel = sorted(s for axis, s in enumerate(sizes) if axis != slice_axis)
     offset, scale = intensity_window(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))
@@ -95,7 +95,7 @@ def image_facts(volume: np.ndarray, spacing: Iterable[float], slice_axis: int) -
 
 
 def training_range(datalist: Iterable[Mapping[str, str]], scale: int, slice_axis: int = 2) -> TrainingRange:
-    """Range of the low-resolution images that training on high-resolution volumes shows to a network.
+    """Range of the low-resolution images that a network sees when trained on high-resolution volumes.
 
     Args:
         datalist: ``{"image": path}``, optionally with ``"modality"`` (else "unknown").
@@ -103,8 +103,8 @@ def training_range(datalist: Iterable[Mapping[str, str]], scale: int, slice_axis
         slice_axis: as in training.
 
     Raises:
-        bundle.data.VolumeError: a volume that cannot be read.
-        ValueError: an empty list, or a volume that is not 3-D or smaller than ``scale``.
+        bundle.data.VolumeError: a volume cannot be read.
+        ValueError: the list is empty, or a volume is not 3-D or smaller than ``scale``.
     """
     found: dict[str, list[ImageFacts]] = defaultdict(list)
     for item in datalist:
@@ -126,18 +126,18 @@ def _range(facts: list[ImageFacts]) -> ModalityRange:
     intervals = {}
     for field in fields(ImageFacts):
         values = np.concatenate([np.atleast_1d(getattr(f, field.name)) for f in facts])
-        # Rounded outwards, so that the training volumes lie inside.
+        # Rounded outwards, so that the training volumes are inside.
         intervals[field.name] = (np.floor(values.min() * 1e4) / 1e4, np.ceil(values.max() * 1e4) / 1e4)
     return ModalityRange(len(facts), **intervals)
 
 
 def load_training_range(weights: PathLike) -> TrainingRange | None:
-    """Range recorded beside weights, in ``training/<name of the weights>.json``.
+    """The range recorded beside weights, in ``training/<name of the weights>.json``.
 
-    ``None`` if there is no such record, or it belongs to another file of that name (by its sha256).
+    ``None`` if there is no such record, or it belongs to another file of that name (by sha256).
 
     Raises:
-        ValueError: a record that cannot be used; the message names the file.
+        ValueError: the record cannot be used; the message names the file.
     """
     path = Path(weights)
     record_path = path.parent / "training" / f"{path.stem}.json"
@@ -155,7 +155,7 @@ def load_training_range(weights: PathLike) -> TrainingRange | None:
 
 
 def training_range_from(plain: Mapping[str, Any]) -> TrainingRange:
-    """The reverse of :meth:`TrainingRange.as_dict`; ``KeyError``, ``TypeError`` or ``ValueError`` for other data."""
+    """The inverse of :meth:`TrainingRange.as_dict`; ``KeyError``, ``TypeError`` or ``ValueError`` for other data."""
     names = [field.name for field in fields(ModalityRange) if field.name != "volumes"]
     modalities = {}
     for name, values in plain["modalities"].items():

@@ -1,4 +1,4 @@
-"""What the configs call besides MONAI."""
+"""Functions that the configs call besides MONAI's."""
 
 import warnings
 
@@ -7,7 +7,7 @@ from bundle.workflow.folder_run import VolumesFailed, run_folder
 from bundle.workflow.network import prepare_network
 from bundle.workflow.options import check_overrides
 
-# LoadImaged makes every reader that MONAI knows, and this one, for DICOM on a GPU, complains that it has none
+# LoadImaged creates all of MONAI's readers, and this one, for DICOM on a GPU, warns if there is none
 warnings.filterwarnings("ignore", message="NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
 
 __all__ = [

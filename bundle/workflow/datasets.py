@@ -1,4 +1,4 @@
-"""The data lists of bundle runs."""
+"""Data lists for bundle runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bundle.workflow.errors import one_line_exit
 
 @one_line_exit
 def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
-    """:func:`bundle.data.inference_datalist`, once it is clear that results can be written and lie elsewhere."""
+    """:func:`bundle.data.inference_datalist`, after checking that results can be written, and to another folder."""
     check_folders(dataset_dir, output_dir)
     return inference_datalist(dataset_dir, exclude=output_dir)
 
@@ -30,13 +30,13 @@ def training_data(
     seed: int,
     slice_axis: int | Literal["auto"] | None = None,
 ) -> list[dict[str, Any]]:
-    """:func:`bundle.data.training_datalist`, with every volume's dimension checked from its header."""
+    """:func:`bundle.data.training_datalist`, with the number of dimensions of every volume checked in its header."""
     return _three_dimensional(training_datalist(dataset_dir, split, split_file, seed=seed, slice_axis=slice_axis))
 
 
 @one_line_exit
 def evaluation_data(dataset_dir: str, split: str, split_file: str | None) -> list[dict[str, Any]]:
-    """:func:`bundle.data.evaluation_datalist`, with every volume's dimension checked from its header."""
+    """:func:`bundle.data.evaluation_datalist`, with the number of dimensions of every volume checked in its header."""
     return _three_dimensional(evaluation_datalist(dataset_dir, split, split_file))
 
 

@@ -1,4 +1,4 @@
-"""Errors that end a run with their one line."""
+"""End a run with a one-line error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def one_line_exit(function: Callable[..., T]) -> Callable[..., T]:
-    """Let a bad folder, volume or file of weights end a bundle run or a script with its one line, not a traceback."""
+    """Let a bad folder, volume or weights file end a bundle run or a script with one line instead of a traceback."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> T:

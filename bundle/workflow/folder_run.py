@@ -1,4 +1,4 @@
-"""A folder run of a MONAI evaluator: one volume after the other, a bad one is reported and the rest goes on."""
+"""A folder run of a MONAI evaluator: volumes one by one; a bad one is reported and the run continues."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class VolumesFailed(SystemExit):
 def run_folder(
     evaluator: SupervisedEvaluator, data: Sequence[dict], preprocessing: Transform, key: str = "image"
 ) -> None:
-    """Run an evaluator over volumes one by one; a bad one is reported and the rest goes on.
+    """Run an evaluator over volumes one by one; a bad one is reported and the run continues.
 
     Args:
         evaluator: MONAI evaluator whose post-processing writes the result.
@@ -48,10 +48,10 @@ def run_folder(
 
 
 def _run_on(evaluator: SupervisedEvaluator, loader: DataLoader) -> None:
-    """Run an evaluator on other data than it was built with, whatever a run before this one left in its state."""
+    """Run an evaluator on new data, whatever state a previous run left behind."""
     evaluator.data_loader = loader
     evaluator.state.epoch, evaluator.state.iteration, evaluator.state.epoch_length = 0, 0, len(loader)
-    evaluator._internal_run_generator = None  # ignite keeps that of a failed run, and would only finish it
+    evaluator._internal_run_generator = None  # after a failed run, ignite would only finish that run
     evaluator.run()
     if evaluator.state.iteration != len(loader):
         raise RuntimeError("the evaluator did not run")

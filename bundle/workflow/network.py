@@ -1,4 +1,4 @@
-"""The network of a bundle run, with its weights, on its device."""
+"""The network of a bundle run, with weights, on its device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def prepare_network(network: nn.Module, weights: str | None, device: str) -> nn.
     """Load a plain state dict into a network, if one is given, and move it to the device.
 
     Args:
-        network: freshly built.
+        network: newly built.
         weights: file of tensors (``torch.save`` of a state dict), or ``None`` to keep the initial values.
         device: ``cpu``, ``cuda``, ``cuda:1``...
 
     Raises:
-        SystemExit: the file is missing, holds more than tensors, or does not fit; nothing is loaded in part.
+        SystemExit: the file is missing, holds more than tensors, or does not fit; nothing is loaded partially.
     """
     if weights is not None:
         load_weights(network, weights)

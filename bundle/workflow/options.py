@@ -1,4 +1,4 @@
-"""The guard of bundle runs against mistyped options and values that cannot be meant."""
+"""Guard bundle runs against mistyped options and invalid values."""
 
 from __future__ import annotations
 
@@ -47,28 +47,28 @@ def _range_text(name: str) -> str:
 
 
 def check_overrides() -> None:
-    """Stop a bundle run whose command line named an option that the config does not use.
+    """Stop a bundle run if its command line has an option that the config does not use.
 
     MONAI adds a mistyped ``--slice_axes 1`` to the config as a new key that nothing refers to, and runs with the
-    default. Call this first in a ``run`` list: any top-level key that no ``@key`` or ``%key`` names, and that is no
-    entry point, is an error.
+    default. Call this first in a ``run`` list: any top-level key that no ``@key`` or ``%key`` refers to, and that is
+    not an entry point, is an error.
 
     Raises:
-        SystemExit: one line for each option that is unknown (with its nearest neighbour) or has a wrong value.
+        SystemExit: one line for each option that is unknown (with the closest match) or has an invalid value.
     """
     config = _running_config()
-    if config is None:  # not inside ConfigWorkflow.run: there is no command line to check
+    if config is None:  # not called from ConfigWorkflow.run: there is no command line to check
         return
     if complaints := wrong_options(config):
         raise SystemExit("\n".join(complaints))
 
 
 def wrong_options(config: dict[str, Any], given: Container[str] | None = None) -> list[str]:
-    """One line for each option that nothing in the config uses (with its nearest neighbour) or has a wrong value.
+    """One line for each option that the config does not use (with the closest match) or that has an invalid value.
 
     Args:
         config: with the options in it.
-        given: the options, where they are known; other keys that nothing uses are no one's mistake then.
+        given: the options, if known; other unused keys are then not reported.
     """
     unused = unused_keys(config)
     known = [key for key in config if key not in unused]
@@ -76,7 +76,7 @@ def wrong_options(config: dict[str, Any], given: Container[str] | None = None) -
 
 
 def wrong_values(config: dict[str, Any]) -> list[str]:
-    """One line for each option whose value cannot be meant; expressions (``$...``, ``@...``) are not looked at."""
+    """One line for each option with an invalid value; expressions (``$...``, ``@...``) are not checked."""
     literal = {
         key: value
         for key, value in config.items()
@@ -94,21 +94,21 @@ def wrong_values(config: dict[str, Any]) -> list[str]:
 
 
 def unused_keys(config: dict[str, Any]) -> list[str]:
-    """Top-level keys of a config that nothing in it refers to and that are no entry point."""
+    """Top-level keys of a config that nothing in it refers to and that are not entry points."""
     text = json.dumps(config, default=str)
     return [key for key in config if key not in ENTRY_POINTS and not re.search(rf"[@%]{re.escape(key)}\b", text)]
 
 
 def _complaint(key: str, known: Sequence[str]) -> str:
     if (now := former_names(CONFIG_OPTIONS).get(key)) is not None:
-        return f"--{key} is called --{now} now"
+        return f"--{key} is now called --{now}"
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"; did you mean --{near[0]}?" if near else ""
     return f"unknown option --{key}: nothing in the configuration uses it{hint}"
 
 
 def _running_config() -> dict[str, Any] | None:
-    """Config of the ConfigWorkflow whose ``run`` is on the call stack (MONAI passes it to nobody)."""
+    """Config of the ConfigWorkflow whose ``run`` is on the call stack (MONAI does not pass it on)."""
     frame = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

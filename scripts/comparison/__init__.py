@@ -1,1 +1,1 @@
-"""The comparison of methods on volumes of known truth: protocol, costs, tables, figures, ablation experiments."""
+"""Comparison of methods on volumes with known truth: protocol, costs, tables, figures, ablation experiments."""

@@ -1,4 +1,4 @@
-"""Networks trained alike: the same patches in the same order, stopped at equal updates and at equal compute."""
+"""Matched training: the same patches in the same order, stopped at equal updates and at equal compute."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from comparison.records import write_text
 SETTLED = {"network_name", "learning_rate", "output_dir", "resume", "weights", "num_workers"}.union(
     *(entry.training for entry in NETWORKS.values())
 )
-"""Options that cannot be chosen: every network has its own, and processor time would not count loader processes."""
+"""Options that cannot be set: each network has its own, and processor time would not include loader processes."""
 UPDATES, COMPUTE = "equal_updates", "equal_compute"
-"""Folders of the weights."""
+"""Folders for the weights."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What every network is given.
+    """The training budget of every network.
 
     Attributes:
         updates: for the weights in ``equal_updates``.
-        seconds: for the weights in ``equal_compute``, data included: on a CPU of processor time, all threads added,
-            elsewhere by the clock on the wall.
-        learning_rates: that are tried.
-        search_updates: of each trial. The rate with the smallest loss over the second half of them is taken: every
-            trial sees the same patches, each of them once.
+        seconds: for the weights in ``equal_compute``, including data loading: processor time summed over threads on a
+            CPU, wall-clock time elsewhere.
+        learning_rates: candidates.
+        search_updates: updates per candidate. The rate with the smallest loss over the second half is used: every trial
+            sees the same patches, each once.
     """
 
     updates: int
@@ -54,7 +54,7 @@ class Budget:
 
 @dataclass
 class _Course:
-    """What happened in one training: losses and processor time of every update, and where weights were kept."""
+    """Log of one training: losses and processor time of every update, and the saved weights."""
 
     losses: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -66,10 +66,10 @@ class Trainings:
 
     Args:
         scale: of all networks.
-        folder: of the weights, ``folder/equal_updates`` and ``folder/equal_compute`` with the names of
-            :func:`bundle.inference.shipped.weights_path`, and of the records.
-        options: of configs/train.json, for all networks alike; none of :data:`SETTLED`.
-        image_skip: of the baselines; ``None`` leaves each the one of its paper.
+        folder: for the weights, ``folder/equal_updates`` and ``folder/equal_compute`` with the names of
+            :func:`bundle.inference.shipped.weights_path`, and for the records.
+        options: of configs/train.json, the same for all networks; none of :data:`SETTLED`.
+        image_skip: of the baselines; ``None`` keeps the one of each paper.
         root: of the bundle.
     """
 
@@ -82,10 +82,10 @@ class Trainings:
         self._dataset: Any = None
 
     def start(self, name: str) -> str:
-        """SHA-256 of the weights that a network begins with.
+        """SHA-256 of a network's initial weights.
 
         Raises:
-            RuntimeError: the network cannot be built with the image skip; MONAI wraps the reason.
+            RuntimeError: the network cannot be built with the image skip; MONAI wraps the cause.
         """
         config = self._config(name)
         set_determinism(seed=config.get_parsed_content("seed"))
@@ -95,14 +95,14 @@ class Trainings:
         return digest.hexdigest()
 
     def train(self, name: str, budget: Budget) -> dict[str, Any]:
-        """Search the learning rate of a network, train it, keep its weights at both budgets.
+        """Find the learning rate of a network, train it, and save its weights at both budgets.
 
         Returns:
-            The record of the training, which is also ``folder/training_<name>_x<scale>.json``. With the record of the
-            same training there, nothing is trained.
+            The record of the training, also saved as ``folder/training_<name>_x<scale>.json``. If that file is already
+            the record of the same training, nothing is trained.
 
         Raises:
-            ValueError: there is a record of another training, or the network diverges at every learning rate.
+            ValueError: the record is of another training, or the network diverges at every learning rate.
         """
         path = self.folder / f"training_{name}_x{self.scale}.json"
         asked = {
@@ -116,7 +116,7 @@ class Trainings:
         if path.is_file():
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if differ := ", ".join(key for key in asked if record.get(key) != asked[key]):
-                raise ValueError(f"{path}: of a training with another {differ}; choose another --runs_dir")
+                raise ValueError(f"{path}: from a training with another {differ}; choose another --runs_dir")
             return record
         trials = {rate: self._search(name, rate, budget.search_updates) for rate in budget.learning_rates}
         if not any(map(math.isfinite, trials.values())):
@@ -133,14 +133,14 @@ class Trainings:
         return record
 
     def _shown(self) -> dict[str, Any]:
-        """The options without folders, which differ between machines, and what a patch is in any case."""
+        """The options without folders, which differ between machines, and always with the patch settings."""
         config = self._config("iconet_small")  # they are the same for every network
         patches = {key: config.get_parsed_content(key) for key in ("batch_size", "patch_size")}
         given = {k: v for k, v in self.options.items() if k not in ("bundle_root", "dataset_dir", "split_file")}
         return {**given, **patches}
 
     def _data(self) -> str:
-        """SHA-256 of the names of the training volumes, which are the same on every machine."""
+        """SHA-256 of the names of the training volumes, the same on every machine."""
         folder, table = Path(self.options["dataset_dir"]), self.options.get("split_file")
         items = training_datalist(folder, "train", table, seed=self.options.get("seed", 0))
         names = sorted(Path(os.path.relpath(item["image"], folder)).as_posix() for item in items)
@@ -164,7 +164,7 @@ class Trainings:
         return config
 
     def _config_of_run(self, name: str, rate: float) -> ConfigParser:
-        """The same with a learning rate and the dataset, which is made once and read from memory afterwards."""
+        """The same with a learning rate and the dataset, which is built once and kept in memory."""
         config = self._config(name)
         config["learning_rate"] = rate
         if self._dataset is None:
@@ -206,16 +206,16 @@ BUDGET_HEADER = ["network", "scale", "patches", "learning rate", "updates", "sec
 
 
 def budget_rows(records: Sequence[Mapping[str, Any]], budget: str) -> list[list[str]]:
-    """One row of words for each record, in the columns of :data:`BUDGET_HEADER`.
+    """One table row per record, with the columns of :data:`BUDGET_HEADER`.
 
     Args:
-        records: of :meth:`Trainings.train`.
+        records: from :meth:`Trainings.train`.
         budget: ``equal_updates`` or ``equal_compute``.
     """
     rows = []
     for record in sorted(records, key=lambda r: (r["scale"], r["weights"][budget]["updates"])):
         kept, options = record["weights"][budget], record["options"]
         patches = f"{options['batch_size']} of {options['patch_size']}x{options['patch_size']}"
-        head = [record["network"], f"x{record['scale']}", patches, f"{record['learning_rate']:g}"]
+        head = [record["network"], f"{record['scale']}x", patches, f"{record['learning_rate']:g}"]
         rows.append([*head, f"{kept['updates']:,}", f"{kept['seconds']:.0f}"])
     return rows

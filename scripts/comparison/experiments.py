@@ -1,4 +1,4 @@
-"""Ablation experiments: overlays of configs/train.json, one per row of a table, trained one after another."""
+"""Ablation experiments: overlays on configs/train.json, one per row of a table, trained one by one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from bundle.data.paths import sha256_of
 from comparison.records import write_text
 
 LABELS = ("experiment_name", "run_name")
-"""Keys of an overlay that name its table and row, as MONAI's experiment tracking does."""
+"""Keys of an overlay that name its table and row, as in MONAI's experiment tracking."""
 MACHINE_OPTIONS = {"device", "num_workers", "cache_rate", "amp"}
-"""Options that may change between a training and its continuation."""
+"""Options that may change when a training is resumed."""
 BUDGET = ("network_name", "epochs", "updates_per_epoch", "batch_size", "patch_size", "learning_rate", "seed")
 
 
 class ExperimentError(RuntimeError):
-    """A row that cannot be trained as asked; the message is one line."""
+    """A row cannot be trained as requested; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Experiment:
 
     Attributes:
         path: of the overlay.
-        base: the configs that it overlays, in their order.
+        base: the configs that it overlays, in order.
     """
 
     path: Path
@@ -42,12 +42,12 @@ class Experiment:
 
     @property
     def files(self) -> list[str]:
-        """All configs of the row, as ``--config_file`` takes them."""
+        """All configs of the row, as passed to ``--config_file``."""
         return [*map(str, self.base), str(self.path)]
 
     @property
     def overlay(self) -> dict[str, Any]:
-        """What the file says."""
+        """The parsed overlay."""
         content: dict[str, Any] = ConfigParser.load_config_file(self.path)
         return content
 
@@ -58,31 +58,31 @@ class Experiment:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the row changes: the overlay without its names and without values that the base has anyway."""
+        """What the row changes: the overlay without its names and without values that equal the base."""
         base = ConfigParser.load_config_files(self.base)
         return {k: v for k, v in self.overlay.items() if k not in LABELS and not (k in base and base[k] == v)}
 
     @property
     def run_name(self) -> str:
-        """Folder of its training, named by the settings, so that equal rows of two tables are trained once."""
+        """Folder of its training, named after the settings, so that equal rows of two tables are trained once."""
         parts = [f"{key.rpartition('#')[2].strip('_')}-{_short(value)}" for key, value in sorted(self.settings.items())]
         return "_".join(parts) or "default"
 
     def config(self, options: Mapping[str, str]) -> ConfigParser:
-        """The config of the row with options of the command line, as MONAI puts them together."""
+        """The config of the row with command-line options, merged as MONAI does."""
         parser = ConfigParser()
         parser.read_config(self.files)
         parser.update({key: literal(value) for key, value in options.items()})
         return parser
 
     def network(self, options: Mapping[str, str]) -> nn.Module:
-        """The network of the row, not trained."""
+        """The untrained network of the row."""
         network: nn.Module = self.config(options).get_parsed_content("network_def")
         return network
 
 
 def table_experiments(table: int, root: Path) -> list[Experiment]:
-    """The rows of a table in their order; the last is what the paper chose.
+    """The rows of a table in order; the last is the paper's choice.
 
     Raises:
         ExperimentError: no overlay in ``root/configs/experiments`` belongs to the table.
@@ -94,20 +94,20 @@ def table_experiments(table: int, root: Path) -> list[Experiment]:
 
 
 def table_name(table: int, seed: str) -> str:
-    """Name of the files of a table, without suffix: it names a seed other than the default 0."""
+    """File name of a table, without extension; it includes any seed other than the default 0."""
     return f"ablation_table{table}" if seed == "0" else f"ablation_table{table}_seed{seed}"
 
 
 def base_configs(root: Path) -> tuple[Path, ...]:
-    """What every row overlays: the training config, without what the project adds to the paper's training."""
+    """The base of every row: the training config without the project's additions to the paper's training."""
     return root / "configs/train.json", root / "configs/experiments/paper.yaml"
 
 
 def training_options(rest: Sequence[str]) -> dict[str, str]:
-    """Options of the command line, ``--key value`` or ``--key=value``, for the training.
+    """Command-line options for the training, ``--key value`` or ``--key=value``.
 
     Raises:
-        ExperimentError: a word that is no option, or an option without a value.
+        ExperimentError: a word that is not an option, or an option without a value.
     """
     options: dict[str, str] = {}
     words = iter(rest)
@@ -121,17 +121,17 @@ def training_options(rest: Sequence[str]) -> dict[str, str]:
 
 
 def check_not_set(options: Iterable[str], settled: Iterable[str], why: str) -> None:
-    """Refuse options of the command line that are not its to choose.
+    """Refuse command-line options that are already fixed.
 
     Raises:
-        ExperimentError: names the first of them, and why.
+        ExperimentError: names the first such option and the reason.
     """
     if clash := sorted(set(options) & set(settled)):
         raise ExperimentError(f"--{clash[0]}: {why}; leave the option out")
 
 
 def literal(text: str) -> Any:
-    """A value of the command line: number, list, True, None, or the text itself."""
+    """A command-line value: number, list, True, None, or the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -143,11 +143,11 @@ def _short(value: Any) -> str:
 
 
 def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root: Path) -> Path:
-    """Train a row in a process of its own, unless that is done; go on where an interrupted training stopped.
+    """Train a row in its own process; resume an interrupted training, skip a finished one.
 
     Args:
         experiment: the row.
-        folder: of all runs; the row's is ``folder / experiment.run_name``.
+        folder: of all runs; the row uses ``folder / experiment.run_name``.
         options: of configs/train.json, by name.
         root: of the bundle.
 
@@ -155,8 +155,8 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
         the best weights by validation.
 
     Raises:
-        ExperimentError: an option that the row or what all rows share sets, a folder with a training by other options
-            or configs, or a training that failed.
+        ExperimentError: an option is already set by the row or the shared overlay, the folder holds a training with
+            other options or configs, or the training failed.
     """
     for file in (*experiment.base[1:], experiment.path):
         check_not_set(options, ConfigParser.load_config_file(file), f"{file.name} sets it")
@@ -176,13 +176,13 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
         if there["finished"]:
             return run / "model.pt"
     elif run.exists():
-        raise ExperimentError(f"{run}: there already, and no training of an ablation; choose another --runs_dir")
+        raise ExperimentError(f"{run}: exists and is not an ablation training; choose another --runs_dir")
     write_text(record, json.dumps(state, indent=1) + "\n")
     if subprocess.run(_command(experiment, run, options, root), cwd=root).returncode:
-        raise ExperimentError(f"{run}: the training failed; give the same command again to go on")
+        raise ExperimentError(f"{run}: the training failed; run the same command again to resume")
     if not (run / "model.pt").is_file():
         raise ExperimentError(
-            f"{run}: nothing was validated, so no weights were kept; give --val_interval at most "
+            f"{run}: nothing was validated, so no weights were kept; set --val_interval to at most "
             "--epochs, and another --runs_dir"
         )
     write_text(record, json.dumps({**state, "finished": True}, indent=1) + "\n")
@@ -197,7 +197,7 @@ def _command(experiment: Experiment, run: Path, options: Mapping[str, str], root
 
 
 def budget(experiments: Sequence[Experiment], options: Mapping[str, str]) -> str:
-    """One sentence on what every row was given, from the config of the last row."""
+    """One sentence on the budget of every row, from the config of the last row."""
     config = experiments[-1].config(options)
     name, epochs, updates, batch, patch, rate, seed = (config.get_parsed_content(key) for key in BUDGET)
     shown = {*BUDGET, *MACHINE_OPTIONS, "dataset_dir", "split_file"}

@@ -1,4 +1,4 @@
-"""Pictures of the comparison: methods beside the truth, and the stages of a network, with error maps on one scale."""
+"""Figures of the comparison: methods next to the truth, and the stages of a network, with error maps on one scale."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from torch import Tensor
 from bundle.networks import ICONetOutput
 
 WIDTH, SMALLEST, LARGEST = 14.0, 1.2, 1.75
-"""Inches: of a whole figure with many columns, and the limits of one column."""
+"""Inches: width of a whole figure with many columns, and limits for one column."""
 DOTS_PER_INCH = 110
 ERRORS, FRAME = "magma", (1.0, 1.0, 0.0)
-"""Colour map of the errors, colour of the frame of the magnified part."""
+"""Colour map of the errors, colour of the frame around the magnified part."""
 
 
 def _show(ax: Axes, image: Tensor, aspect: float, title: str = "", **style: Any) -> AxesImage:
-    """An image (rows, columns) with its first axis to the right and its second upwards."""
+    """An image (rows, columns) with its first axis pointing right and its second up."""
     ax.set_title(title, fontsize=8)
     ax.set_xticks([])
     ax.set_yticks([])
@@ -37,7 +37,7 @@ def _show(ax: Axes, image: Tensor, aspect: float, title: str = "", **style: Any)
 
 
 def error_limit(errors: Sequence[Tensor], share: float = 0.998) -> float:
-    """A round upper end for error maps in percent: the given quantile of the largest, up to the next whole number."""
+    """Upper limit for error maps in percent: the given quantile of the largest errors, rounded up."""
     return float(math.ceil(max(float(torch.quantile(error.flatten().float(), share)) for error in errors)))
 
 
@@ -53,7 +53,7 @@ def _panel(columns: int) -> float:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """PNG of 256 colours, those of the pictures (greys, the error map's, the frame's): a fraction of the size."""
+    """PNG with a palette of 256 colours (greys, error map, frame): a fraction of the size."""
     figure.set_dpi(DOTS_PER_INCH)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -74,14 +74,14 @@ def _colour_bar(figure: Figure, image: AxesImage, axes: Sequence[Axes], label: s
 
 
 def draw_methods(images: Mapping[str, Tensor], truth: Tensor, path: Path, title: str, aspect: float = 1.0) -> None:
-    """Whole slices, a magnified part of them, and their errors, one column for each method and the truth last.
+    """Whole slices, a magnified part, and error maps, one column per method and the truth last.
 
-    The part is the window of a quarter of the slice's width, but no higher than the slice, in which the first method
-    errs most; its error sets the scale of all error maps.
+    The magnified window has a quarter of the slice's width (at most its height) and is where the first method has the
+    largest error; that error sets the scale of all error maps.
 
     Args:
         images: method -> slice (rows, columns), in the order of the columns.
-        truth: the slice that all of them estimate.
+        truth: the true slice.
         path: PNG to write.
         title: of the figure.
         aspect: height of a voxel over its width, as shown.
@@ -113,20 +113,20 @@ def draw_methods(images: Mapping[str, Tensor], truth: Tensor, path: Path, title:
 
 
 def _frame(truth: Tensor, row: int, column: int, side: int) -> Rectangle:
-    """The magnified window in the picture of the whole slice."""
-    low = truth.shape[1] - column - side - 0.5  # pictures are drawn upside down
+    """Mark the magnified window in the picture of the whole slice."""
+    low = truth.shape[1] - column - side - 0.5  # pictures are drawn with the second axis up
     return Rectangle((row - 0.5, low), side, side, fill=False, edgecolor=FRAME, linewidth=0.8)
 
 
 def draw_stages(
     low: Tensor, output: ICONetOutput, targets: ICONetOutput, path: Path, title: str, aspect: float = 1.0
 ) -> None:
-    """Targets, images and errors of every stage, in the order in which the network makes them.
+    """Targets, outputs and errors of every stage, in the order of the network.
 
     Args:
         low: the input slice (rows, columns).
-        output: what the network made of it, each (1, 1, rows, columns).
-        targets: what it was to make, in the same places.
+        output: the network's images, each (1, 1, rows, columns).
+        targets: their targets, in the same order.
         path: PNG to write.
         title: of the figure.
         aspect: height of a voxel over its width, as shown.
@@ -134,7 +134,7 @@ def draw_stages(
     made, wanted = _in_order(output, low), _in_order(targets, low)
     top = float(wanted[-1][1].max())
     made = [("input", low), *made]
-    wanted = [wanted[0], *wanted]  # the input is compared with what the first reconstruction should be
+    wanted = [wanted[0], *wanted]  # the input is compared with the target of the first reconstruction
     errors = [100 * (image - target).abs() / top for (_, image), (_, target) in zip(made, wanted, strict=True)]
     limit = error_limit(errors)
     ratio = low.shape[1] / low.shape[0] * aspect
@@ -154,9 +154,9 @@ def draw_stages(
 
 
 def _in_order(output: ICONetOutput, low: Tensor) -> list[tuple[str, Tensor]]:
-    """[("Rec 1", image), ("SR x2", image), ...] of (1, 1, rows, columns) images; a network may lack the Rec.
+    """[("Rec 1", image), ("SR x2", image), ...] of (1, 1, rows, columns) images; a network may have no Rec.
 
-    T2Net takes one step to any scale: the factor is that of the sizes, not the number of the stage.
+    T2Net takes one step to any scale, so the factor follows from the sizes, not from the number of the stage.
     """
     images: list[tuple[str, Tensor]] = []
     for number, image in enumerate(output.super_resolved):

@@ -1,4 +1,4 @@
-"""The documents made of the result files: the page of all tables, and the summary that the README shows."""
+"""Documents generated from the result files: the page with all tables, and the summary shown in the README."""
 
 from __future__ import annotations
 
@@ -28,57 +28,57 @@ _COMPARISON = re.compile(r"compare_(?P<lines>lines_)?x(?P<scale>\d)\.csv")
 
 _INTRODUCTION = """# Results
 
-Every volume is degraded slice by slice, reconstructed by each method, and compared with the original. The raw rows lie
+Every volume is degraded slice by slice, reconstructed with each method and compared with the original. The raw data are
 in [results]({link}); `scripts/compare.py` and `scripts/ablation.py` make this page and the README's table from them.
 
-* **Subjects** are the unit: the volumes of a subject are averaged first, tables give mean ± standard deviation over
-  subjects, differences are paired by subject.
-* **[low, high]** is the 95 % percentile bootstrap interval of a mean difference, drawn over subjects (10,000 draws).
-  With few subjects it is too narrow: four have only 35 different draws. A single subject has none.
-* **PSNR** takes the maximum of the true volume as range, **SSIM** is the mean over slices with that range (7x7 uniform
-  window); **NMSE** is the squared error over the energy of the truth; **HFEN** is `||LoG(error)|| / ||LoG(truth)||` per
-  volume (sigma 1.5, 15x15). One implementation, `bundle/training/metrics.py`.
-* **+ DC**: the measured k-space is put back into the result (data consistency). **residual** is
-  `||degrade(result) - input|| / ||input||`, the mean over volumes.
-* **T1** holds T1 with and without contrast agent, **MR** every contrast.
+* **Statistics** are over subjects: the volumes of a subject are averaged first. Tables give mean ± standard deviation
+  over subjects; differences are paired by subject.
+* **[low, high]** is the 95 % percentile bootstrap interval of a mean difference, resampled over subjects (10,000
+  draws). It is too narrow for few subjects: four have only 35 distinct resamples. A single subject has no interval.
+* **PSNR** uses the maximum of the true volume as data range; **SSIM** is the mean over slices with the same range (7x7
+  uniform window); **NMSE** is the squared error divided by the energy of the truth; **HFEN** is
+  `||LoG(error)|| / ||LoG(truth)||` per volume (sigma 1.5, 15x15). All metrics: `bundle/training/metrics.py`.
+* **+ DC**: with data consistency, which puts the measured k-space back into the result. **residual** is
+  `||degrade(result) - input|| / ||input||`, mean over volumes.
+* **T1** includes T1 with and without contrast agent, **MR** all contrasts.
 
 """
 
 _COSTS = """## Costs
 
-For one low-resolution slice of 128x128. Multiply-adds: products and convolutions by
+For one low-resolution slice of 128x128. Multiply-adds: matrix products and convolutions by
 `torch.utils.flop_counter.FlopCounterMode` / 2; the selective scan `4 Di (4 N + R + 2)` per pixel; the patch search
-`9 C (H W)^2`, though the kernels need a ninth of it. Element-wise work and FFTs are not counted. Seconds are those of
-one machine ({machine}) and of one run.
+`9 C (H W)^2`, though the kernels need only a ninth of that. Element-wise operations and FFTs are not counted. Seconds
+are from a single run on one machine ({machine}).
 
 """
 
-_SIZES = """Sizes and work, counted as [below](#costs):
+_SIZES = """Parameters and multiply-adds, counted as [below](#costs):
 
 """
 
 _ABLATIONS = """
 ## Ablations
 
-The rows of the paper's tables IV to IX, one YAML file each in configs/experiments, at the budget that stands above each
-table. Differences are to the last row, which is the paper's choice; their intervals are over subjects and know nothing
-of the chance in a training, of which the same table with another seed gives an idea.
+The rows of the paper's tables IV to IX, one YAML file each in configs/experiments, with the training budget given above
+each table. Differences are to the last row, which is the paper's choice. Their intervals are over subjects and do not
+include the variation between trainings; the same table with another seed gives an idea of that.
 
 """
 
-_PICTURES = """Made by `scripts/figures.py`. Methods: whole slice, the part where zero-filled Fourier interpolation errs
-most, absolute error. Stages: what each stage was to make, what it made, absolute error.
+_PICTURES = """Made by `scripts/figures.py`. Methods: whole slice, the part where zero-filled Fourier interpolation has
+the largest error, absolute error. Stages: target and output of each stage, absolute error.
 
 """
 
 
 _ALIKE = {
-    UPDATES: "Networks trained alike: equal updates",
-    COMPUTE: "Networks trained alike: equal compute",
-    "longer_updates": "Two networks trained alike for longer: equal updates",
-    "longer_compute": "Two networks trained alike for longer: equal compute",
+    UPDATES: "Matched training: equal updates",
+    COMPUTE: "Matched training: equal compute",
+    "longer_updates": "Longer matched training of two networks: equal updates",
+    "longer_compute": "Longer matched training of two networks: equal compute",
 }
-"""Folders of results of networks trained alike, in the order of the page, and their headings."""
+"""Folders with results of matched training, in the order of the page, and their headings."""
 
 
 def comparison_files(folder: Path) -> list[tuple[str, int, Path]]:
@@ -89,7 +89,7 @@ def comparison_files(folder: Path) -> list[tuple[str, int, Path]]:
 
 
 def comparison_file(folder: Path, degradation: str, scale: int) -> Path:
-    """Where the rows of a comparison lie."""
+    """The file with the rows of a comparison."""
     return folder / f"compare_{'lines_' if degradation == 'lines' else ''}x{scale}.csv"
 
 
@@ -101,16 +101,16 @@ def summary(folder: Path) -> str:
 
 
 def page(folder: Path, link: str) -> str:
-    """Every table: each degradation and scale, the costs, the ablations.
+    """The page of all tables: every degradation and scale, costs, ablations.
 
     Args:
         folder: of the result files.
-        link: from the page to that folder.
+        link: relative path from the page to that folder.
     """
     parts = [_INTRODUCTION.format(link=link) + _about(folder / "about.md")]
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
-        parts.append(f"## x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
+        parts.append(f"## {scale}x, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
     parts += [_alike(folder / name, f"{link}/{name}") for name in _ALIKE if (folder / name).is_dir()]
     if (folder / COSTS).is_file():
         costs = read_rows(folder / COSTS)
@@ -127,12 +127,12 @@ def page(folder: Path, link: str) -> str:
 
 
 def _about(file: Path) -> str:
-    """What is to be said of some results besides what is true of any: a text beside their files, if there is one."""
+    """Notes specific to some results, from a text file next to them, if there is one."""
     return file.read_text(encoding="utf-8").rstrip() + "\n\n" if file.is_file() else ""
 
 
 def _alike(folder: Path, link: str) -> str:
-    """The section of networks trained alike, from the files of one budget and the records of the trainings."""
+    """The section on matched training at one budget, from its result files and training records."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("training_*.json"))]
     kept = COMPUTE if folder.name.endswith("compute") else UPDATES
     text = f"## {_ALIKE[folder.name]}\n\n{_about(folder / 'about.md')}"
@@ -141,10 +141,10 @@ def _alike(folder: Path, link: str) -> str:
         text += _SIZES + cost_table(read_rows(folder / COSTS), seconds=False)
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
-        text += f"### x{scale}, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"
+        text += f"### {scale}x, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{summary_table(results)}"
         for metric in ("psnr", "ssim"):
             table = difference_table(results, metric, same_consistency(NETWORKS["iconet_small"].title))
-            text += f"{METRICS[metric][0]}, difference to ICONet small with the same data consistency:\n\n{table}"
+            text += f"{METRICS[metric][0]}, difference from ICONet small with the same data consistency:\n\n{table}"
     return text
 
 
@@ -155,7 +155,7 @@ def _volumes(results: Results, file: Path, link: str) -> str:
         words.append(f"{group} {sum(subjects.values())} ({len(subjects)})")
     slices = file.with_name(file.stem + "_slices.csv")
     links = [f"[{path.name}]({link}/{path.name})" for path in (file, slices) if path.is_file()]
-    return f"Volumes (subjects): {', '.join(words)}. Every figure: {', '.join(links)}."
+    return f"Volumes (subjects): {', '.join(words)}. Raw data: {', '.join(links)}."
 
 
 def _tables(results: Results) -> str:
@@ -163,18 +163,18 @@ def _tables(results: Results) -> str:
     for metric in ("psnr", "ssim"):
         title = METRICS[metric][0]
         parts.append(
-            f"{title}, difference to {ZERO_FILLED}:\n\n{difference_table(results, metric, lambda _: ZERO_FILLED)}"
+            f"{title}, difference from {ZERO_FILLED}:\n\n{difference_table(results, metric, lambda _: ZERO_FILLED)}"
         )
         for name in (NETWORKS[size].title for size in ("iconet_small", "iconet_paper")):
             if name in results.methods:
                 table = difference_table(results, metric, same_consistency(name))
-                parts.append(f"{title}, difference to {name} with the same data consistency:\n\n{table}")
-    parts.append(f"Smallest PSNR gain of any volume over {ZERO_FILLED}, and the residual:\n\n{worst_table(results)}")
+                parts.append(f"{title}, difference from {name} with the same data consistency:\n\n{table}")
+    parts.append(f"Smallest PSNR gain over {ZERO_FILLED} of any volume, and residual:\n\n{worst_table(results)}")
     return "".join(parts)
 
 
 def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> None:
-    """Write the page and the summary of a folder of results, and put the summary between the README's marks."""
+    """Write the page and the summary of a results folder, and insert the summary between the README's markers."""
     text = summary(folder)
     if text:
         write_text(folder / SUMMARY, text)

@@ -1,4 +1,4 @@
-"""How a method is compared: a known volume is degraded, reconstructed, and compared with itself."""
+"""Evaluation protocol: a known volume is degraded, reconstructed, and compared with the original."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ ZERO_FILLED, BICUBIC = "zero-filled Fourier", "aligned bicubic"
 DEGRADATIONS = ("truncation", "lines")
 
 Method = tuple[str, float | None]
-"""Name of a method, and the weight of its data consistency (``None`` for interpolation, which has no such step)."""
+"""Name of a method and its data consistency weight (``None`` for interpolation, which has no such step)."""
 
 
 def consistency_weight(text: str) -> float:
-    """A weight of the data consistency as the scripts' command lines take it, from 0 to 1."""
+    """A data consistency weight from the command line, from 0 to 1."""
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
     return float(text)
@@ -46,15 +46,15 @@ def consistency_weight(text: str) -> float:
 def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
     """The image skip as an argument of the named network.
 
-    ICONet has its own and takes none. Nothing for ``None``, which leaves a baseline the one of its paper.
+    ICONet has its own and takes none. Empty for ``None``, which keeps the one of a baseline's paper.
     """
     return {"image_skip": image_skip} if image_skip and NETWORKS[name].is_baseline else {}
 
 
 class RunsOnce(nn.Module):
-    """A network that is run on each batch of a volume once; further walks over the same volume get its results again.
+    """Runs a network once per batch of a volume and caches the results for further passes over the same volume.
 
-    They differ in what comes after the network alone, such as the weight of the data consistency.
+    The passes differ only in what follows the network, such as the data consistency weight.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -64,12 +64,12 @@ class RunsOnce(nn.Module):
         self._at = 0
 
     def again(self) -> None:
-        """The next batch is the first of the volume."""
+        """Start again at the first batch of the volume."""
         self._at = 0
 
     def forward(self, batch: Tensor) -> Tensor:
         known = self._known[self._at] if self._at < len(self._known) else None
-        if known is None or not torch.equal(known[0], batch):  # other batches: memory was short
+        if known is None or not torch.equal(known[0], batch):  # different batches: memory was short
             self._known[self._at :] = [(batch, self.network(batch))]
         self._at += 1
         return self._known[self._at - 1][1]
@@ -77,7 +77,7 @@ class RunsOnce(nn.Module):
 
 @dataclass(frozen=True)
 class KnownVolume:
-    """A file of the test data and what the split file says of it."""
+    """A test volume and what the split file says about it."""
 
     path: Path
     name: str
@@ -87,17 +87,17 @@ class KnownVolume:
 
 
 def known_volumes(data: Path, datalist: Sequence[Mapping[str, str]], split_file: Path | None) -> list[KnownVolume]:
-    """What the split file says of the volumes of a list; without one the modality is "all".
+    """What the split file says about the volumes of a list; without one, the modality is "all".
 
-    Without a split file the subject is the BIDS label "sub-..." of the path, or else each volume is its own.
+    Without a split file, the subject is the BIDS label "sub-..." in the path, or else each volume is its own subject.
 
     Args:
-        data: the folder; volumes are named by their place below it, or else below the folder of the split file.
-        datalist: of :mod:`bundle.data`, of the same folder and split file.
-        split_file: CSV with the columns file and subject, and where it has them modality and contrast.
+        data: the folder; volumes are named by their path below it, or else below the folder of the split file.
+        datalist: from :mod:`bundle.data`, for the same folder and split file.
+        split_file: CSV with the columns file and subject, and optionally modality and contrast.
 
     Raises:
-        DatasetError: a split file that cannot be read, or two volumes of one name.
+        DatasetError: the split file cannot be read, or two volumes have the same name.
     """
     paths = [Path(item["image"]) for item in datalist]
     rows: dict[Path | None, dict[str, str]] = {path: {} for path in paths}
@@ -113,7 +113,7 @@ def known_volumes(data: Path, datalist: Sequence[Mapping[str, str]], split_file:
 
 
 def _name(path: Path, data: Path, split_file: Path | None) -> str:
-    """Place below the folder of the data or that of the split file, links not followed; of others the whole path."""
+    """Path below the data folder or the split file's folder, links not followed; otherwise the whole path."""
     full = Path(os.path.abspath(path))
     folders = [data.parent if data.is_file() else data, *([split_file.parent] if split_file is not None else [])]
     for folder in map(os.path.abspath, folders):
@@ -130,9 +130,9 @@ def _known(path: Path, name: str, row: Mapping[str, str]) -> KnownVolume:
 class Protocol:
     """Degradation, methods and metrics of one comparison.
 
-    ``truncation`` is the degradation of the project; ``lines`` drops phase-encoding lines of what it leaves, as the
-    papers on joint reconstruction do (:class:`bundle.transforms.CartesianLineMask`). The network sees the
-    low-resolution volume scaled by its own percentile, as in inference: nothing of the truth reaches it.
+    ``truncation`` is the project's degradation; ``lines`` also drops phase-encoding lines, as papers on joint
+    reconstruction do (:class:`bundle.transforms.CartesianLineMask`). The network sees the low-resolution volume scaled
+    by its own percentile, as in inference: nothing about the truth reaches it.
 
     Args:
         scale: 2, 4 or 8.
@@ -140,7 +140,7 @@ class Protocol:
         degradation: ``truncation`` or ``lines``.
         acceleration: of the line mask.
         device: where networks run.
-        every: of the slices of a volume, take one in so many (the first, ...): a volume of these alone is compared.
+        every: use only every n-th slice of a volume, starting with the first.
     """
 
     def __init__(
@@ -169,17 +169,17 @@ class Protocol:
         )
 
     def load(self, path: Path) -> MetaTensor:
-        """A volume (1, X, Y, Z) in the units of its file, cut so that the scale divides its slices.
+        """A volume (1, X, Y, Z) in the units of its file, cropped so that the scale divides its slices.
 
-        Of a volume with negative values the offset of :func:`bundle.transforms.intensity.intensity_window` is
-        subtracted, as in training: magnitudes of a degraded image mean nothing otherwise.
+        For a volume with negative values, the offset of :func:`bundle.transforms.intensity.intensity_window` is
+        subtracted, as in training; otherwise the magnitude of the degraded image would be meaningless.
 
         Raises:
-            VolumeError: it cannot be read, is smaller than the scale, or has no voxel above 0: nothing to compare.
+            VolumeError: it cannot be read, is smaller than the scale, or has no voxel above 0.
         """
         try:
             volume = self._load(str(path))
-        except RuntimeError as error:  # MONAI wraps what a transform raises
+        except RuntimeError as error:  # MONAI wraps exceptions of transforms
             if isinstance(error.__cause__, VolumeError):
                 raise VolumeError(root_cause(error)) from error
             if isinstance(error.__cause__, ValueError):
@@ -195,10 +195,9 @@ class Protocol:
     def predictions(
         self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[float] = (0.0,)
     ) -> Iterator[tuple[Method, Tensor]]:
-        """Each method's volume (1, X, Y, Z) for a degraded one; a network runs once, whatever weights are asked for.
+        """Each method's volume (1, X, Y, Z) for a degraded one; a network runs once for all data consistency weights.
 
-        A line mask leaves measured and missing lines in one image, which data consistency as built cannot tell apart:
-        only weight 0 is given then.
+        With a line mask, data consistency cannot tell measured from missing lines, so only weight 0 is used.
         """
         slices = self._to_slices(low)
         yield (ZERO_FILLED, None), self._to_volume(fourier_image_upsample(slices, self.scale))
@@ -217,8 +216,8 @@ class Protocol:
     def measure(self, pred: Tensor, truth: Tensor, low: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
         """Metrics of a volume by name, and PSNR and SSIM of each of its slices.
 
-        ``residual`` is ``||degrade(pred) - low|| / ||low||``: how far the result is from what was measured. PSNR of a
-        slice takes the range of the volume, as SSIM does.
+        ``residual`` is ``||degrade(pred) - low|| / ||low||``, the distance of the result from the measurement. PSNR of
+        a slice uses the data range of the volume, as SSIM does.
         """
         image, true = (self._to_slices(t)[:, 0].double() for t in (pred, truth))
         similarity = ssim_slices(image, true, data_range=float(true.max()))
@@ -234,7 +233,7 @@ class Protocol:
         return {name: float(value) for name, value in metrics.items()}, noise, similarity
 
     def about(self, known: KnownVolume) -> Row:
-        """What rows of results must share to be compared: the volume, what is known of it, the degradation."""
+        """What result rows must share to be comparable: the volume, its subject and contrast, the degradation."""
         of_subject = {"subject": known.subject, "modality": known.modality, "contrast": known.contrast}
         return {"file": known.name, **of_subject, "degradation": self.description}
 
@@ -247,10 +246,10 @@ class Protocol:
         """Every method on every volume.
 
         Raises:
-            VolumeError: a volume that :meth:`load` refuses, or one with slices smaller than the window of SSIM.
+            VolumeError: :meth:`load` refuses a volume, or its slices are smaller than the SSIM window.
 
         Returns:
-            One row per volume and method, and one per slice and method, in the columns of the result files.
+            One row per volume and method, and one per slice and method, with the columns of the result files.
         """
         rows: list[Row] = []
         by_slice: list[Row] = []
@@ -259,7 +258,7 @@ class Protocol:
             height, width = self._to_slices(truth).shape[2:]
             if min(height, width) < WINDOW:
                 wrong = f"slices of {height}x{width} voxels along axis {self.slice_axis}, SSIM needs {WINDOW}x{WINDOW}"
-                fail(known.path, wrong, "leave it out of the comparison, or give the axis of its slices")
+                fail(known.path, wrong, "leave it out of the comparison, or give its slice axis")
             low = self.degrade(truth)
             for (method, weight), pred in self.predictions(low, networks, consistency):
                 metrics, noise, similarity = self.measure(pred, truth, low)

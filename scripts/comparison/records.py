@@ -1,4 +1,4 @@
-"""Result files: rows of figures as CSV, written at once and joined with those of earlier runs."""
+"""Result files: rows of metrics as CSV, written atomically and merged with those of earlier runs."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from bundle.data.atomic import replacing
 
 Row = dict[str, Any]
-"""One line of a result file; figures are floats."""
+"""One line of a result file; metrics are floats."""
 
 FIGURES = {"consistency", "psnr", "ssim", "nmse", "hfen", "residual", "seconds"}
 COUNTS = {"scale", "slice", "parameters", "products_and_convolutions", "scan", "patch_search", "threads"}
 SHARED = ("file", "subject", "modality", "contrast", "degradation")
-"""Columns whose values must be those of every other method, or a comparison would be one of different things."""
+"""Columns whose values must agree between methods; otherwise the comparison would mix different things."""
 DIGITS = {"psnr": 4, "ssim": 6, "nmse": 8, "hfen": 6, "residual": 6, "seconds": 3}
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a run that is stopped leaves the old one."""
+    """Replace a file atomically: a run that is stopped leaves the old one."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Rows of the same columns as CSV, figures rounded to what they mean."""
+    """Write rows with the same columns as CSV, metrics rounded to meaningful digits."""
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -36,7 +36,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of :func:`write_rows`; an empty ``consistency`` stays empty."""
+    """Rows written by :func:`write_rows`; an empty ``consistency`` stays empty."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
 
@@ -48,16 +48,16 @@ def _value(column: str, text: str) -> Any:
 
 
 def label(row: Row) -> str:
-    """Name of a row's method with its data consistency: "X", "X + DC", "X + DC 0.5"."""
+    """Method of a row with its data consistency: "X", "X + DC", "X + DC 0.5"."""
     weight = row.get("consistency") or 0.0
     return row["method"] + ("" if weight == 0 else " + DC" if weight == 1 else f" + DC {weight:g}")
 
 
 def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
-    """New rows, and the old ones of methods that were not run again.
+    """New rows, and the old rows of methods that were not run again.
 
     Raises:
-        ValueError: the two are of other volumes, say other things of them, or are of another degradation.
+        ValueError: the volumes, what is known about them, or the degradation differ between old and new rows.
     """
     again = {row["method"] for row in new}
     kept = [row for row in old if row["method"] not in again]
@@ -68,20 +68,19 @@ def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:
     if kept and (different := volumes(kept) ^ volumes(new)):
         example = ", ".join(word for word in min(different) if word)
         raise ValueError(
-            "the rows that are there are of other volumes, subjects or contrasts or another degradation than the new "
-            f"ones (only in one of them: {example})"
+            "the existing rows have other volumes, subjects, contrasts or another degradation than the new ones "
+            f"(only in one of them: {example})"
         )
     return [*kept, *new]
 
 
 def write_slices(path: Path, rows: Sequence[Row], keep: bool = False) -> None:
-    """Figures of slices, one line for each slice and metric and one column for each method.
+    """Metrics of slices, one line per slice and metric and one column per method.
 
     Args:
         path: the file.
-        rows: of slices, as :meth:`comparison.protocol.Protocol.evaluate` gives them.
-        keep: leave the columns of the methods that the file has and that were not run again; slices that then have
-            no figure go.
+        rows: of slices, from :meth:`comparison.protocol.Protocol.evaluate`.
+        keep: keep the columns of methods in the file that were not run again; slices without any value are dropped.
     """
     table: dict[tuple[str, str, str], dict[str, str]] = {}
     again = {row["method"] for row in rows}

@@ -1,6 +1,6 @@
-"""Figures over subjects: mean and spread, paired differences, bootstrap confidence intervals.
+"""Statistics over subjects: mean and spread, paired differences, bootstrap confidence intervals.
 
-The subject is the unit: its volumes are averaged first, and subjects, never slices or volumes, are drawn again.
+The subject is the unit: its volumes are averaged first, and only subjects are resampled, never slices or volumes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def subject_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation with ``n - 1`` in the denominator."""
     if not values:
-        raise ValueError("no values to take a mean of")
+        raise ValueError("no values to average")
     return Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else math.nan)
 
 
@@ -48,7 +48,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap confidence interval of the mean (Efron and Tibshirani 1993, chapter 13).
 
-    With few values it is too narrow: ``n`` values have only ``(2n - 1)! / (n! (n - 1)!)`` different resamples (35 for
+    It is too narrow for few values: ``n`` values have only ``(2n - 1)! / (n! (n - 1)!)`` distinct resamples (35 for
     four). A single value has no interval: NaN, NaN.
 
     Args:

@@ -1,4 +1,4 @@
-"""ICONet with Swin blocks in the place of its vision Mamba blocks, for the comparison of Table IX."""
+"""ICONet with Swin blocks instead of vision Mamba blocks, for the comparison of Table IX."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ FEATURES_PER_HEAD = 16
 
 
 class SwinBlock(nn.Module):
-    """A Swin block that takes the place of a :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
+    """A Swin block that replaces a :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
 
-    Windows of 8x8 with 16 features per head. The width of its MLP is what makes it as large as the block replaced.
+    Windows of 8x8 with 16 features per head. The width of its MLP is chosen to match the size of the replaced block.
 
     Args:
         features: channels, a multiple of 16.
-        size: number of parameters to match; the nearest possible is taken.
-        shifted: move the windows by half their side, as every other block does.
+        size: number of parameters to match as closely as possible.
+        shifted: shift the windows by half their side, as every other block does.
 
     Raises:
-        ValueError: features that 16 does not divide, or a size that the attention alone exceeds.
+        ValueError: features not divisible by 16, or a size that the attention alone exceeds.
     """
 
     def __init__(self, features: int, size: int, shifted: bool, window: int = 8) -> None:
@@ -42,7 +42,7 @@ class SwinBlock(nn.Module):
         self.block = WindowBlock(features, heads, window, shift, (hidden + 0.5) / features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, features) -> the same shape; rows and columns are repeated to whole windows."""
+        """(B, H, W, features) -> the same shape; rows and columns are replicated to whole windows."""
         height, width = x.shape[1:3]
         margins = (0, -width % self.window, 0, -height % self.window)
         whole = pad(x.permute(0, 3, 1, 2), margins, mode="replicate").permute(0, 2, 3, 1).contiguous()
@@ -50,7 +50,7 @@ class SwinBlock(nn.Module):
 
 
 def swin_iconet(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> nn.Module:
-    """An ICONet whose RSCFL modules hold a :class:`SwinBlock` of the same size for each vision Mamba block.
+    """An ICONet with a :class:`SwinBlock` of the same size in place of each vision Mamba block.
 
     Args:
         name, scale, kwargs: see :func:`bundle.networks.build_network`; ``name`` is one of the ICONets.

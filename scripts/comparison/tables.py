@@ -1,4 +1,4 @@
-"""Tables of the comparison in Markdown: means over subjects, paired differences, costs."""
+"""Markdown tables of the comparison: means over subjects, paired differences, costs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODALITY_ORDER = ("T1", "T2", "PD/FLAIR", "MR", "PET")
 
 
 def groups_of(row: Row) -> list[str]:
-    """Columns that a volume counts in: its modality, and for MR T1 (with or without agent), T2 or PD/FLAIR."""
+    """Columns that a volume belongs to: its modality, and for MR also T1 (with or without agent), T2 or PD/FLAIR."""
     modality, contrast = row["modality"], row["contrast"].upper()
     if modality != "MR":
         return [modality]
@@ -28,7 +28,7 @@ def groups_of(row: Row) -> list[str]:
 
 
 class Results:
-    """The rows of one comparison, looked up by method and group."""
+    """The rows of one comparison, accessed by method and group."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = sorted(rows, key=_place)
@@ -39,7 +39,7 @@ class Results:
 
     @property
     def modalities(self) -> list[str]:
-        """The groups that are no contrast."""
+        """The groups that are modalities rather than MR contrasts."""
         return [g for g in self.groups if g not in ("T1", "T2", "PD/FLAIR")]
 
     def of(self, method: str, group: str) -> list[Row]:
@@ -55,7 +55,7 @@ class Results:
         return subject_means((row["subject"], row[metric]) for row in self.of(method, group))
 
     def difference(self, method: str, reference: str, group: str, metric: str) -> Difference:
-        """Paired over subjects, with 95 % confidence."""
+        """Mean difference paired over subjects, with a 95 % confidence interval."""
         return paired_difference(self.values(method, group, metric), self.values(reference, group, metric))
 
     def worst(self, method: str, group: str, metric: str = "psnr") -> float:
@@ -65,7 +65,7 @@ class Results:
 
 
 def _place(row: Row) -> tuple[int, float]:
-    """Interpolation first, then the networks in :data:`TABLE_ORDER`, then others as they come."""
+    """Sort key: interpolation first, then the networks in :data:`TABLE_ORDER`, then others in their order."""
     names = [ZERO_FILLED, BICUBIC, *(NETWORKS[name].title for name in TABLE_ORDER)]
     method = row["method"]
     return (names.index(method) if method in names else len(names)), float(row.get("consistency") or 0.0)
@@ -84,14 +84,14 @@ def mean_cell(values: Iterable[float], digits: int) -> str:
 
 
 def difference_cell(difference: Difference, digits: int) -> str:
-    """Difference [low, high], without limits for one subject."""
+    """Difference [low, high], without an interval for one subject."""
     mean, low, high = difference
     limits = "" if math.isnan(low) else f" [{low:+.{digits}f}, {high:+.{digits}f}]"
     return f"{mean:+.{digits}f}{limits}"
 
 
 def metric_table(results: Results, metric: str) -> str:
-    """Mean ± standard deviation over subjects, one column for each group."""
+    """Mean ± standard deviation over subjects, one column per group."""
     digits = METRICS[metric][1]
     header = ["method", *(f"{g} (n = {len(results.subjects(g))})" for g in results.groups)]
     cells = (
@@ -102,7 +102,7 @@ def metric_table(results: Results, metric: str) -> str:
 
 
 def difference_table(results: Results, metric: str, reference: Callable[[str], str]) -> str:
-    """Paired differences to the reference of each method; methods that are their own reference are left out."""
+    """Paired differences from each method's reference; methods that are their own reference are left out."""
     digits = METRICS[metric][1]
     pairs = [(m, reference(m)) for m in results.methods if m != reference(m) and reference(m) in results.methods]
     rows = (
@@ -123,7 +123,7 @@ def worst_table(results: Results) -> str:
 
 
 def same_consistency(name: str) -> Callable[[str], str]:
-    """Reference of a method: the named network with the data consistency that the method has."""
+    """Reference of a method: the named network with the same data consistency."""
 
     def reference(method: str) -> str:
         return name + (" + DC" + method.partition(" + DC")[2] if " + DC" in method else "")
@@ -132,12 +132,12 @@ def same_consistency(name: str) -> Callable[[str], str]:
 
 
 def cost_table(rows: Iterable[Row], seconds: bool = True) -> str:
-    """Parameters, multiply-adds and, if asked for, seconds of each network."""
-    header = ["network", "scale", "parameters", "products and convolutions, G", "scan, G", "patch search, G"]
+    """Parameters, multiply-adds and optionally seconds of each network."""
+    header = ["network", "scale", "parameters", "matmul and convolution, G", "scan, G", "patch search, G"]
     cells = [
         (
             row["method"],
-            f"x{row['scale']}",
+            f"{row['scale']}x",
             f"{row['parameters']:,}",
             *(f"{row[kind] / 1e9:.2f}" for kind in ("products_and_convolutions", "scan", "patch_search")),
             *([f"{row['seconds']:.2f}"] if seconds else []),
@@ -166,8 +166,8 @@ def summary_table(results: Results) -> str:
 
 
 def ablation_table(results: Results) -> str:
-    """Parameters, multiply-adds, figures and paired difference to the last method, for each method and modality."""
-    header = ["row", "parameters", "products and convolutions, G", "scan, G", "patch search, G"]
+    """Parameters, multiply-adds, metrics and paired difference from the last method, per method and modality."""
+    header = ["row", "parameters", "matmul and convolution, G", "scan, G", "patch search, G"]
     header += [f"{g} {what}" for g in results.modalities for what in ("PSNR, dB", "SSIM", "difference, dB")]
     rows, last = [], results.methods[-1]
     for method in results.methods:

@@ -1,7 +1,7 @@
-"""Lets a torchvision built for CUDA be imported beside a torch without CUDA (Python reads this file at its start).
+"""Make a torchvision built for CUDA importable with a torch without CUDA (Python runs this file at startup).
 
-Package registries give torchvision for CUDA only. Its import then ends with "operator torchvision::nms does not
-exist", although MONAI Label needs nothing of it but names. Here the operator is declared, without code behind it.
+Package registries only have torchvision for CUDA. Importing it fails with "operator torchvision::nms does not exist",
+although MONAI Label only needs its names. This file declares the operator without an implementation.
 """
 
 from importlib import metadata

@@ -1,1 +1,1 @@
-"""What only a release needs: the gate of the model zoo, and exported models."""
+"""Release tools: the checks of the model zoo, and exported models."""

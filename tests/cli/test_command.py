@@ -105,7 +105,7 @@ def test_rows_10_and_11_nan_and_inf_become_zero_on_request_and_it_is_recorded(tm
     assert command(source, tmp_path / "y.nii").exit_code == 1
     assert command(source, tmp_path / "y.nii", "--nonfinite", "zero").exit_code == 0
     assert np.isfinite(nib.load(tmp_path / "y.nii").get_fdata()).all()
-    assert "1 NaN and 1 infinite voxels of 360 are set to zero" in record_of(tmp_path / "y.json")["Warnings"]
+    assert "1 NaN and 1 infinite voxels of 360 set to zero" in record_of(tmp_path / "y.json")["Warnings"]
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "float64"])
@@ -128,7 +128,7 @@ def test_row_73_integers_that_would_overflow_get_another_slope_and_never_wrap(se
     same, full = nib.load(tmp_path / "y.nii"), nib.load(tmp_path / "z.nii")
     assert same.get_data_dtype() == np.uint8 and full.get_fdata().max() > 255
     np.testing.assert_allclose(same.get_fdata(), full.get_fdata(), atol=0.51 * same.dataobj.slope)
-    assert any("do not fit the scaling of the source" in text for text in record_of(tmp_path / "y.json")["Warnings"])
+    assert any("do not fit the source's scaling" in text for text in record_of(tmp_path / "y.json")["Warnings"])
 
 
 def test_data_consistency_can_be_turned_down(one: Path, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_two_runs_do_not_share_an_output_folder(one: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     with FileLock(tmp_path / "out" / LOCK):
         done = command(tmp_path / "in", tmp_path / "out")
-    assert done.exit_code == 2 and "another run writes there" in done.stderr
+    assert done.exit_code == 2 and "another run is writing there" in done.stderr
     assert command(tmp_path / "in", tmp_path / "out").exit_code == 0
 
 
@@ -296,7 +296,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("in", "out", "--device", "abacus"), "no device 'abacus'"),
         (("in", "out", "--scale", "8"), "no weights of iconet_small 8x"),
         (("in", "out", "--weights", "notes.txt"), "not a file of plain tensors"),
-        (("in", "out", "--log-json", "notes.txt"), "is no log of JSON lines"),
+        (("in", "out", "--log-json", "notes.txt"), "is not a log of JSON lines"),
         (("in", "out", "--log-json", "notes.txt/log"), "the log cannot be written"),
         (("in", "out.nii", "--to", "dicom"), "but --to dicom"),
     ],
@@ -315,7 +315,7 @@ def test_wrong_use_is_one_line_and_status_2(arguments, message, one: Path, tmp_p
 
 def test_nifti_does_not_become_dicom(one: Path, tmp_path: Path) -> None:
     done = command(tmp_path / "in", tmp_path / "out", "--to", "dicom")
-    assert done.exit_code == 1 and "names no patient and no study" in done.stderr
+    assert done.exit_code == 1 and "has no patient and no study" in done.stderr
 
 
 def test_help_teaches_by_examples_and_names_the_exit_codes() -> None:

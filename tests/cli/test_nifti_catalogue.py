@@ -60,7 +60,7 @@ READ = {row: Case(name, content, warning=warning) for row, (name, content, warni
     "row 13 constant": plain(np.full(SHAPE, 3, "int16"), "value 3"),
     "row 14 all zero": plain(np.zeros(SHAPE, "int16"), "all voxels are zero"),
     "row 18 negative slope": Case("a.nii", patched(image_bytes(), **SLOPE_2), voxels() * -2.0 + 7),
-    "row 22 no forms": Case("a.nii", image_bytes(codes=(0, 0)), affine=CENTRED, warning="no sform and no qform"),
+    "row 22 no forms": Case("a.nii", image_bytes(codes=(0, 0)), affine=CENTRED, warning="neither sform nor qform"),
     "row 34 forms in conflict": Case(
         "a.nii",
         patched(image_bytes(), srow_x=("4f", (2, 0, 0, -5))),

@@ -209,7 +209,7 @@ def test_other_runs_are_kept_out(at_work, comes, folder: Path, monkeypatch) -> N
     with FileLock(folder / "out" / (LOCK if count == 1 else f".iconet-sr.{'0' * 16}.{rank}-of-{count}.lock")):
         with as_process(*comes):
             done = command(folder / "in", folder / "out")
-        assert done.exit_code == 2 and "another run writes there" in done.stderr
+        assert done.exit_code == 2 and "another run is writing there" in done.stderr
     with as_process(*comes):
         assert command(folder / "in", folder / "out").exit_code == 0
 
@@ -272,7 +272,7 @@ def test_a_file_system_without_locks_is_warned_of_once_and_used(number: int, fol
                 done = command(folder / "in", out)
             assert done.exit_code == 0, done.stderr
             said += done.stderr
-        assert said.count("a file system without locks") == 1
+        assert said.count("the file system has no locks") == 1
         assert len(rows(out)) == len(NAMES)
         assert hidden(out) == {unfinished.name}  # nobody knows whose it is
 

@@ -132,7 +132,7 @@ def test_a_table_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         pytest.param(["a.nii,s1,val"], "no row has the split 'train'", id="empty split"),
         pytest.param([], "no row has the split 'train'", id="no rows"),
         pytest.param(["a.nii,s1,training"], "line 2 has the split 'training'", id="unknown split"),
-        pytest.param(["a.nii,,train"], "line 2 lacks a file or a subject", id="no subject"),
+        pytest.param(["a.nii,,train"], "line 2 has no file or no subject", id="no subject"),
         pytest.param(["a.nii"], "line 2 lacks", id="short row"),
     ],
 )

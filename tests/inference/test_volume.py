@@ -125,12 +125,12 @@ def test_row_71_batches_shrink_until_they_fit_and_it_is_said(error):
     result = super_resolve(voxels(), np.eye(4), network, 2, walker)
     np.testing.assert_allclose(result.voxels, resolved(voxels(), ZeroFill()).voxels)
     assert network.batches[:2] == [4, 2] and set(network.batches[2:]) == {1}
-    assert result.notes[-1] == "memory was short: 1 slices at a time from here on"
+    assert result.notes[-1] == "memory was short: 1 slices at a time from now on"
     assert walker.slice_batch == 1 and super_resolve(voxels(), np.eye(4), network, 2, walker).notes == ()
 
 
 def test_row_71_a_slice_that_does_not_fit_is_an_error_that_says_so():
-    with pytest.raises(MemoryError, match="not even one slice"):
+    with pytest.raises(MemoryError, match="not even a single slice"):
         resolved(voxels(), ZeroFill(0))
 
 

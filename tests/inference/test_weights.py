@@ -89,8 +89,8 @@ def test_row_113_a_file_that_is_not_the_listed_one_is_refused(tmp_path):
             r"weight is \(4, 1, 3, 3\), expected \(2, 1, 3, 3\)",
         ),
         ({"weight": torch.ones(2, 1, 3, 3), "bias": torch.zeros(2), "more": torch.zeros(1)}, "more is not part of it"),
-        ({"epoch": 3}, "something else than named tensors"),
-        ([torch.zeros(2)], "something else than named tensors"),
+        ({"epoch": 3}, "something other than named tensors"),
+        ([torch.zeros(2)], "something other than named tensors"),
     ],
 )
 def test_row_114_weights_of_another_network_are_refused_whole(state, message, tmp_path):

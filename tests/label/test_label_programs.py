@@ -91,7 +91,7 @@ def test_sharp_files_and_ids_are_stored_as_their_own_labels_and_trained_on(clien
     ("files", "labels", "words"),
     [
         (["a/scan.nii.gz", "b/scan.nii"], {}, "two of the images have the name 'scan'"),
-        (["a/new.nii.gz", "b/study.nii.gz"], {}, "another 'study' is on the server already; give its id, or rename"),
+        (["a/new.nii.gz", "b/study.nii.gz"], {}, "another 'study' is already on the server; give its id, or rename"),
         (["a/new.nii.gz", "study"], {"study": b"drawn"}, "'study' has a label on the server that would be lost"),
     ],
 )
@@ -124,7 +124,7 @@ def test_another_server_on_the_port_is_told_in_one_line(content, status, client)
     server.request = lambda *_, **__: answer(content, status)
     done = client(server, "list")
     assert done.exit_code == 1
-    assert ("is no MONAI Label server" if status == 200 else "refused /info/: 404") in done.output
+    assert ("is not a MONAI Label server" if status == 200 else "refused /info/: 404") in done.output
     assert len(done.output.splitlines()) == 1
 
 
@@ -157,7 +157,7 @@ def test_a_changed_bundle_is_kept_and_named_at_the_start(starter, tmp_path, caps
         starter.prepare(work)
         assert (folder / name).read_bytes() == before
         told = capsys.readouterr().out
-        assert told.startswith(f"kept, and served as it is: {folder}: ")
+        assert told.startswith(f"kept and served unchanged: {folder}: ")
         assert len(told.splitlines()) == 1
 
 

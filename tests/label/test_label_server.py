@@ -219,7 +219,7 @@ def test_training_does_not_replace_a_study_of_the_same_name(server, volumes, tmp
     shutil.copyfile(volumes / "sharp.nii.gz", tmp_path / "first.nii.gz")
     done = server.client("train", "iconet_x2", tmp_path / "first.nii.gz")
     assert done.returncode == 1
-    assert "another 'first' is on the server already" in done.stderr
+    assert "another 'first' is already on the server" in done.stderr
     assert (volumes / "studies/first.nii.gz").read_bytes() == study
 
 

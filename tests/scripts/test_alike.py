@@ -1,4 +1,4 @@
-"""Networks trained alike: the same patches for each, stopped at the right update, never trained twice."""
+"""Matched training: the same patches for each, stopped at the right update, never trained twice."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_t2net_is_trained_with_the_weight_of_its_paper(trainings):
 
 def test_the_page_tells_both_budgets(trainings, tmp_path):
     record = json.loads(json.dumps(trainings("a").train("fmisr", BUDGET)))
-    assert budget_rows([record], UPDATES)[0][:5] == ["fmisr", "x2", "2 of 16x16", f"{record['learning_rate']:g}", "3"]
+    assert budget_rows([record], UPDATES)[0][:5] == ["fmisr", "2x", "2 of 16x16", f"{record['learning_rate']:g}", "3"]
     for kind in (UPDATES, COMPUTE):
         folder = tmp_path / "results" / kind
         folder.mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_the_page_tells_both_budgets(trainings, tmp_path):
         write_rows(folder / "compare_x2.csv", rows)
     text = page(tmp_path / "results", "results")
     assert "equal updates" in text and "equal compute" in text
-    assert text.count("| fmisr | x2 | 2 of 16x16 |") == 2 and text.count("| FMISR | -0.50 | -0.50 |") == 2
+    assert text.count("| fmisr | 2x | 2 of 16x16 |") == 2 and text.count("| FMISR | -0.50 | -0.50 |") == 2
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_one_command_trains_and_another_makes_the_tables(training_folder, tmp_pa
     kept = ["--models_dir", str(runs / UPDATES), "--image_skip", "fourier", "--records", str(runs)]
     run("compare.py", "--scales", "2", *kept, "--every", "2", "--device", "cpu", "--output_dir", str(out))
     text = page(tmp_path / "out", "out")
-    assert "equal updates" in text and "| VDSR + DC |" in text and "| vdsr | x2 | 2 of 16x16 |" in text
+    assert "equal updates" in text and "| VDSR + DC |" in text and "| vdsr | 2x | 2 of 16x16 |" in text
 
 
 def test_one_slice_in_so_many_is_the_same_slice_of_the_volume(training_folder):

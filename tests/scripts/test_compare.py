@@ -366,9 +366,9 @@ def test_the_pages_are_made_of_the_files_and_put_into_the_readme(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert text == page(folder, "results")
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## x2, truncation",
-        "## x4, truncation",
-        "## x2, lines",
+        "## 2x, truncation",
+        "## 4x, truncation",
+        "## 2x, lines",
     ]
     readme.write_text("no marks")
     with pytest.raises(ValueError, match="no block"):

@@ -222,7 +222,7 @@ def test_another_seed_needs_a_split_file(training_folder, bundle_root):
     environment = {**os.environ, "PYTHONPATH": str(bundle_root)}
     command += ["--dataset_dir", str(training_folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "--seed 1: would draw other subjects" in done.stderr
+    assert done.returncode == 1 and "--seed 1: would also change the validation subjects" in done.stderr
 
 
 def test_options_that_every_row_sets_are_an_error(trainings, tmp_path, bundle_root):
@@ -237,7 +237,7 @@ def test_a_run_with_other_options_is_left_alone(trainings, tmp_path, bundle_root
     with pytest.raises(ExperimentError, match="other options"):
         train(row, tmp_path, {"epochs": "3"}, bundle_root)
     (tmp_path / "reconstruction-False").mkdir()
-    with pytest.raises(ExperimentError, match="no training of an ablation"):
+    with pytest.raises(ExperimentError, match="not an ablation training"):
         train(table_experiments(4, bundle_root)[0], tmp_path, {}, bundle_root)
     assert len(trainings[0]) == 1
 

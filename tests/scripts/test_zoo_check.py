@@ -270,7 +270,7 @@ def test_an_experiment_with_an_option_that_nothing_uses_fails(folder):
     assert judge(check(built.experiments), folder).status == "PASS"
     put(folder, "configs/experiments/table4_9_new.yaml", "run_name: new\nfusoin: false\n")
     verdict = judge(check(built.experiments), folder)
-    assert verdict.reasons == ("table4_9_new.yaml: fusoin is used by nothing",)
+    assert verdict.reasons == ("table4_9_new.yaml: nothing uses fusoin",)
 
 
 def test_the_citation_is_complete(bundle_root):
@@ -285,7 +285,7 @@ def test_a_folder_that_is_no_bundle_is_told_in_one_line(bundle_root, tmp_path):
     done = subprocess.run(
         [sys.executable, str(bundle_root / "scripts/zoo_check.py"), str(tmp_path)], capture_output=True, text=True
     )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "no bundle of this project" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "not a bundle of this project" in done.stderr
 
 
 @pytest.mark.slow

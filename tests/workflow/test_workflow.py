@@ -77,7 +77,7 @@ def test_every_plain_value_of_a_config_is_the_default_of_a_declared_option(name,
 
 
 def test_a_former_name_is_answered_with_the_name_of_today():
-    assert wrong_options({"nan": "zero"}) == ["--nan is called --nonfinite now"]
+    assert wrong_options({"nan": "zero"}) == ["--nan is now called --nonfinite"]
 
 
 @pytest.mark.parametrize(

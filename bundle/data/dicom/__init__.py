@@ -1,1 +1,1 @@
-"""DICOM series: found, read, and written as derived series."""
+"""DICOM series: find, read, and write as derived series."""

@@ -1,6 +1,6 @@
-"""Attributes of a derived DICOM image: what is new, what is kept, what would be wrong and goes.
+"""Attributes of a derived DICOM image: which are new, which are kept, and which are removed as no longer true.
 
-PS3.3 C.7.6.1 (General Image), C.7.5.2 (contributing equipment); codes of PS3.16. What is not named here is kept:
+PS3.3 C.7.6.1 (General Image), C.7.5.2 (contributing equipment); codes of PS3.16. Attributes not named here are kept:
 patient, study, frame of reference, orientation, acquisition, radiopharmaceutical, windows.
 """
 
@@ -28,8 +28,8 @@ _KEPT_PRIVATE = {
     ("GEMS_PARM_01", 0x0043): (0x39,),  # b-value
     ("Philips Imaging DD 001", 0x2001): (0x03,),  # b-value
 }
-"""(creator, group): element offsets without which values lose their meaning. Other private attributes go: they
-describe the old matrix, and nobody can tell which do not."""
+"""(creator, group): offsets of elements without which values lose their meaning. Other private attributes are removed:
+they may describe the old matrix, and there is no way to tell which do."""
 
 _REMOVED = (
     *("IconImageSequence", "GraphicAnnotationSequence", "DigitalSignaturesSequence", "MACParametersSequence"),
@@ -42,20 +42,20 @@ _REMOVED = (
 )
 
 _LOSSY = {"1.2.840.10008.1.2.4.50": "ISO_10918_1", "1.2.840.10008.1.2.4.51": "ISO_10918_1"}
-"""Transfer syntaxes that are always lossy, with their LossyImageCompressionMethod."""
+"""Transfer syntaxes that are always lossy, and their LossyImageCompressionMethod."""
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """What made a derived series; all its instances share it.
+    """How a derived series was made; shared by all its instances.
 
     Attributes:
-        scale: factor in the plane.
+        scale: in-plane factor.
         version: of this software.
         weights: sha256 of the weights, "" if not given.
-        settings: JSON text of what else decides the voxels.
+        settings: JSON text of all other settings that affect the voxels.
         created: time of creation.
-        series: label of the source volume, which sets apart the volumes of one source series.
+        series: label of the source volume, to tell the volumes of one source series apart.
     """
 
     scale: int
@@ -66,7 +66,7 @@ class Derivation:
     series: str
 
     def uid(self, *source: object) -> str:
-        """A UID (PS3.5 B.2) that is the same for the same source, weights and settings."""
+        """A UID (PS3.5 B.2) determined by source, weights and settings."""
         parts = [self.series, self.scale, self.version, self.weights, self.settings, *map(str, source)]
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([NAME, *parts])).int}"
 
@@ -80,7 +80,7 @@ class Derivation:
 
 
 def derivation_from(provenance: Mapping[str, Any], scale: int, label: str, version: str, now: datetime) -> Derivation:
-    """Pick the keys of a provenance record that decide the voxels: "version", "weights_sha256", "settings"."""
+    """Pick the keys of a provenance record that affect the voxels: "version", "weights_sha256", "settings"."""
     return Derivation(
         scale=scale,
         version=str(provenance.get("version", version)),
@@ -92,10 +92,10 @@ def derivation_from(provenance: Mapping[str, Any], scale: int, label: str, versi
 
 
 def derive_instance(dataset: Dataset, image: Image, derivation: Derivation, instance_number: int) -> None:
-    """Make a source data set, without pixels, that of a derived instance; matrix, place and values are still to come.
+    """Turn a source data set, without pixels, into a derived instance; matrix, position and values are set later.
 
     Raises:
-        Exception: pydicom meets an attribute that it cannot convert.
+        Exception: pydicom cannot convert an attribute.
     """
     _remove_stale(dataset)
     dataset.SOPInstanceUID = derivation.uid("instance", image.uid, instance_number)
@@ -131,7 +131,7 @@ def resampling_code() -> Dataset:
 
 
 def set_pixels(dataset: Dataset, encoding: Encoding, rows: int, columns: int, pixels: bytes) -> None:
-    """Matrix, kind of integer and pixels."""
+    """Set matrix, integer type and pixels."""
     from pydicom.dataelem import DataElement
 
     dataset.Rows, dataset.Columns = rows, columns
@@ -150,7 +150,7 @@ def decimal_text(value: float) -> str:
 
 
 def values_of(dataset: Dataset, name: str) -> list:
-    """The values of an attribute; pydicom gives a single one as itself. Empty where there is none."""
+    """The values of an attribute as a list (pydicom returns a single value bare); empty if there are none."""
     value = dataset.get(name)
     if value is None or value == "":
         return []
@@ -172,7 +172,7 @@ def _remove_stale(dataset: Dataset) -> None:
 
 
 def nested_items(dataset: Dataset) -> Iterator[Dataset]:
-    """Every item of every sequence below a data set. Only sequences are parsed: other values stay as they were read."""
+    """Every item of every sequence below a data set. Only sequences are parsed; other values stay as read."""
     from pydicom.datadict import dictionary_has_tag, dictionary_VR
 
     for tag in list(dataset.keys()):
@@ -183,7 +183,7 @@ def nested_items(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def _kept_private(dataset: Dataset) -> set[int]:
-    """Tags of the private attributes to keep, with those of their creators."""
+    """Tags of the private attributes to keep, and of their creators."""
     kept: set[int] = set()
     for (creator, group), offsets in _KEPT_PRIVATE.items():
         for block in range(0x10, 0x100):
@@ -207,7 +207,7 @@ def _describe(dataset: Dataset, derivation: Derivation) -> None:
 
 
 def _describe_classic(dataset: Dataset, image: Image, derivation: Derivation) -> None:
-    # C.7.6.1.1.2: made after the examination; a PET image may only be PRIMARY (C.8.9.4.1.3).
+    # C.7.6.1.1.2: SECONDARY, made after the examination; a PET image may only be PRIMARY (C.8.9.4.1.3).
     dataset.ImageType = [
         "DERIVED",
         "PRIMARY" if image.modality == "PT" else "SECONDARY",
@@ -233,14 +233,14 @@ def _equipment(derivation: Derivation) -> Dataset:
 
 
 def _keep_lossy(dataset: Dataset, image: Image) -> None:
-    """Once lossy, always marked so (PS3.3 C.7.6.1.1.5), also where only the transfer syntax tells."""
+    """Once lossy, always marked lossy (PS3.3 C.7.6.1.1.5), even if only the transfer syntax shows it."""
     if image.transfer_syntax in _LOSSY and dataset.get("LossyImageCompression") != "01":
         dataset.LossyImageCompression = "01"
         dataset.LossyImageCompressionMethod = _LOSSY[image.transfer_syntax]
 
 
 def _set_sign(dataset: Dataset, encoding: Encoding) -> None:
-    """Give attributes whose type follows PixelRepresentation (US or SS) the one that is written."""
+    """Set the VR of attributes that follow PixelRepresentation (US or SS) to match what is written."""
     vr, (low, high) = ("SS", (-32768, 32767)) if encoding.signed else ("US", (0, 65535))
     for item in nested_items(dataset):
         for name in ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped"):

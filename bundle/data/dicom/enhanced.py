@@ -1,4 +1,4 @@
-"""Derived multi-frame objects: what the functional groups of an enhanced image must say (PS3.3 C.7.6.16)."""
+"""Derived multi-frame objects: the functional groups of an enhanced image (PS3.3 C.7.6.16)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _PULSE_SEQUENCE = (
     *("GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering", "SegmentedKSpaceTraversal"),
     *("CoverageOfKSpace", "NumberOfKSpaceTrajectories"),
 )
-"""The MR Pulse Sequence module (PS3.3 C.8.13.4) may only be there in an image that is ORIGINAL or MIXED."""
+"""Attributes of the MR Pulse Sequence module (PS3.3 C.8.13.4), allowed only in ORIGINAL or MIXED images."""
 
 
 def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], derivation: Derivation) -> None:
-    """Keep the named frames of an enhanced image, in this order, and make their functional groups derived ones.
+    """Keep the given frames of an enhanced image, in this order, and mark their functional groups as derived.
 
     Args:
-        dataset: that of the derived instance (`derive_instance`).
+        dataset: of the derived instance (`derive_instance`).
         image: the source.
         indices: frames of the source.
-        derivation: what made it.
+        derivation: how it was made.
     """
     from pydicom.dataset import Dataset
 
@@ -69,7 +69,7 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
 
 
 def set_scaling(dataset: Dataset, slopes: Sequence[float], intercepts: Sequence[float]) -> None:
-    """Give each frame a linear scaling of its own in place of what the source had."""
+    """Give each frame its own linear scaling, replacing the source's."""
     from pydicom.dataset import Dataset
 
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -96,13 +96,13 @@ def _divide_spacing(group: Dataset, scale: int) -> None:
 
 
 def _derived_type(source: Sequence[str]) -> list[str]:
-    """Values 2 and 3 are kept; value 4, derived pixel contrast, is RESAMPLED where there was none (C.8.16.1)."""
+    """Keep values 2 and 3; set value 4, derived pixel contrast, to RESAMPLED if it was NONE (C.8.16.1)."""
     values = [*source, *("ORIGINAL", "PRIMARY", "VOLUME", "NONE")[len(source) :]]
     return ["DERIVED", *values[1:3], "RESAMPLED" if values[3] == "NONE" else values[3], *values[4:]]
 
 
 def _renumber(frames: Sequence[Dataset]) -> None:
-    """Dimension indices count from 1 without gaps, also when frames were left out."""
+    """Renumber dimension indices from 1 without gaps, even if frames were left out."""
     contents = [content for group in frames for content in group.get("FrameContentSequence") or ()]
     indices = [values_of(content, "DimensionIndexValues") for content in contents]
     if len({len(values) for values in indices}) != 1:
@@ -114,7 +114,7 @@ def _renumber(frames: Sequence[Dataset]) -> None:
 
 
 def _evidence(image: Image) -> Dataset:
-    """The source in the study > series > instance form that SourceImageSequence requires in multi-frame objects."""
+    """The source as study > series > instance, as SourceImageSequence requires in multi-frame objects."""
     from pydicom.dataset import Dataset
 
     instance, series, study = Dataset(), Dataset(), Dataset()

@@ -1,6 +1,6 @@
-"""Finding DICOM series: every file below a folder, grouped into volumes by what its header says.
+"""Finding DICOM series: every file below a folder, grouped into volumes by its header.
 
-pydicom is needed as soon as a DICOM file is met, not to import this module.
+pydicom is needed only when a DICOM file is found, not to import this module.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _UNKNOWN = ("", "", "")
 
 
 class SeriesFound(NamedTuple):
-    """What `find_series` finds.
+    """The result of `find_series`.
 
     Attributes:
-        series: sorted by the path of the first file; empty where there is no DICOM image of MR, CT or PET.
-        left_out: one line for each kind of file that is none: how many there are, and the name of the first.
+        series: sorted by the path of the first file; empty if there is no DICOM image of MR, CT or PET.
+        left_out: one line for each kind of other file: how many there are, and the name of the first.
     """
 
     series: list[DicomSeries]
@@ -38,17 +38,17 @@ class SeriesFound(NamedTuple):
 def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFound:
     """Every MR, CT and PET volume in a DICOM file or below a folder.
 
-    Headers are read, pixels are not. A series that holds several volumes (echoes, time points, b-values, the planes
-    of a localizer) gives one result for each. Files that are no images of these modalities (reports, presentation
-    states, secondary captures, DICOMDIR, anything else) are left out. A DICOM file too damaged to tell its series
-    comes back as a series of its own that fails when it is read, so that it is not lost from sight.
+    Only headers are read, not pixels. A series that holds several volumes (echoes, time points, b-values, the planes
+    of a localizer) is split into them. Files that are not images of these modalities (reports, presentation states,
+    secondary captures, DICOMDIR, anything else) are left out. A DICOM file too damaged to identify its series becomes
+    a series of its own that fails when it is read, so that it does not go unnoticed.
 
     Args:
-        root: a folder, or one file (then that file alone is looked at).
-        files: the files to look at, where those below the folder are already listed or some are to be left out.
+        root: a folder, or a single file.
+        files: the files to examine, if those below the folder are already listed or some are to be left out.
 
     Raises:
-        VolumeError: no such file or folder, a file that is no DICOM image, or pydicom is missing.
+        VolumeError: no such file or folder, a file that is not a DICOM image, or pydicom is missing.
     """
     start = Path(root)
     if not start.exists():
@@ -70,7 +70,7 @@ def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFo
 
 
 def _sort_in(path: Path, groups: dict[Hashable, list[Frame | Broken]], left_out: dict[str, list[Path]]) -> None:
-    """Put the slices of a file to those of the same series, or the file to what is left out."""
+    """Add the slices of a file to their series, or the file to those left out."""
     content: list[Frame] | Skipped | Broken | None
     try:
         if starts_as_dicom(path) is False:
@@ -96,5 +96,5 @@ def _sort_in(path: Path, groups: dict[Hashable, list[Frame | Broken]], left_out:
     else:
         image = content[0].image
         identity = (image.study, image.series, image.patient)
-        # Where an anonymiser blanked the series, its number and its folder stand in for it.
+        # If an anonymiser blanked the series UID, its number and folder identify it.
         groups[identity if image.series else (*identity, image.series_number, path.parent)].extend(content)

@@ -1,4 +1,4 @@
-"""What is known of a slice of a DICOM series: plain values, nothing of which names the patient."""
+"""A slice of a DICOM series as plain values, none of which identifies the patient."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ ENHANCED = {
     **{_STORAGE + "130": "PT", _STORAGE + "128.1": "PT"},
 }
 MODALITIES = {**CLASSIC, **ENHANCED}
-"""SOP classes that are read, with the modality each stands for (names in PS3.4 B.5)."""
+"""Supported SOP classes and their modality (names in PS3.4 B.5)."""
 
 CONTRASTS = ("EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID", "Laterality", "ImageLaterality")
-"""Attributes that set volumes of one series apart wherever they differ."""
+"""Attributes that separate the volumes of one series wherever they differ."""
 
 PHASES = (
     *("TemporalPositionIdentifier", "TemporalPositionIndex", "ImageType", "FrameType", "ComplexImageComponent"),
     *("EchoNumbers", "DiffusionGradientOrientation", "AcquisitionNumber", "TriggerTime", "FrameReferenceTime"),
     *("NominalCardiacTriggerDelayTime", "InversionTime", "FlipAngle", "KVP", "ConvolutionKernel"),
 )
-"""Attributes that may differ from slice to slice of one volume; they separate slices that share a place."""
+"""Attributes that may differ between slices of one volume; they separate slices at the same position."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """What holds for a whole file. `patient` is a hash; UIDs are "" where blank; `padding` is in stored values."""
+    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank; `padding` is in stored values."""
 
     path: Path
     uid: str
@@ -58,17 +58,17 @@ class Image:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One slice: its place (LPS, mm), its scaling, and what sets it apart from others.
+    """One slice: its position (LPS, mm), its scaling, and what distinguishes it from others.
 
     Attributes:
-        image: the file it is in.
+        image: the file that holds it.
         index: its number in that file, from 0.
         position: centre of its first voxel.
         orientation: direction of increasing column index, then of increasing row index.
         spacing: between rows, between columns (the order of PixelSpacing).
-        thickness, step: SliceThickness and SpacingBetweenSlices where given.
-        slope, intercept: value = slope * stored + intercept; `rescaled` tells whether the file has them.
-        contrasts, phases: values of CONTRASTS and PHASES, None where absent.
+        thickness, step: SliceThickness and SpacingBetweenSlices, if given.
+        slope, intercept: value = slope * stored + intercept; `rescaled`: whether the file has them.
+        contrasts, phases: values of CONTRASTS and PHASES, None if absent.
     """
 
     image: Image
@@ -91,7 +91,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A DICOM file that is not an image of a modality that is read; `reason` groups such files in the log."""
+    """A DICOM file that is not an image of a supported modality; `reason` groups such files in the log."""
 
     path: Path
     reason: str
@@ -99,7 +99,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """A DICOM file that belongs to a series but cannot be used; `series` is what is known of its identity."""
+    """A DICOM file that belongs to a series but cannot be used; `series` is what is known about its identity."""
 
     path: Path
     series: tuple[str, str, str]

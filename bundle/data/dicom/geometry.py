@@ -1,7 +1,7 @@
 """Where the slices of a DICOM series lie: order, gaps, duplicates, tilt, and the affine of the volume.
 
-Everything follows from ImagePositionPatient and ImageOrientationPatient (PS3.3 C.7.6.2); InstanceNumber,
-SliceLocation and SpacingBetweenSlices do not decide anything. DICOM's world is LPS, the affine here is RAS.
+Everything follows from ImagePositionPatient and ImageOrientationPatient (PS3.3 C.7.6.2); InstanceNumber, SliceLocation
+and SpacingBetweenSlices are not used for it. DICOM's world frame is LPS, the affine here is RAS.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ SAME_PLACE_MM = 1e-3
 """Slices closer than this are duplicates."""
 
 UNEVEN, NOTED = 0.1, 0.01
-"""Distance of a slice from its place on an even grid, as part of the step: an error beyond, a warning beyond."""
+"""Deviation of a slice from an even grid, as a fraction of the step: above the first an error, the second a warning."""
 
 TILT_DEGREES = 0.1
-"""A stack that leans further than this against its slices is tilted (rounded positions lean a little)."""
+"""A stack that leans by more than this relative to its slices is tilted (rounded positions lean a little)."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -34,8 +34,8 @@ class Stack:
     Attributes:
         frames: one per slice.
         affine: float64 (4, 4), index (column, row, slice) to RAS, mm.
-        regular: False if gaps or uneven steps were allowed: the affine then holds within each slice and on average.
-        warnings: what was doubtful.
+        regular: False if gaps or uneven steps were allowed: the affine is then exact only within a slice.
+        warnings: doubts about the geometry.
     """
 
     frames: tuple[Frame, ...]
@@ -45,10 +45,10 @@ class Stack:
 
 
 def sort_by_position(where: str, frames: Sequence[Frame]) -> list[Frame]:
-    """The frames in the order of their place along the slice normal.
+    """The frames sorted by position along the slice normal.
 
     Raises:
-        VolumeError: a frame without usable place, orientation or pixel spacing, or frames of several of these.
+        VolumeError: a frame has no usable position, orientation or pixel spacing, or they differ between frames.
     """
     for frame in frames:
         _check_place(frame)
@@ -64,7 +64,7 @@ def sort_by_position(where: str, frames: Sequence[Frame]) -> list[Frame]:
 
 
 def duplicates(frames: Sequence[Frame]) -> list[list[Frame]]:
-    """Runs of frames of a sorted stack that share their place."""
+    """Runs of frames at the same position in a sorted stack."""
     runs: list[list[Frame]] = []
     for before, frame in pairwise(frames):
         if np.linalg.norm(_array(frame.position) - _array(before.position)) < SAME_PLACE_MM:
@@ -78,8 +78,8 @@ def stack_slices(where: str, frames: Sequence[Frame], allow_gap: bool) -> Stack:
     """The geometry of sorted slices without duplicates.
 
     Args:
-        where: what error messages name.
-        frames: as from `sort_by_position`.
+        where: path for error messages.
+        frames: from `sort_by_position`.
         allow_gap: accept missing slices and uneven steps, with a warning; each slice keeps its own position.
 
     Raises:
@@ -92,7 +92,7 @@ def stack_slices(where: str, frames: Sequence[Frame], allow_gap: bool) -> Stack:
     problem = None
     if len(frames) > 1:
         if np.diff(depths).min() < SAME_PLACE_MM:
-            fail(where, "two slices lie in one plane but not in one place", "give the slices of one stack")
+            fail(where, "two slices are in the same plane but at different positions", "give the slices of one stack")
         column = (positions[-1] - positions[0]) / (len(frames) - 1)
         problem = _unevenness(positions, depths, column, warnings)
         _check_step(frames, float(column @ normal), warnings)
@@ -102,9 +102,9 @@ def stack_slices(where: str, frames: Sequence[Frame], allow_gap: bool) -> Stack:
     else:
         column = normal * _single_thickness(first, warnings)
     if problem and not allow_gap:
-        fail(where, problem, "complete the series, or allow gaps: each slice is then treated in its own plane")
+        fail(where, problem, "complete the series, or allow gaps: each slice is then refined in its own plane")
     if problem:
-        warnings.append(f"{problem}; allowed, the affine holds within a slice only")
+        warnings.append(f"{problem}; gaps are allowed, so the affine holds only within a slice")
     affine = np.eye(4)
     rows, columns = _array(first.spacing)
     affine[:3, 0], affine[:3, 1] = _array(first.orientation)[:3] * columns, _array(first.orientation)[3:] * rows
@@ -119,7 +119,7 @@ def _check_place(frame: Frame) -> None:
         (frame.spacing, "PixelSpacing"),
     ):
         if value is None:
-            fail(frame.path, f"no {name}: where its voxels lie is unknown", "give the original images")
+            fail(frame.path, f"no {name}: the position of its voxels is unknown", "give the original images")
     if not all(1e-6 < size < 1e6 for size in frame.spacing or ()):
         fail(frame.path, f"PixelSpacing is {_pair(frame)}", "correct the header")
     row, column = _array(frame.orientation)[:3], _array(frame.orientation)[3:]
@@ -130,7 +130,7 @@ def _check_place(frame: Frame) -> None:
 
 
 def _unevenness(positions: np.ndarray, depths: np.ndarray, column: np.ndarray, warnings: list[str]) -> str | None:
-    """What keeps the slices from being an even stack, if anything; small deviations only warn."""
+    """Why the slices are not an evenly spaced stack, if so; small deviations only warn."""
     even = positions[0] + np.arange(len(positions))[:, None] * column
     deviation = float(np.linalg.norm(positions - even, axis=1).max())
     steps = np.diff(depths)
@@ -154,7 +154,7 @@ def _check_step(frames: Sequence[Frame], step: float, warnings: list[str]) -> No
     declared = frames[0].step
     if declared and abs(declared - step) > 0.01 * step + 0.01:
         warnings.append(
-            f"SpacingBetweenSlices is {declared:.4g} mm, but the positions are {step:.4g} mm apart; they count"
+            f"SpacingBetweenSlices is {declared:.4g} mm, but positions are {step:.4g} mm apart; these are used"
         )
 
 

@@ -1,4 +1,4 @@
-"""Headers of DICOM files: each slice as its attributes describe it, classic and multi-frame alike."""
+"""Headers of DICOM files: the slices of classic and multi-frame images in one form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_DEFLATED = 2 * 2**30
-"""Largest size of an inflated file (2 GiB): pydicom inflates without a limit of its own."""
+"""Limit on the size of an inflated file (2 GiB): pydicom itself has none."""
 
 _IDENTITY = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"),
@@ -38,7 +38,7 @@ _READ = [*_IDENTITY, *_MATRIX, *_PLACE, *_SCALING, *_VALUES, *_OTHER, *_FRAMES, 
 
 
 def starts_as_dicom(path: Path) -> bool | None:
-    """True with the DICM mark, None if the file may be a bare data set without it, else False.
+    """True if the DICM prefix is there, None if the file may be a bare data set without it, else False.
 
     Raises:
         OSError: the file cannot be read.
@@ -52,20 +52,20 @@ def starts_as_dicom(path: Path) -> bool | None:
 
 
 def read_dataset(path: Path, attributes: list[str] | None = None, pixels: bool = False) -> Dataset:
-    """The data set of a file, all of it or the named attributes; without the pixels unless asked for.
+    """The data set of a file, complete or only the named attributes; without pixels unless requested.
 
     Raises:
         VolumeError: the file cannot be parsed, or inflates beyond MAX_DEFLATED.
     """
     import pydicom
 
-    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+    with guarded(path, "the DICOM header is damaged", "get an intact copy of the file"):
         _check_deflated(path)
         return pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=attributes, force=True)  # type: ignore[arg-type]
 
 
 def transfer_syntax(dataset: Dataset) -> str:
-    """The declared transfer syntax, or for a bare data set the plain one that it was read with."""
+    """The declared transfer syntax, or for a bare data set the uncompressed one that it was read with."""
     if declared := _text(dataset.file_meta, "TransferSyntaxUID"):
         return declared
     implicit, little_endian = dataset.original_encoding
@@ -73,10 +73,10 @@ def transfer_syntax(dataset: Dataset) -> str:
 
 
 def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
-    """The slices of one file; None if it is no DICOM file after all.
+    """The slices of one file; None if it is not a DICOM file after all.
 
     Raises:
-        VolumeError: a DICOM file that does not tell to which series it belongs.
+        VolumeError: a DICOM file that does not say which series it belongs to.
     """
     marked = starts_as_dicom(path)
     if marked is False:
@@ -87,21 +87,21 @@ def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
         if marked is None:
             return None
         raise
-    with guarded(path, "the DICOM header is damaged", "get a sound copy of the file"):
+    with guarded(path, "the DICOM header is damaged", "get an intact copy of the file"):
         sop_class = _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
         if marked is None and not (sop_class in MODALITIES and "Rows" in dataset and "Columns" in dataset):
             return None
         if not sop_class:
-            fail(path, "a DICOM file without SOP class, cut short or damaged", "get a sound copy of the file")
+            fail(path, "a DICOM file without SOP class, truncated or damaged", "get an intact copy of the file")
         if sop_class not in MODALITIES and not _is_damaged_class(dataset, sop_class):
             return Skipped(path, _class_name(sop_class))
         identity = _identity(dataset)
         if not any(identity) and "Rows" not in dataset:
-            fail(path, "the DICOM header is cut short", "get a sound copy of the file")
+            fail(path, "the DICOM header is truncated", "get an intact copy of the file")
     try:
-        with guarded(path, "an attribute of the DICOM header is damaged", "get a sound copy of the file"):
+        with guarded(path, "an attribute of the DICOM header is damaged", "get an intact copy of the file"):
             if sop_class not in MODALITIES:
-                fail(path, "an image of an unknown SOP class", "get a sound copy of the file")
+                fail(path, "an image of an unknown SOP class", "get an intact copy of the file")
             image = _image(path, dataset, sop_class, identity)
             return list(_frames(image, dataset))
     except VolumeError as error:
@@ -109,12 +109,12 @@ def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
 
 
 def _check_deflated(path: Path) -> None:
-    """Refuse a deflated file that grows too large, before pydicom inflates it in one piece."""
+    """Refuse a deflated file that expands too far, before pydicom inflates it in one piece."""
     with open(path, "rb") as stream:
         head = stream.read(4096)
         if _DEFLATED not in head:
             return
-        # Preamble, mark and the group length element itself, then as many bytes as that element says.
+        # Preamble, prefix and the group length element itself, then as many bytes as that element says.
         stream.seek(144 + int.from_bytes(head[140:144], "little"))
         inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while piece := inflater.unconsumed_tail or stream.read(65536):
@@ -133,7 +133,7 @@ def _class_name(sop_class: str) -> str:
 
 
 def _is_damaged_class(dataset: Dataset, sop_class: str) -> bool:
-    """Whether a class that DICOM does not know should be one that is read; private objects have no matrix."""
+    """Whether an unknown SOP class is probably a damaged image class; private objects have no matrix."""
     from pydicom.uid import UID
 
     known = UID(sop_class).name != sop_class
@@ -141,7 +141,7 @@ def _is_damaged_class(dataset: Dataset, sop_class: str) -> bool:
 
 
 def _identity(dataset: Dataset) -> tuple[str, str, str]:
-    """(study UID, series UID, hash of the patient's identifier); "" where blank."""
+    """(study UID, series UID, hash of the patient ID); "" if blank."""
     patient = _text(dataset, "PatientID")
     return (
         _text(dataset, "StudyInstanceUID"),
@@ -154,9 +154,9 @@ def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, st
     _check_plain(path, dataset, sop_class)
     bits_allocated, bits_stored = _count(path, dataset, "BitsAllocated"), _count(path, dataset, "BitsStored")
     if bits_allocated not in (8, 16, 32) or bits_stored > bits_allocated:
-        fail(path, f"{bits_stored} bits stored in {bits_allocated} are not read", "convert the series")
+        fail(path, f"{bits_stored} bits stored in {bits_allocated} are not supported", "convert the series")
     if int(dataset.get("HighBit", bits_stored - 1)) != bits_stored - 1:
-        fail(path, "the high bit is not the last of the bits stored", "convert the series")
+        fail(path, "the high bit is not BitsStored - 1", "convert the series")
     return Image(
         path=path,
         uid=_text(dataset, "SOPInstanceUID"),
@@ -182,16 +182,16 @@ def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, st
 
 
 def _check_plain(path: Path, dataset: Dataset, sop_class: str) -> None:
-    """Refuse what has no single grey value per voxel, or several slices in one plane."""
+    """Refuse images without one grey value per voxel, and mosaics of several slices."""
     if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.get("PhotometricInterpretation") not in (
         "MONOCHROME1",
         "MONOCHROME2",
     ):
         fail(path, "colour or palette image", "give the grey-scale series it was made from")
     if sop_class in CLASSIC and int(dataset.get("NumberOfFrames") or 1) != 1:
-        fail(path, "several frames in a class of single slices", "give the series as one slice per file")
+        fail(path, "several frames in a single-frame SOP class", "give the series as one slice per file")
     if "MOSAIC" in (dataset.get("ImageType") or ()):
-        fail(path, "mosaic: all slices in one plane", "convert it to one slice per image, or to NIfTI with dcm2niix")
+        fail(path, "mosaic: all slices in one image", "convert it to one slice per image, or to NIfTI with dcm2niix")
     if "ModalityLUTSequence" in dataset:
         fail(path, "values are given by a look-up table (Modality LUT)", "convert the series to a linear scaling")
 
@@ -203,15 +203,15 @@ def _frames(image: Image, dataset: Dataset) -> Iterator[Frame]:
         return
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     if len(per_frame) != image.frames:
-        wrong = f"{image.frames} frames, but {len(per_frame)} of them described"
-        fail(image.path, wrong, "get a sound copy of the file")
+        wrong = f"{image.frames} frames, but only {len(per_frame)} of them are described"
+        fail(image.path, wrong, "get an intact copy of the file")
     general |= _values(_macros((dataset.get("SharedFunctionalGroupsSequence") or [None])[0]))
     for index, group in enumerate(per_frame):
         yield _frame(image, index, general | _values(_macros(group)))
 
 
 def _values(datasets: list[Dataset]) -> dict[str, Any]:
-    """What describes a frame in these data sets, by keyword; looking at each tag once is what makes this quick."""
+    """The attributes that describe a frame in these data sets, by keyword; visiting each tag once keeps this fast."""
     wanted = _frame_tags()
     return {wanted[tag]: dataset[tag].value for dataset in datasets for tag in dataset.keys() if tag in wanted}  # noqa: SIM118
 
@@ -224,7 +224,7 @@ def _frame_tags() -> dict[int, str]:
 
 
 def _macros(group: Dataset | None) -> list[Dataset]:
-    """The items of the functional groups of a frame, and one level below (gradient directions are there)."""
+    """The items of a frame's functional groups, and one level below (where gradient directions are)."""
     items: list[Dataset] = []
     for element in group or ():
         if element.VR == "SQ" and not element.tag.is_private and len(element.value) == 1:
@@ -278,12 +278,12 @@ def _whole(dataset: Dataset, name: str) -> int | None:
 def _count(path: Path, dataset: Dataset, name: str) -> int:
     value = int(dataset.get(name) or 0)
     if value < 1:
-        fail(path, f"{name} is missing or zero", "get a sound copy of the file")
+        fail(path, f"{name} is missing or zero", "get an intact copy of the file")
     return value
 
 
 def _numbers(path: Path, get: Callable[[str], Any], name: str, length: int) -> tuple[float, ...] | None:
-    """`length` finite numbers, or None where the attribute is absent or empty."""
+    """`length` finite numbers, or None if the attribute is absent or empty."""
     value = get(name)
     if value is None or value == "" or (hasattr(value, "__len__") and len(value) == 0):
         return None
@@ -294,7 +294,7 @@ def _numbers(path: Path, get: Callable[[str], Any], name: str, length: int) -> t
 
 
 def _comparable(value: Any) -> Any:
-    """A value that can be compared and hashed: numbers to 3 decimals (a time in ms to a microsecond), else text."""
+    """A comparable and hashable value: numbers rounded to 3 decimals (times in ms to a microsecond), else text."""
     if value is None or value == "":
         return None
     if hasattr(value, "__iter__") and not isinstance(value, str):
@@ -315,7 +315,7 @@ def _padding(dataset: Dataset) -> tuple[int, int] | None:
 
 
 def _acquired(dataset: Dataset) -> tuple[int, int] | None:
-    """(columns, rows) measured, by AcquisitionMatrix: frequency rows, columns, phase rows, columns; unused are 0."""
+    """Acquired (columns, rows) from AcquisitionMatrix: frequency rows, columns, phase rows, columns; unused are 0."""
     value = dataset.get("AcquisitionMatrix")
     if not value or len(value) != 4:
         return None

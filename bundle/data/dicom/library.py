@@ -1,4 +1,4 @@
-"""pydicom at arm's length: it may be absent, and on a damaged file it may raise or quote anything."""
+"""A guard around pydicom: it may be missing, and on a damaged file it may raise or quote anything."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bundle.data.errors import VolumeError, fail
 
 
 def require_pydicom(path: Path) -> None:
-    """Fail with the command that helps if pydicom is not installed."""
+    """Fail with the install command if pydicom is missing."""
     if importlib.util.find_spec("pydicom") is None:
         fail(path, "DICOM files need the package pydicom", 'install it with: pip install ".[dicom]"')
 
 
 @contextmanager
 def guarded(path: Path, doing: str, remedy: str, *, quote: bool = False, writing: bool = False) -> Iterator[None]:
-    """Make one VolumeError of whatever pydicom or a plug-in raises inside the block.
+    """Turn whatever pydicom or a plug-in raises inside the block into one VolumeError.
 
-    Damage shows up as almost any exception (struct.error, KeyError, RecursionError, zlib.error...), also when an
-    attribute is first looked at. Messages and warnings of pydicom may quote values of the header, the patient's
-    among them, so warnings are dropped and the text of an exception is only given where it is about pixels (`quote`).
-    What the disk refuses while `writing` is not the fault of `path` and passes as OSError.
+    Damage shows up as almost any exception (struct.error, KeyError, RecursionError, zlib.error...), even when an
+    attribute is first accessed. Messages and warnings of pydicom may quote header values, including the patient's, so
+    warnings are dropped and the text of an exception is only passed on if it is about pixels (`quote`).
+    Disk errors while `writing` are not the fault of `path` and pass as OSError.
     """
     logger = logging.getLogger("pydicom")
     disabled, logger.disabled = logger.disabled, True

@@ -1,4 +1,4 @@
-"""Pixels of DICOM files: decoded frame by frame, scaled in float64, MONOCHROME1 turned over."""
+"""Pixels of DICOM files: decoded frame by frame, scaled in float64, MONOCHROME1 inverted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from bundle.data.dicom.library import guarded
 from bundle.data.errors import fail
 
 MAX_SIDE = 16384
-"""Longest side of a slice; decoders allocate what the header asks for."""
+"""Longest accepted side of a slice; decoders allocate whatever the header asks for."""
 
 
 def stored_range(bits: int, signed: bool) -> tuple[int, int]:
-    """Lowest and highest integer of that many bits."""
+    """Lowest and highest integer with that many bits."""
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
@@ -24,35 +24,37 @@ def stored_frames(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """The stored integers (rows, columns) of some frames of a file, in the order of `indices`.
 
     Raises:
-        VolumeError: no, too few or undecodable pixels, or no plug-in for the compression.
+        VolumeError: pixels are missing, too few or undecodable, or there is no plug-in for the compression.
     """
     from pydicom.pixels import iter_pixels
     from pydicom.uid import UID
 
-    with guarded(image.path, "the pixels cannot be decoded", "get a sound copy of the file", quote=True):
+    with guarded(image.path, "the pixels cannot be decoded", "get an intact copy of the file", quote=True):
         _check_decoder(image)
-        # The whole file is read: only then is the declared length of the pixels checked against what is there.
+        # Read the whole file: only then does pydicom check the declared length of the pixels.
         dataset = read_dataset(image.path, pixels=True)
         dataset.file_meta.TransferSyntaxUID = UID(image.transfer_syntax)
         frames = iter_pixels(dataset, indices=indices, raw=True)
     for _ in indices:
-        with guarded(image.path, "the pixels cannot be decoded", "get a sound copy of the file", quote=True):
+        with guarded(image.path, "the pixels cannot be decoded", "get an intact copy of the file", quote=True):
             stored = next(frames)
         if stored.shape != (image.rows, image.columns) or stored.dtype.kind not in "iu":
-            fail(image.path, f"pixels of shape {stored.shape} and type {stored.dtype}", "get a sound copy of the file")
+            fail(
+                image.path, f"pixels of shape {stored.shape} and type {stored.dtype}", "get an intact copy of the file"
+            )
         yield stored
 
 
 def true_values(stored: np.ndarray, frame: Frame) -> np.ndarray:
-    """float64 values in the units of the series; bright is high, also for MONOCHROME1."""
+    """float64 values in the units of the series; high is bright, also for MONOCHROME1."""
     values = stored.astype(np.float64) * frame.slope + frame.intercept
     return turn_over(frame) - values if frame.image.inverted else values
 
 
 def without_padding(stored: np.ndarray, image: Image) -> np.ndarray:
-    """Stored integers with the voxels that a CT declares as padding raised to the lowest of the others.
+    """Stored integers in which voxels that a CT declares as padding are raised to the lowest of the others.
 
-    They lie outside the round field of view, often far below air: left as they are, the cliff at the edge would ring.
+    They lie outside the round field of view, often far below air; left unchanged, the edge would ring.
     """
     if image.padding is None:
         return stored
@@ -61,15 +63,15 @@ def without_padding(stored: np.ndarray, image: Image) -> np.ndarray:
 
 
 def turn_over(frame: Frame) -> float:
-    """The sum of the values that the lowest and the highest stored integer stand for: x and this - x swap places."""
+    """The sum of the values of the lowest and the highest stored integer; x -> this - x inverts the grey scale."""
     return frame.slope * sum(stored_range(frame.image.bits_stored, frame.image.signed)) + 2 * frame.intercept
 
 
 def read_values(where: str, frames: Sequence[Frame], warnings: list[str]) -> np.ndarray:
-    """float32 (columns, rows, slices) of the frames in their order.
+    """float32 (columns, rows, slices) of the frames, in order.
 
     Raises:
-        VolumeError: as `stored_frames`, or values beyond float32.
+        VolumeError: as for `stored_frames`, or values beyond float32.
     """
     image = frames[0].image
     try:
@@ -91,7 +93,7 @@ def read_values(where: str, frames: Sequence[Frame], warnings: list[str]) -> np.
                 fail(source.path, "values exceed the range of float32", "correct RescaleSlope and RescaleIntercept")
             voxels[:, :, number] = values.T
     if padded:
-        warnings.append(f"padding outside the field of view is raised to the lowest value around it in {padded} slices")
+        warnings.append(f"padding outside the field of view raised to the lowest value of the slice in {padded} slices")
     return voxels
 
 
@@ -100,7 +102,7 @@ def _check_decoder(image: Image) -> None:
     from pydicom.uid import UID
 
     if max(image.rows, image.columns) > MAX_SIDE:
-        fail(image.path, f"implausible matrix {image.columns}x{image.rows}", "get a sound copy of the file")
+        fail(image.path, f"implausible matrix {image.columns}x{image.rows}", "get an intact copy of the file")
     syntax = UID(image.transfer_syntax)
     try:
         decoder = get_decoder(syntax)

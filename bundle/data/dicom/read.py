@@ -1,8 +1,8 @@
 """Reading a DICOM series as a volume without silent repair.
 
-Common readers stack what they get: a missing slice widens the spacing, two echoes become one stack of twice the
-slices, a cut file is dropped. Here the slices of a series make one volume whose geometry is certain, or one clear
-line says why not.
+Common readers stack whatever they get: a missing slice widens the spacing, two echoes become one stack with twice the
+slices, a truncated file is dropped. Here the slices of a series make one volume of certain geometry, or one clear line
+says why not.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ class DicomVolume:
 
     Attributes:
         voxels: float32 (X, Y, Z) = (columns, rows, slices), all finite, in the units of the series (HU, Bq/ml,
-            arbitrary MR); bright is high also for MONOCHROME1.
+            arbitrary MR); high is bright, also for MONOCHROME1.
         affine: float64 (4, 4), voxel index to world (RAS), mm. Slices are axis 2, sorted along their normal.
-        warnings: what was doubtful, one line each; nothing in them names the patient.
+        warnings: doubts, one line each; nothing in them identifies the patient.
         series: what it was read from.
         frames: the slices along axis 2.
-        regular: False if gaps were allowed: the affine then holds within a slice only, and a format that knows
-            one affine alone (NIfTI) cannot hold the volume.
+        regular: False if gaps were allowed: the affine then holds only within a slice, and a format with a single
+            affine (NIfTI) cannot hold the volume.
     """
 
     voxels: np.ndarray
@@ -44,15 +44,15 @@ class DicomVolume:
 
 
 def read_series(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> DicomVolume:
-    """Read the pixels of a series and place them.
+    """Read the pixels of a series and their geometry.
 
     Args:
         series: from `find_series`.
-        allow_gap: accept missing or unevenly placed slices, with a warning; each is then treated in its own plane.
+        allow_gap: accept missing or unevenly spaced slices, with a warning; each is then refined in its own plane.
         max_bytes: largest accepted size of the voxels as float32.
 
     Raises:
-        VolumeError: the slices do not make one volume of certain geometry, or a file cannot be decoded.
+        VolumeError: the slices do not form one volume of certain geometry, or a file cannot be decoded.
     """
     if series.problem is not None:
         raise VolumeError(series.problem)
@@ -75,16 +75,16 @@ def read_series(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int 
 
 
 def _without_copies(where: str, frames: list[Frame], warnings: list[str]) -> list[Frame]:
-    """Drop slices that repeat another one voxel by voxel; other slices in one place are an error."""
+    """Drop exact copies of slices; different slices at the same position are an error."""
     dropped: list[Frame] = []
     for run in duplicates(frames):
         for copy in run[1:]:
             if not _equal_values(run[0], copy):
-                wrong = f"different slices in one place: {run[0].path.name} and {copy.path.name}"
+                wrong = f"different slices at the same position: {run[0].path.name} and {copy.path.name}"
                 fail(where, wrong, "separate the volumes of this series")
             dropped.append(copy)
     if dropped:
-        warnings.append(f"{len(dropped)} exact copies of slices are left out, the first is {dropped[0].path.name}")
+        warnings.append(f"{len(dropped)} duplicate slices were left out, the first is {dropped[0].path.name}")
     gone = {id(frame) for frame in dropped}
     return [frame for frame in frames if id(frame) not in gone]
 
@@ -97,7 +97,7 @@ def _equal_values(first: Frame, second: Frame) -> bool:
 
 
 def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
-    """Warn of what the header tells about the pixels and about slices that may be missing at the ends."""
+    """Warn about header details: interpolation, MONOCHROME1, slices that may be missing at the ends."""
     image = frames[0].image
     if image.acquired and (image.acquired[0] < image.columns or image.acquired[1] < image.rows):
         warnings.append(
@@ -105,8 +105,10 @@ def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
             f"{image.acquired[0]}x{image.acquired[1]} (AcquisitionMatrix)"
         )
     if any(frame.image.inverted for frame in frames):
-        warnings.append("MONOCHROME1 (low is bright): turned over, and turned back when written as DICOM")
+        warnings.append("MONOCHROME1 (low is bright): inverted, and inverted back when written as DICOM")
     if image.slices_in_series and image.slices_in_series > len(frames):
-        warnings.append(f"NumberOfSlices says {image.slices_in_series}, {len(frames)} are there: slices may be missing")
+        warnings.append(
+            f"NumberOfSlices is {image.slices_in_series}, but {len(frames)} were found: slices may be missing"
+        )
     if not all(frame.image.uid for frame in frames):
         warnings.append("SOPInstanceUID is blank: results cannot refer to their source")

@@ -1,9 +1,9 @@
-"""From float voxels back to the integers of a DICOM series, with the meaning that the source's integers have.
+"""From float voxels back to the integers of a DICOM series, in the source's scaling where possible.
 
-Super-resolved values overshoot those of the source a little. In this order: the source's scaling as it is; all 16
-bits; for a CT signed integers in place of unsigned; for signed MR or CT without negative values unsigned ones; and only
-then a coarser slope, for PET in the slices that need it (each has its own there), else for the series, by a power
-of 2. Below 0 an unsigned MR or PET cannot go: what the source could not hold is set to the lowest value.
+Super-resolved values overshoot those of the source a little. Tried in this order: the source's scaling; all 16 bits;
+for CT, signed instead of unsigned integers; for signed MR or CT without negative values, unsigned ones; and only then
+a coarser slope, for PET in the slices that need it (each has its own), else for the whole series by a power of 2.
+Unsigned MR or PET cannot go below 0: values that the source could not hold are set to the lowest value.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Encoding:
     Attributes:
         frames: one per slice.
         signed, bits: PixelRepresentation and BitsStored, the same for all; BitsAllocated is 16.
-        slopes: per slice; the intercepts are those of the source.
-        coarser: the slopes as multiples of the source's, 1 where they are kept.
-        cut: number of voxels below the range that are set to its end.
+        slopes: per slice; the intercepts are the source's.
+        coarser: the slopes as multiples of the source's, 1 where kept.
+        cut: number of voxels below the range, set to its lower end.
     """
 
     frames: tuple[Frame, ...]
@@ -37,14 +37,14 @@ class Encoding:
     cut: int = 0
 
     def encode(self, plane: np.ndarray, number: int) -> np.ndarray:
-        """Stored integers (rows, columns) of slice `number` from its values (columns, rows)."""
+        """Stored integers (rows, columns) of slice `number`, from its values (columns, rows)."""
         low, high = stored_range(self.bits, self.signed)
         stored = _rounded(plane, self.frames[number], self.slopes[number])
         return np.clip(stored, low, high).astype("<i2" if self.signed else "<u2").T
 
 
 def plan_encoding(frames: Sequence[Frame], voxels: np.ndarray) -> Encoding:
-    """Choose the integers for voxels (columns, rows, slices) that belong to these frames of the source."""
+    """Choose the integer encoding for voxels (columns, rows, slices) of these source frames."""
     images = [frame.image for frame in frames]
     slopes = np.array([frame.slope for frame in frames])
     planes = (_rounded(voxels[:, :, number], frame, frame.slope) for number, frame in enumerate(frames))
@@ -69,7 +69,7 @@ def plan_encoding(frames: Sequence[Frame], voxels: np.ndarray) -> Encoding:
 
 
 def decimal_number(value: float) -> float:
-    """The value rounded away from zero to what a DICOM decimal string (16 characters) surely holds."""
+    """The value rounded away from zero to fit into a DICOM decimal string (16 characters)."""
     return float(f"{value * (1 + 1e-9):.9g}")
 
 
@@ -81,6 +81,6 @@ def _rounded(plane: np.ndarray, frame: Frame, slope: float) -> np.ndarray:
 
 
 def _excess(low: np.ndarray, high: np.ndarray, bits: int, signed: bool) -> np.ndarray:
-    """By how much the stored values of each slice exceed the range; up to 1 they fit."""
+    """Ratio of each slice's stored values to the range; up to 1 they fit."""
     bottom, top = stored_range(bits, signed)
     return np.maximum(high / top, low / bottom if bottom else 0)

@@ -1,4 +1,4 @@
-"""From the slices of one DICOM series to volumes: echoes, time points, b-values and planes are set apart."""
+"""Split the slices of one DICOM series into volumes: by echo, time point, b-value and plane."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 from bundle.data.dicom.frame import CONTRASTS, PHASES, Broken, Frame
 
 PARALLEL = 1e-3
-"""Slices are of one orientation if no component of their direction vectors differs by more."""
+"""Slices have the same orientation if no component of their direction vectors differs by more than this."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DicomSeries:
-    """Slices that should make one volume. Nothing in it but the paths can name the patient.
+    """Slices that should form one volume. Only the paths in it can identify the patient.
 
     Attributes:
-        uid: SeriesInstanceUID, "" if blank. Volumes split off one series share it.
-        modality: MR, CT or PT; "?" where no file can be used.
+        uid: SeriesInstanceUID, "" if blank. Volumes split from one series share it.
+        modality: MR, CT or PT; "?" if no file can be used.
         frames: the slices, in the order of their files.
-        description_for_log: one line: modality, number, size, what sets it apart from others of its series.
-        label: a file name for results, different for each volume of a tree and the same in each run.
-        problem: why it cannot be read, where the headers tell already; `read_series` raises it.
+        description_for_log: one line: modality, number, size, what distinguishes it from others of its series.
+        label: a file name for results, unique for each volume of a tree and the same in every run.
+        problem: why it cannot be read, if the headers already show it; `read_series` raises it.
         broken: files of the series that cannot be used.
     """
 
@@ -47,7 +47,7 @@ class DicomSeries:
 
 
 def split_volumes(members: Sequence[Frame | Broken]) -> list[DicomSeries]:
-    """The volumes of one series. A broken file spoils all of them, for it may belong to any."""
+    """The volumes of one series. A broken file spoils all of them, since it may belong to any."""
     broken = [member for member in members if isinstance(member, Broken)]
     frames = [member for member in members if isinstance(member, Frame)]
     if not frames:
@@ -57,7 +57,7 @@ def split_volumes(members: Sequence[Frame | Broken]) -> list[DicomSeries]:
 
 
 def _lost(broken: list[Broken]) -> DicomSeries:
-    """DICOM files of which none can be used: kept so that reading them reports it."""
+    """DICOM files none of which can be used; kept so that reading them reports the error."""
     first = broken[0]
     label = f"unusable-{_digest(first.series if first.series[1] else str(first.path))}"
     description = f"{len(broken)} unusable file{'s' * (len(broken) != 1)} [{label}]"
@@ -69,7 +69,7 @@ Volume = tuple[tuple[Hashable, ...], list[Frame]]
 
 
 def _by_contrast(frames: list[Frame]) -> list[Volume]:
-    """Groups of equal class, matrix, contrast and orientation."""
+    """Groups with the same SOP class, matrix, contrast and orientation."""
     planes: list[tuple[float, ...]] = []
     groups: dict[tuple[Hashable, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
@@ -79,7 +79,7 @@ def _by_contrast(frames: list[Frame]) -> list[Volume]:
 
 
 def _plane(frame: Frame, planes: list[tuple[float, ...]]) -> tuple[float, ...]:
-    """The orientation in `planes` that the frame has; a new one is added. Empty where the frame has none."""
+    """The frame's orientation as listed in `planes`, added there if new; empty if the frame has none."""
     if frame.orientation is None:
         return ()
     for known in planes:
@@ -90,10 +90,10 @@ def _plane(frame: Frame, planes: list[tuple[float, ...]]) -> tuple[float, ...]:
 
 
 def _by_phase(key: tuple[Hashable, ...], frames: list[Frame]) -> list[Volume]:
-    """Set slices that share a place apart by the first one or two attributes that make whole volumes.
+    """Separate slices at the same position by the first one or two attributes that yield complete volumes.
 
-    "Whole": no volume has two slices in one place, and at least one volume has a slice in every place. Without such
-    attributes the frames stay together, and reading them reports the duplicates.
+    "Complete": no volume has two slices at one position, and at least one volume has a slice at every position.
+    Without such attributes the frames stay together, and reading them reports the duplicates.
     """
     places = {_place(frame) for frame in frames}
     if not _doubled(frames) or None in places:
@@ -114,13 +114,13 @@ def _place(frame: Frame) -> tuple[float, ...] | None:
 
 
 def _doubled(frames: list[Frame]) -> bool:
-    """Whether two different slices share a place; a copy of one instance does not count."""
+    """Whether two different slices share a position; copies of one instance do not count."""
     instances = {(frame.image.uid or frame.path, frame.index): _place(frame) for frame in frames}
     return len(set(instances.values())) < len(instances)
 
 
 def _tags(volumes: list[Volume]) -> Iterator[str]:
-    """What sets each volume apart from the others, as text."""
+    """What distinguishes each volume from the others, as text."""
     keys = [key for key, _ in volumes]
     fixed = ("class", "columns", "rows", "plane", *CONTRASTS)
     for key in keys:
@@ -136,7 +136,7 @@ def _tags(volumes: list[Volume]) -> Iterator[str]:
 def _series(key: tuple[Hashable, ...], frames: list[Frame], tag: str, broken: list[Broken]) -> DicomSeries:
     image = frames[0].image
     number = image.series_number or 0
-    # Where an anonymiser blanked the series, the folder stands in for it.
+    # If an anonymiser blanked the series UID, the folder identifies it.
     identity = (image.study, image.series or str(image.path.parent), image.patient)
     label = f"{image.modality}-{max(number, 0):04d}-{_digest((identity, key))}"
     size = f"{len(frames)} slice{'s' * (len(frames) != 1)} of {image.columns}x{image.rows}"

@@ -1,7 +1,7 @@
-"""Writing a super-resolved volume as a derived DICOM series, whole or not at all.
+"""Writing a super-resolved volume as a derived DICOM series, atomically.
 
-A classic series gives one file per slice, an enhanced object an enhanced object. The source's files are read again
-for their attributes, so they must still be there.
+A classic series becomes one file per slice, an enhanced object an enhanced object. The source files are read again for
+their attributes, so they must still be there.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 PREFIX = "SR"
-"""Files are SR00001.dcm and so on, by InstanceNumber."""
+"""Files are SR00001.dcm and so on, numbered by InstanceNumber."""
 
 MAX_PIXEL_BYTES = 2**32 - 2
 """Largest pixel data of one object with a defined length."""
 
 
 class SeriesWritten(NamedTuple):
-    """What `write_series` wrote.
+    """The result of `write_series`.
 
     Attributes:
         paths: the files, in the order of InstanceNumber.
-        warnings: what the integers of the source could not hold, one line each.
+        warnings: what did not fit into the source's integers, one line each.
     """
 
     paths: list[Path]
@@ -60,25 +60,25 @@ def write_series(
     slice_axis: int = 2,
     provenance: Mapping[str, Any] | None = None,
 ) -> SeriesWritten:
-    """Write the derived series of a volume into a folder of its own.
+    """Write the derived series of a volume into its own folder.
 
-    Voxel j of the source is on voxel scale * j of the result, so ImagePositionPatient stays and PixelSpacing is
-    divided. UIDs follow from those of the source, the scale, and the keys "version", "weights_sha256" and "settings"
-    of `provenance`: a second run gives the same ones. The time of creation is that of SOURCE_DATE_EPOCH where it is
-    set (then equal arguments give equal bytes), else now.
+    Voxel j of the source lies on voxel scale * j of the result, so ImagePositionPatient stays and PixelSpacing is
+    divided. UIDs are derived from those of the source, the scale, and the keys "version", "weights_sha256" and
+    "settings" of `provenance`, so a second run gives the same UIDs. The creation time is SOURCE_DATE_EPOCH if set (then
+    equal arguments give equal bytes), else now.
 
     Args:
         volume: the source, as read.
         voxels_sr: (scale * X, scale * Y, Z), finite, in the units of `volume.voxels`.
-        affine_sr: (4, 4), RAS, mm; must be that of the grid rule.
-        folder: is made; an earlier result in it is replaced, a folder that holds anything else is refused.
-        scale: factor in the plane.
+        affine_sr: (4, 4), RAS, mm; must follow the grid rule.
+        folder: created if missing; an earlier result in it is replaced, a folder that holds anything else is refused.
+        scale: in-plane factor.
         slice_axis: must be 2: DICOM slices are the images.
-        provenance: what made the voxels; only the keys named above are used.
+        provenance: how the voxels were made; only the keys named above are used.
 
     Raises:
-        VolumeError: bad arguments, a source file that is gone or cannot be converted, or the disk refuses; nothing
-            is left in the folder then, and what was there before stays.
+        VolumeError: invalid arguments, a source file that is missing or cannot be converted, or a disk error; nothing
+            new is left in the folder then, and its previous content stays.
     """
     target = Path(folder)
     require_pydicom(target)
@@ -103,12 +103,12 @@ def write_series(
 def _derived(
     image: Image, slices: list[int], voxels: np.ndarray, encoding: Encoding, derivation: Derivation, number: int
 ) -> Dataset:
-    """The derived data set of one source file; `slices` are those of the volume that are in it."""
+    """The derived data set of one source file; `slices` are the volume's slices in that file."""
     dataset = read_dataset(image.path)
     pixels = b"".join(encoding.encode(voxels[:, :, at], at).tobytes() for at in slices)
     if len(pixels) > MAX_PIXEL_BYTES:
         fail(image.path, f"{len(pixels)} bytes of pixels do not fit into one DICOM object", "write NIfTI or split it")
-    with guarded(image.path, "an attribute cannot be taken over", "correct the header or write NIfTI"):
+    with guarded(image.path, "an attribute cannot be copied", "correct the header or write NIfTI"):
         derive_instance(dataset, image, derivation, number)
         if image.sop_class in ENHANCED:
             derive_frames(dataset, image, [encoding.frames[at].index for at in slices], derivation)
@@ -136,7 +136,7 @@ def _finish_classic(dataset: Dataset, image: Image, at: int, encoding: Encoding,
 
 
 def _map_real_world(dataset: Dataset, encoding: Encoding, slope: float) -> None:
-    """Classic MR has no rescale: a coarser slope goes to a Real World Value Mapping (PS3.3 C.7.6.16.2.11)."""
+    """Classic MR has no rescale, so a coarser slope goes into a Real World Value Mapping (PS3.3 C.7.6.16.2.11)."""
     from pydicom.dataset import Dataset
     from pydicom.sr.codedict import codes
 
@@ -156,7 +156,7 @@ def _map_real_world(dataset: Dataset, encoding: Encoding, slope: float) -> None:
 
 
 def _save(path: Path, dataset: Dataset, image: Image) -> None:
-    """Write explicit little endian under a fresh file meta group, and see it on the disk."""
+    """Write explicit little endian with a new file meta group, and flush it to disk."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian
@@ -183,7 +183,7 @@ def _by_file(volume: DicomVolume) -> dict[Image, list[int]]:
 
 
 def _instance_numbers(volume: DicomVolume) -> dict[Image, int]:
-    """1, 2, ... in the order of the source's numbers where these are all different, else in that of the positions."""
+    """1, 2, ... in the order of the source's numbers if these are all different, else in the order of positions."""
     images = list(_by_file(volume))
     if len({image.instance_number for image in images} - {None}) == len(images):
         images.sort(key=lambda image: image.instance_number or 0)
@@ -200,7 +200,7 @@ def _check_arguments(
     if voxels.shape != (expected := (scale * columns, scale * rows, slices)):
         fail(target, f"voxels of shape {voxels.shape}, expected {expected}", "give the whole result")
     if max(voxels.shape[:2]) > 65535:
-        fail(target, f"a matrix of {voxels.shape[0]}x{voxels.shape[1]} is beyond DICOM", "write NIfTI")
+        fail(target, f"a matrix of {voxels.shape[0]}x{voxels.shape[1]} exceeds the limit of DICOM", "write NIfTI")
     if not np.isfinite(voxels).all():
         fail(target, "voxels to write are NaN or infinite", "check the input and the network")
     wanted = np.asarray(superres_affine(volume.affine, (scale, scale, 1)))
@@ -209,7 +209,7 @@ def _check_arguments(
 
 
 def _check_folder(target: Path, volume: DicomVolume) -> None:
-    """Refuse a folder that holds anything but an earlier result, or a file of the source."""
+    """Refuse a folder that holds a file of the source, or anything other than an earlier result."""
     if target.is_symlink():
         fail(target, "is a link", "give the folder itself")
     if not target.exists():
@@ -226,9 +226,9 @@ def _check_folder(target: Path, volume: DicomVolume) -> None:
 
 @contextmanager
 def _replacing_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target` that takes its place when the block ends well and vanishes otherwise.
+    """A temporary folder beside `target` that replaces it when the block succeeds and is removed otherwise.
 
-    Two renames replace an earlier result: for the moment between them it is only there under a hidden name.
+    Two renames replace an earlier result; between them it exists only under a hidden name.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
@@ -260,9 +260,9 @@ def _sync(folder: Path) -> None:
 
 def _doubts(encoding: Encoding) -> Iterator[str]:
     if encoding.cut:
-        yield f"{encoding.cut} voxels below 0 are set to 0: the source's integers have no sign"
+        yield f"{encoding.cut} voxels below 0 were set to 0: the source's integers are unsigned"
     if (coarser := encoding.coarser.max()) > 1:
-        yield f"beyond 16 bits at the source's scaling; slopes grow by up to {coarser:.4g}"
+        yield f"values exceed 16 bits at the source's scaling; slopes grow by up to {coarser:.4g}"
 
 
 def _creation_time() -> datetime:

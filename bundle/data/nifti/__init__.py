@@ -1,1 +1,1 @@
-"""NIfTI volumes: checked, read piece by piece, and written."""
+"""NIfTI volumes: check, read in pieces, write."""

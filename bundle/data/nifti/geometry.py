@@ -1,7 +1,7 @@
-"""World frames of NIfTI headers: sform, qform, voxel size and unit of length, read with care and stored again.
+"""World frames of NIfTI headers: sform, qform, voxel size and unit of length, checked when read and stored.
 
-Common readers trust any affine and ignore the unit of length. Here a form is used only if it is usable, and what
-contradicts it gives a warning.
+Common readers trust any affine and ignore the unit of length. Here a form must be valid to be used, and contradictions
+give a warning.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bundle.data.paths import PathLike
 Header: TypeAlias = Nifti1Header | Nifti2Header
 
 FORM_TOLERANCE = 0.05
-"""sform and qform disagree when they place a corner further apart than this part of the smallest voxel."""
+"""sform and qform disagree if they place a corner further apart than this fraction of the smallest voxel."""
 
 PLAUSIBLE_MM = (1e-6, 1e6)
-"""Voxel sizes outside this range (1 nm to 1 km) are damage, not geometry."""
+"""Voxel sizes outside this range (1 nm to 1 km) mean a damaged header."""
 
 _MM_PER_UNIT = {1: ("metre", 1000.0), 3: ("micron", 0.001)}
 _QFORM_FIELDS = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
@@ -44,7 +44,7 @@ class Geometry:
 def read_geometry(path: PathLike, raw: Header, warnings: list[str]) -> Geometry:
     """Choose the world frame: a usable sform, else a usable qform, else (both codes 0) nibabel's default.
 
-    A form that is declared but unusable takes the place and the code of the other one.
+    A form that is declared but unusable is replaced by the other one and its code.
     """
     shape, unit = _lengths(raw), _unit_factor(raw, warnings)
     zooms, zooms_ok = _zooms(raw, unit)
@@ -66,24 +66,24 @@ def read_geometry(path: PathLike, raw: Header, warnings: list[str]) -> Geometry:
     if any(codes.values()):
         wrong = "no usable orientation: the sform or qform is singular, not finite or of implausible voxel size"
         fail(path, wrong, "correct the header")
-    warnings.append("no sform and no qform: position and orientation are unknown")
+    warnings.append("neither sform nor qform: position and orientation are unknown")
     if not zooms_ok:
         warnings.append("the voxel size is missing or implausible along an axis; 1 is assumed there")
     return Geometry(unit @ shape_zoom_affine(shape, zooms, x_flip=True), None, None, 0, 0)
 
 
 def store_geometry(header: Header, geometry: Geometry, time_unit: int) -> None:
-    """Put both forms, their codes, the voxel size and the units into `header`; a sheared qform gets code 0."""
+    """Store both forms, their codes, the voxel size and the units in `header`; a sheared qform gets code 0."""
     header["xyzt_units"] = 2 | time_unit
     header["pixdim"][:4] = [1.0, *np.linalg.norm(geometry.affine[:3, :3], axis=0)]
-    # A form without a code must not look like one.
+    # A form with code 0 must not hold stale values.
     for name in (*_QFORM_FIELDS, "qform_code"):
         header[name] = 0
     sform, sform_code = geometry.sform, geometry.sform_code
     if geometry.qform is not None:
         stored = _set_qform(header, geometry.qform, geometry.qform_code)
         if not stored and sform is None:
-            # The only frame of the source, and the sform alone can hold it.
+            # The source has no other frame, and only the sform can hold this one.
             sform, sform_code = geometry.qform, geometry.qform_code
     header["sform_code"] = 0 if sform is None else sform_code
     for index, name in enumerate(("srow_x", "srow_y", "srow_z")):
@@ -92,7 +92,7 @@ def store_geometry(header: Header, geometry: Geometry, time_unit: int) -> None:
 
 def usable(unit: np.ndarray, affine: np.ndarray | None) -> np.ndarray | None:
     """`affine` in mm if it is finite, far from singular and of plausible voxel size; else None."""
-    # The bound (which NaN fails too) keeps the arithmetic with a damaged matrix of float64 from overflowing.
+    # The bound, which NaN fails too, keeps arithmetic on a damaged float64 matrix from overflowing.
     if affine is None or not np.all(np.abs(affine) < 1e12):
         return None
     affine = unit @ affine
@@ -105,14 +105,14 @@ def usable(unit: np.ndarray, affine: np.ndarray | None) -> np.ndarray | None:
 def _compare_forms(
     raw: Header, sform: np.ndarray, qform: np.ndarray | None, unit: np.ndarray, warnings: list[str]
 ) -> None:
-    """Warn where the rest of the header contradicts the sform that is used."""
+    """Warn if the rest of the header contradicts the sform in use."""
     lengths = _lengths(raw)
     sizes = np.linalg.norm(sform[:3, :3], axis=0)
     stored = np.abs(raw["pixdim"][1:4].astype(np.float64)) * np.diag(unit)[:3]
     if not _positive_zooms(raw):
         warnings.append("pixdim is zero, negative or not finite; the voxel size of the sform is used")
     elif qform is None and not np.allclose(stored[lengths > 1], sizes[lengths > 1], rtol=1e-3):
-        warnings.append(f"pixdim {_numbers(stored)} mm, but {_numbers(sizes)} mm by the sform; the sform is used")
+        warnings.append(f"pixdim is {_numbers(stored)} mm, but the sform says {_numbers(sizes)} mm; the sform is used")
     if qform is None:
         return
     distance = _corner_distance(sform, qform, lengths)
@@ -124,7 +124,7 @@ def _form_code(raw: Header, form: str, warnings: list[str]) -> int:
     code = int(raw[f"{form}_code"])
     if 0 <= code <= 5:
         return code
-    warnings.append(f"unknown {form}_code {code}; it counts as {2 if code > 0 else 0}")
+    warnings.append(f"unknown {form}_code {code}; treated as {2 if code > 0 else 0}")
     return 2 if code > 0 else 0
 
 
@@ -133,7 +133,7 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def _unit_factor(raw: Header, warnings: list[str]) -> np.ndarray:
-    """diag(f, f, f, 1) that takes the header's unit of length to mm; an unknown unit counts as mm."""
+    """diag(f, f, f, 1) that converts the header's unit of length to mm; an unknown unit counts as mm."""
     code = int(raw["xyzt_units"]) & 7
     if code in _MM_PER_UNIT:
         name, factor = _MM_PER_UNIT[code]
@@ -156,14 +156,14 @@ def _positive_zooms(raw: Header) -> bool:
 
 
 def _zooms(raw: Header, unit: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Absolute voxel sizes, 1 where unusable, and whether each axis longer than one voxel has a usable one."""
+    """Absolute voxel sizes (1 where unusable), and whether every axis longer than one voxel has a usable one."""
     sizes = np.abs(raw["pixdim"][1:4].astype(np.float64))
     usable = _plausible(sizes * np.diag(unit)[:3])
     return np.where(usable, sizes, 1.0), bool(np.all(usable | (_lengths(raw) == 1)))
 
 
 def _plausible(sizes: np.ndarray) -> np.ndarray:
-    """Which voxel sizes in mm are finite, positive and of a size that occurs."""
+    """Which voxel sizes in mm are finite, positive and plausible."""
     return np.isfinite(sizes) & (sizes >= PLAUSIBLE_MM[0]) & (sizes <= PLAUSIBLE_MM[1])
 
 
@@ -177,7 +177,7 @@ def _raw_qform(raw: Header, zooms: np.ndarray) -> np.ndarray | None:
     if quaternion is None:
         return None
     rotation = quat2mat(fillpositive(quaternion, raw.quaternion_threshold))
-    # The standard: pixdim[0] is the handedness, -1 flips the third axis, anything else counts as 1.
+    # By the standard, pixdim[0] is the handedness: -1 flips the third axis, anything else counts as 1.
     flip = -1.0 if float(raw["pixdim"][0]) < 0 else 1.0
     affine = np.eye(4)
     affine[:3, :3] = rotation * (zooms * [1.0, 1.0, flip])
@@ -190,10 +190,10 @@ def _quaternion(raw: Header) -> np.ndarray:
 
 
 def _at_most_unit(quaternion: np.ndarray) -> np.ndarray | None:
-    """The stored part of a unit quaternion, brought back to length 1 where rounding made it longer.
+    """The stored part of a unit quaternion, rescaled to length 1 if rounding made it longer.
 
-    That happens near half a turn, also by a rounding to float32 before the values came into a NIfTI-2 header, so the
-    same is allowed for both. None where it is longer than rounding explains, or not finite.
+    That happens near half a turn. NIfTI-2 headers may hold values that were float32 before, so both formats have the
+    same tolerance. None if it is longer than rounding explains, or not finite.
     """
     squares = float(quaternion @ quaternion)
     if not squares <= 1 + 3 * float(np.finfo(np.float32).eps):
@@ -202,10 +202,10 @@ def _at_most_unit(quaternion: np.ndarray) -> np.ndarray | None:
 
 
 def _quaternion_precision(raw: Header) -> float:
-    """Angle in rad by which the rounding of a stored quaternion may turn the volume.
+    """Angle in rad by which rounding of the stored quaternion may rotate the volume.
 
     The first component is not stored but follows from the unit length, so near half a turn (where it vanishes) an
-    error e of the others becomes sqrt(e): 1e-3 in NIfTI-1, which is no conflict of the two forms.
+    error e in the others becomes sqrt(e): 1e-3 in NIfTI-1, which does not mean that the two forms conflict.
     """
     eps = float(np.finfo(raw["quatern_b"].dtype).eps)
     quaternion = _quaternion(raw)
@@ -214,7 +214,7 @@ def _quaternion_precision(raw: Header) -> float:
 
 
 def _corner_distance(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> float:
-    """Largest distance in mm between the places that two affines give to the corners of the grid."""
+    """Largest distance in mm between the grid corners under two affines."""
     corners = np.array([(*corner, 1.0) for corner in np.ndindex(2, 2, 2)]) * [*(lengths - 1), 1]
     return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
 
@@ -227,7 +227,7 @@ def _set_qform(header: Header, affine: np.ndarray, code: int) -> bool:
     if unit is None:
         return False
     for name, value in zip(_QFORM_FIELDS[:3], unit, strict=True):
-        trial[name] = value  # longer than 1 by rounding it would be refused by readers that are strict
+        trial[name] = value  # strict readers refuse a quaternion that rounding made longer than 1
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     if _corner_distance(trial.get_qform(), affine, _lengths(header)) > FORM_TOLERANCE * sizes.min():
         return False

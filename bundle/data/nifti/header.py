@@ -1,6 +1,6 @@
-"""Headers of NIfTI-1, NIfTI-2 and Analyze 7.5 volumes: parsed, checked, and repaired for further use.
+"""Headers of NIfTI-1, NIfTI-2 and Analyze 7.5 volumes: parsed, checked and repaired.
 
-Sizes are checked against the file before memory is taken.
+Sizes are checked against the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REFUSED_TYPES = {
 
 @dataclass(eq=False)
 class Layout:
-    """What a header declares: where the voxels are and what they mean."""
+    """What a header declares: position, type and scaling of the voxels."""
 
     header: Header
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class Layout:
 
     @property
     def frames(self) -> int:
-        """Images or volumes one after the other in the file: the length of the fourth axis."""
+        """Number of images or volumes stored one after another: the length of the fourth axis."""
         return self.shape[3] if len(self.shape) == 4 else 1
 
     @property
@@ -70,11 +70,11 @@ class Layout:
 
 
 def read_layout(source: Source) -> Layout:
-    """Parse and check the header at the start of `source`; leaves the source at the voxels (single file)."""
+    """Parse and check the header at the start of `source`; for a single file, leaves the source at the voxels."""
     path, warnings = source.path, []
     if source.packed != path.name.lower().endswith(".gz"):
         kind = "gzip-compressed" if source.packed else "not compressed"
-        warnings.append(f"the file is {kind}, unlike its name says; it is read by its content")
+        warnings.append(f"the file is {kind}, contrary to its name; its content decides")
     raw, paired = _parse_header(source, warnings)
     shape = _declared_shape(path, raw)
     dtype = _declared_dtype(path, raw, warnings)
@@ -87,33 +87,33 @@ def read_layout(source: Source) -> Layout:
 
 
 def check_room(source: Source, layout: Layout, max_bytes: int) -> None:
-    """Refuse a declared size that the file cannot hold or that exceeds the limit, before any memory is taken."""
+    """Refuse a declared size that the file cannot hold or that exceeds the limit, before allocating memory."""
     path, needed, found = source.path, layout.voxel_bytes, source.room - layout.offset
     shape = "x".join(map(str, layout.shape))
     if found < 0:
-        fail(path, f"vox_offset {layout.offset} lies beyond the end of the file", "get a sound copy of it")
+        fail(path, f"vox_offset {layout.offset} lies beyond the end of the file", "get an intact copy")
     if found < needed and source.packed:
         wrong = f"the header declares {needed} bytes ({shape}), more than {source.size} bytes of gzip can hold"
-        fail(path, wrong, "get a sound copy of it")
+        fail(path, wrong, "get an intact copy")
     if found < needed:
-        fail(path, f"image data are cut: {needed} bytes expected ({shape}), {found} found", "get it again")
+        fail(path, f"image data are truncated: {needed} bytes expected ({shape}), {found} found", "get it again")
     if needed > max_bytes:
         fail(path, f"{needed} bytes of voxels ({shape}) exceed the limit of {max_bytes}", "raise max_bytes or crop it")
 
 
 def read_gap(source: Source, layout: Layout, count: int) -> bytes:
-    """The bytes before the voxels; a damaged vox_offset may ask for absurdly many."""
+    """The bytes before the voxels; a damaged vox_offset may claim absurdly many."""
     if count > MAX_EXTRA_BYTES:
         check_room(source, layout, MAX_BYTES)
-        fail(source.path, f"vox_offset {layout.offset} leaves a huge gap before the voxels", "get a sound copy of it")
+        fail(source.path, f"vox_offset {layout.offset} leaves a huge gap before the voxels", "get an intact copy")
     return source.read(count)
 
 
 def clean_header(layout: Layout) -> Header:
-    """The header of `Volume`: little endian, single file, repaired geometry in mm, no scaling, sound extensions."""
+    """The header of `Volume`: little endian, single file, repaired geometry in mm, no scaling, intact extensions."""
     extensions = list(layout.header.extensions)
     header = layout.header.as_byteswapped("<")
-    # Not set_data_shape: it would reset the TR of a 3-D volume.
+    # Not set_data_shape, which would reset the TR of a 3-D volume.
     header["dim"] = [len(layout.shape), *layout.shape, *[1] * (7 - len(layout.shape))]
     header["sizeof_hdr"] = 540 if isinstance(header, Nifti2Header) else 348
     header["magic"] = header.single_magic
@@ -127,7 +127,7 @@ def clean_header(layout: Layout) -> Header:
 
 
 def finite_or_zero(values: np.ndarray) -> np.ndarray:
-    """`values` with 0 for what float32 cannot hold."""
+    """`values`, with 0 where float32 cannot hold them."""
     return np.where(np.abs(values) < np.finfo(np.float32).max, values, 0)
 
 
@@ -145,19 +145,19 @@ def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
         magic, wanted = block[344:348], 348
     if len(block) < wanted:
         if size in (348, 540) or magic.startswith(b"n"):
-            fail(path, f"the header is cut: {wanted} bytes expected, {len(block)} found", "copy or download it again")
+            fail(path, f"the header is truncated: {wanted} bytes expected, {len(block)} found", "get it again")
         fail(path, "not a NIfTI file", "give a .nii, .nii.gz or .hdr/.img volume")
     if magic in (b"n+1\0", b"n+2\0", b"ni1\0", b"ni2\0"):
         if size != wanted:
-            warnings.append(f"sizeof_hdr is {size} instead of {wanted}; the header is read by its magic")
+            warnings.append(f"sizeof_hdr is {size} instead of {wanted}; the magic decides the format")
         if wanted == 540 and block[8:12] not in (b"\r\n\x1a\n", bytes(4)):
-            warnings.append("the line-end mark of the header is damaged: the file may have been copied as a text")
+            warnings.append("the line-end mark of the header is damaged: the file may have been copied in text mode")
         return cls(block, endianness=order, check=False), magic.startswith(b"ni")
     if size == 348 and path.name.lower().removesuffix(".gz").endswith(".hdr"):
         warnings.append("Analyze 7.5 header: orientation unknown")
         return _from_analyze(Nifti1Header(block, endianness=order, check=False)), True
     if size in (348, 540):
-        fail(path, f"bad magic {magic!r} in the NIfTI header", "the file is damaged or not NIfTI, get it again")
+        fail(path, f"bad magic {magic!r} in the NIfTI header", "the file is damaged or not NIfTI; get it again")
     fail(path, "not a NIfTI file (no NIfTI magic, no header size)", "give a .nii, .nii.gz or .hdr/.img volume")
 
 
@@ -165,7 +165,7 @@ def _byte_order(block: bytes) -> str:
     for order, name in (("<", "little"), (">", "big")):
         if int.from_bytes(block[:4], name, signed=True) in (348, 540):  # type: ignore[arg-type]
             return order
-    # A wrong sizeof_hdr: the number of dimensions decides, as the standard says.
+    # sizeof_hdr is wrong: the number of dimensions decides, as the standard says.
     return "<" if 1 <= int.from_bytes(block[40:42], "little") <= 7 else ">"
 
 
@@ -174,7 +174,7 @@ def _from_analyze(raw: Header) -> Nifti1Header:
     clean = Nifti1Header(endianness=raw.endianness)
     for name in ("dim", "datatype", "bitpix", "pixdim", "vox_offset", "descrip"):
         clean[name] = raw[name]
-    # SPM wrote a factor here; other programs leave 0, which means none.
+    # SPM wrote a scale factor here; other programs leave 0, which means none.
     clean["scl_slope"] = raw["scl_slope"]
     return clean
 
@@ -182,12 +182,12 @@ def _from_analyze(raw: Header) -> Nifti1Header:
 def _declared_shape(path: Path, raw: Header) -> tuple[int, ...]:
     dim = [int(value) for value in raw["dim"]]
     if not 1 <= dim[0] <= 7:
-        fail(path, f"bad dimension: dim[0] is {dim[0]}, not 1 to 7", "the header is damaged, get the file again")
+        fail(path, f"bad dimension: dim[0] is {dim[0]}, not 1 to 7", "the header is damaged; get the file again")
     shape = tuple(dim[1 : dim[0] + 1])
     if min(shape) < 1:
-        fail(path, f"bad dimension: the size is {shape}", "the header is damaged, get the file again")
+        fail(path, f"bad dimension: the size is {shape}", "the header is damaged; get the file again")
     if len(shape) == 1:
-        fail(path, "1-D data, not an image", "give a volume of 2 to 4 dimensions")
+        fail(path, "1-D data, not an image", "give a volume with 2 to 4 dimensions")
     if _product(shape[4:]) > 1:
         fail(path, f"vector data of size {shape} are not supported", "give each component as its own volume")
     return shape[:4]
@@ -198,7 +198,7 @@ def _declared_dtype(path: Path, raw: Header, warnings: list[str]) -> np.dtype:
     if code in _REFUSED_TYPES:
         fail(path, *_REFUSED_TYPES[code])
     if code not in _NUMERIC_TYPES:
-        fail(path, f"unknown datatype {code}", "the header is damaged, get the file again")
+        fail(path, f"unknown datatype {code}", "the header is damaged; get the file again")
     dtype = np.dtype(raw.endianness + _NUMERIC_TYPES[code])
     if (bitpix := int(raw["bitpix"])) != dtype.itemsize * 8:
         warnings.append(f"bitpix is {bitpix} but the datatype has {dtype.itemsize * 8} bits; the datatype is used")
@@ -210,7 +210,7 @@ def _declared_offset(path: Path, raw: Header, paired: bool, warnings: list[str])
     if not paired:
         least = 544 if isinstance(raw, Nifti2Header) else 352
     if not np.isfinite(offset):
-        fail(path, f"vox_offset is {offset}", "the header is damaged, get the file again")
+        fail(path, f"vox_offset is {offset}", "the header is damaged; get the file again")
     if offset < least:
         warnings.append(f"vox_offset is {offset:g}, inside the header; {least} is used")
         return least
@@ -218,7 +218,7 @@ def _declared_offset(path: Path, raw: Header, paired: bool, warnings: list[str])
 
 
 def _declared_scaling(path: Path, raw: Header, warnings: list[str]) -> tuple[float, float]:
-    """Slope and intercept of stored to real values; (1, 0) where the header gives no usable slope."""
+    """Slope and intercept from stored to real values; (1, 0) if the header has no usable slope."""
     slope, intercept = float(raw["scl_slope"]), float(raw["scl_inter"])
     if slope == 0:
         return 1.0, 0.0
@@ -231,7 +231,7 @@ def _declared_scaling(path: Path, raw: Header, warnings: list[str]) -> tuple[flo
 
 
 def _read_extensions(source: Source, layout: Layout) -> None:
-    """Attach the sound header extensions to the raw header as opaque bytes and move to the voxels."""
+    """Attach the intact header extensions to the raw header as opaque bytes and move to the voxels."""
     header = layout.header
     start = 540 if isinstance(header, Nifti2Header) else 348
     if layout.paired:
@@ -252,7 +252,7 @@ def _read_extensions(source: Source, layout: Layout) -> None:
 
 
 def _product(shape: Sequence[int]) -> int:
-    """Product in Python integers: a hostile header must not overflow."""
+    """Product in Python integers, so that a hostile header cannot overflow it."""
     result = 1
     for length in shape:
         result *= int(length)

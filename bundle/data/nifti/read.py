@@ -1,8 +1,8 @@
 """Reading volumes without silent repair.
 
-Common readers fill cut files with zeros, drop the imaginary part of complex data, ignore the unit of length and
-trust any affine. Here every file is either read as its header says, read with a warning that names what was
-doubtful, or refused with one clear line.
+Common readers fill truncated files with zeros, drop the imaginary part of complex data, ignore the unit of length and
+trust any affine. Here every file is either read as its header says, read with a warning about what is doubtful, or
+refused with one clear line.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Volume:
 
     Attributes:
         path: the file it was read from.
-        array: float32 voxels, shape (X, Y), (X, Y, Z) or (X, Y, Z, T), in the file's scaled units, all finite.
+        array: float32 voxels, shape (X, Y), (X, Y, Z) or (X, Y, Z, T), in the scaled units of the file, all finite.
         affine: float64 (4, 4), voxel index to world (RAS), millimetres.
         header: little-endian NIfTI header with repaired geometry in millimetres; `write_volume(like=...)` takes it.
-        warnings: what was doubtful in the file, one line each, without the path.
+        warnings: doubts about the file, one line each, without the path.
     """
 
     path: Path
@@ -42,18 +42,18 @@ class Volume:
 
 
 def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> Volume:
-    """Read a NIfTI-1, NIfTI-2, .hdr/.img or Analyze 7.5 volume, plain or gzip, completely checked.
+    """Read a NIfTI-1, NIfTI-2, .hdr/.img or Analyze 7.5 volume, plain or gzip, and check all of it.
 
-    The sform gives the affine where it is usable, else the qform; without either the affine is nibabel's default
-    (x to the left, centred) and a warning says so. Lengths are converted to millimetres.
+    The affine is the sform if usable, else the qform; without either it is nibabel's default (x to the left, centred),
+    with a warning. Lengths are converted to millimetres.
 
     Args:
-        path: the file (.hdr or .img for a pair). Content, not name, decides what it is.
+        path: the file (.hdr or .img for a pair). Its content, not its name, decides the format.
         nonfinite: "error" refuses NaN and infinite voxels; "zero" sets them to 0 with a warning.
         max_bytes: largest accepted size of the stored voxels.
 
     Raises:
-        VolumeError: the file cannot be read as the volume that its header declares.
+        VolumeError: the file is not the volume that its header declares.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
     layout = reader.layout
@@ -63,7 +63,7 @@ def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: in
 
 
 def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
-    """The first volume of a file, without a look at what follows it; args and errors as `read_volume`."""
+    """The first volume of a file; the rest is not read. Args and errors as for `read_volume`."""
     reader = VoxelReader(Path(path), nonfinite, MAX_BYTES)
     layout = reader.layout
     return Volume(reader.path, next(iter(reader)), layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
@@ -71,14 +71,14 @@ def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
 
 @dataclass(frozen=True, eq=False)
 class VolumeFile:
-    """A volume that was read once from end to end and found sound, to be read again piece by piece.
+    """A volume that was read once from end to end and found valid, to be read again in pieces.
 
     Attributes:
         path: the file (.hdr of a pair).
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine, header, warnings: as in `Volume`.
-        storage: number type and scaling of the file.
-        signed: some voxel of any of its volumes is negative.
+        storage: data type and scaling of the file.
+        signed: whether any voxel of any of its volumes is negative.
     """
 
     path: Path
@@ -92,21 +92,21 @@ class VolumeFile:
     _max_bytes: int
 
     def frames(self) -> Iterator[np.ndarray]:
-        """Each image (X, Y) or volume (X, Y, Z), float32; those of a 4-D series one after the other.
+        """Each image (X, Y) or volume (X, Y, Z), float32; a 4-D series yields its volumes one by one.
 
         Raises:
-            VolumeError: the file is not any more what it was.
+            VolumeError: the file has changed.
         """
         reader = VoxelReader(self.path, self._nonfinite, self._max_bytes)
         if reader.layout.shape != self.shape or not np.array_equal(reader.layout.geometry.affine, self.affine):
-            fail(self.path, "the file is no longer what it was", "read it when nobody writes it")
+            fail(self.path, "the file changed while it was read", "run again when nothing writes to it")
         yield from reader
 
 
 def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> VolumeFile:
-    """Read a volume from end to end, one 3-D volume of it in memory at a time, and say whether it is sound.
+    """Read a volume from end to end, one 3-D volume in memory at a time, and check that it is valid.
 
-    Args and errors as `read_volume`.
+    Args and errors as for `read_volume`.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
     for _ in reader:
@@ -127,7 +127,7 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
 
 
 def read_header(path: PathLike) -> Header:
-    """Read the header of a volume without its voxels, repaired as in `Volume.header`.
+    """Read only the header of a volume, repaired as in `Volume.header`.
 
     Raises:
         VolumeError: the header is unusable, or the file is too small for what it declares.

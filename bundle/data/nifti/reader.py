@@ -26,8 +26,8 @@ class NiftiVolumeReader(ImageReader):
 
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), and `warnings` (joined by "; ", empty if none). Each warning is
-    logged once per process to the logger "iconet".
+    EnsureChannelFirst moves T to the channels), and `warnings` (joined with "; ", empty if none). Each warning is
+    logged once per process, to the logger "iconet".
 
     Args:
         nonfinite: as in `read_volume`.
@@ -38,15 +38,15 @@ class NiftiVolumeReader(ImageReader):
         self.nonfinite = nonfinite
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name ends like a NIfTI or Analyze file."""
+        """Whether every name has the extension of a NIfTI or Analyze file."""
         endings = (".nii", ".nii.gz", ".hdr", ".img")
         return all(str(name).lower().endswith(endings) for name in _as_paths(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
-        """Only note the path; `get_data` reads.
+        """Only keep the path; `get_data` reads the file.
 
-        LoadImage answers an exception raised here by trying its other readers, one of which would accept the bad
-        file. An exception raised in `get_data` reaches the caller.
+        If this raised an exception, LoadImage would try its other readers, one of which would accept the bad file. An
+        exception raised in `get_data` reaches the caller.
         """
         return _as_paths(data)
 
@@ -54,7 +54,7 @@ class NiftiVolumeReader(ImageReader):
         """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
 
         Raises:
-            VolumeError: as `read_volume`, or more than one file was given.
+            VolumeError: as for `read_volume`, or more than one file was given.
         """
         if len(img) != 1:
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
@@ -63,7 +63,7 @@ class NiftiVolumeReader(ImageReader):
             if (key := (str(volume.path), warning)) not in _already_logged:
                 _already_logged.add(key)
                 _log.warning("%s: %s", *key)
-        # Text fields of the header cannot be collated into a batch; NibabelReader drops them as well.
+        # Text fields of the header cannot be collated into a batch; NibabelReader drops them too.
         meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
         meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
         meta[MetaKeys.AFFINE] = volume.affine.copy()

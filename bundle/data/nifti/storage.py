@@ -1,4 +1,4 @@
-"""How real values are stored in a file: number type, slope and intercept, without wrapping or clipping."""
+"""How real values are stored in a file: data type, slope and intercept, without wrap-around or clipping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Storage:
     intercept: float = 0.0
 
     def holds(self, low: float, high: float) -> bool:
-        """Whether the values `low` and `high`, and so all between, can be stored."""
+        """Whether `low`, `high` and all values in between can be stored."""
         if self.dtype.kind == "f":
             return True
         least, most = _stored_range(self.dtype)
@@ -24,12 +24,12 @@ class Storage:
         return bool(ends.min() >= least and ends.max() <= most)
 
     def covering(self, low: float, high: float) -> Storage:
-        """This storage if it holds the range, else the same type with the finest slope that does."""
+        """This storage if it holds the range, otherwise the same type with the finest slope that does."""
         if self.holds(low, high):
             return self
         least, most = _stored_range(self.dtype)
         slope, growth = (high - low) / (most - least) or 1.0, 1e-7
-        while True:  # the header holds both numbers as float32, whose rounding may push an end out
+        while True:  # the header holds both numbers as float32, and rounding may push one end out of range
             slope = float(np.float32(slope * (1 + growth)))
             intercept = float(np.float32((low + high) / 2 - slope * (least + most) / 2))
             wider = Storage(self.dtype, slope, intercept)
@@ -41,7 +41,7 @@ class Storage:
         """Values as they are stored, in little-endian byte order.
 
         Raises:
-            OverflowError: a value outside what the type holds.
+            OverflowError: a value does not fit into the type.
         """
         kind = self.dtype.newbyteorder("<")
         if self.dtype.kind == "f":
@@ -60,7 +60,7 @@ FLOAT32 = Storage(np.dtype("<f4"))
 
 
 def _stored_range(dtype: np.dtype) -> tuple[float, float]:
-    """Smallest and largest number of an integer type that float64 holds without leaving the type."""
+    """Smallest and largest value of an integer type that float64 represents without leaving the type's range."""
     info = np.iinfo(dtype)
     least, most = float(info.min), float(info.max)
     return least, most if most <= info.max else float(np.nextafter(most, 0))

@@ -1,4 +1,4 @@
-"""Opening volume files: kind of file, gzip by content, and the limits of what is read.
+"""Opening volume files: kind of file, gzip by content, and size limits.
 
 Gzip streams are read to the end so that their checksum is verified.
 """
@@ -18,13 +18,13 @@ from typing import IO
 from bundle.data.errors import fail
 
 MAX_BYTES = 16 * 2**30
-"""Largest size of the stored voxels that is read by default (16 GiB); `read_volume(max_bytes=...)` changes it."""
+"""Default limit on the size of the stored voxels (16 GiB); `read_volume(max_bytes=...)` changes it."""
 
 MAX_EXTRA_BYTES = 64 * 2**20
-"""Largest size of the header extensions, and of what may follow the voxels in a gzip stream (64 MiB)."""
+"""Limit on the size of header extensions, and of data after the voxels in a gzip stream (64 MiB)."""
 
 DEFLATE_RATIO = 1032
-"""Deflate cannot expand more than this, so a small gzip file that declares a huge volume is refused unread."""
+"""Largest expansion by deflate: a small gzip file that declares a huge volume is refused unread."""
 
 CHUNK = 4 * 2**20
 """How much is read, converted or written at a time (bytes or voxels)."""
@@ -49,7 +49,7 @@ class Source:
 
 @contextmanager
 def open_stream(path: Path) -> Iterator[Source]:
-    """Open a regular file, gzip or not by its first bytes; what goes wrong while it is read becomes VolumeError."""
+    """Open a regular file, gzip or plain by its first bytes; errors while reading become VolumeError."""
     try:
         size = _regular_file_size(path)
         with open(path, "rb") as raw:
@@ -61,7 +61,7 @@ def open_stream(path: Path) -> Iterator[Source]:
             else:
                 yield Source(path, raw, size, False)
     except EOFError as error:
-        fail(path, "truncated gzip file (it ends before its end mark)", "copy or download it again", error)
+        fail(path, "truncated gzip file (no end-of-stream marker)", "copy or download it again", error)
     except (gzip.BadGzipFile, zlib.error) as error:
         fail(path, f"damaged gzip file ({error})", "copy or download it again", error)
     except PermissionError as error:
@@ -87,7 +87,7 @@ def _regular_file_size(path: Path) -> int:
 
 
 def drain(source: Source, warnings: list[str]) -> int:
-    """Read a gzip stream to its end, where the checksum is compared; return the number of bytes found."""
+    """Read a gzip stream to its end, where the checksum is verified; return the number of bytes found."""
     extra = 0
     while True:
         try:
@@ -95,11 +95,11 @@ def drain(source: Source, warnings: list[str]) -> int:
         except gzip.BadGzipFile as error:
             if "Not a gzipped file" not in str(error):
                 raise
-            # The stream itself ended well (its checksum was compared before this); other bytes follow it.
+            # The stream itself is intact (its checksum was verified before this); other bytes follow it.
             warnings.append("bytes after the gzip stream are ignored")
             return extra
         if not block:
             return extra
         extra += len(block)
         if extra > MAX_EXTRA_BYTES:
-            fail(source.path, f"more than {MAX_EXTRA_BYTES} bytes follow the image data", "get a sound copy of it")
+            fail(source.path, f"more than {MAX_EXTRA_BYTES} bytes follow the image data", "get an intact copy")

@@ -1,4 +1,4 @@
-"""Voxels of a volume: read as stored, scaled, checked and converted to float32, one 3-D volume at a time."""
+"""Voxels of a volume: read, scaled, checked and converted to float32, one 3-D volume at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 class VoxelReader:
-    """One pass over the voxels of a file: iterate once, and all checks are done.
+    """One pass over the voxels of a file; iterating to the end does all checks.
 
-    Iterating gives each 2-D image or 3-D volume as float32 in the file's scaled units. What is wrong with the voxels
-    as a whole is raised after the last of them, so that the message can tell how much of it there is; what is only
-    doubtful is then in `layout.warnings`.
+    Yields each 2-D image or 3-D volume as float32 in the scaled units of the file. Errors about the voxels as a whole
+    are raised after the last volume, so that the message can give counts; by then, doubts are in `layout.warnings`.
 
     Args:
         path: the file (.hdr or .img for a pair).
@@ -33,8 +32,8 @@ class VoxelReader:
 
     Attributes:
         path: the file that holds the header.
-        layout: of the header, readable at once.
-        peak, low, high: largest size, smallest and largest of the values seen so far.
+        layout: of the header, available before iterating.
+        peak, low, high: largest magnitude, smallest and largest value seen so far.
     """
 
     def __init__(self, path: Path, nonfinite: NonFinite, max_bytes: int) -> None:
@@ -64,7 +63,7 @@ class VoxelReader:
                 self.layout.dtype,
                 self.layout.offset,
             ):
-                fail(self.path, "the file is no longer what it was", "read it when nobody writes it")
+                fail(self.path, "the file changed while it was read", "run again when nothing writes to it")
             check_room(source, layout, self._max_bytes)
             for number in range(self.layout.frames):
                 yield self._float32(_stored_frame(source, layout, number))
@@ -73,7 +72,7 @@ class VoxelReader:
         self._check_values()
 
     def _float32(self, stored: np.ndarray) -> np.ndarray:
-        """Scale in float64, note what is odd, and convert, piece by piece to bound the memory."""
+        """Scale in float64, record oddities and convert, in chunks to bound memory."""
         layout = self.layout
         result = np.empty(stored.size, np.float32)
         for at in range(0, stored.size, CHUNK):
@@ -109,10 +108,10 @@ class VoxelReader:
         if self._nans + self._infs:
             found = f"{self._nans} NaN and {self._infs} infinite voxels of {total}"
             if self._nans + self._infs == total:
-                fail(self.path, f"{found}: nothing is left", "get a sound copy of the volume")
+                fail(self.path, f"{found}: nothing is left", "get an intact copy of the volume")
             if self._nonfinite == "error":
-                fail(self.path, found, "repair the volume or have them set to zero (nonfinite zero)")
-            self.layout.warnings.append(f"{found} are set to zero")
+                fail(self.path, found, "repair the volume or set them to zero (nonfinite zero)")
+            self.layout.warnings.append(f"{found} set to zero")
         if self._beyond:
             wrong = f"{self._beyond} voxels exceed the range of float32 (peak {self.peak:.3g})"
             fail(self.path, wrong, "rescale the volume")
@@ -133,7 +132,7 @@ class VoxelReader:
 
 
 def _stored_frame(source: Source, layout: Layout, number: int) -> np.ndarray:
-    """The stored voxels of one volume as a flat array in file order; the source stands at the first of them."""
+    """The stored voxels of one volume as a flat array in file order; the source must be at the first of them."""
     needed = layout.voxel_bytes // layout.frames
     try:
         buffer = np.empty(needed, np.uint8)
@@ -143,7 +142,7 @@ def _stored_frame(source: Source, layout: Layout, number: int) -> np.ndarray:
     while filled < needed:
         count = source.stream.readinto(view[filled : filled + CHUNK])  # type: ignore[attr-defined]
         if not count:
-            wrong = f"image data are cut: {layout.voxel_bytes} bytes expected, {number * needed + filled} found"
+            wrong = f"image data are truncated: {layout.voxel_bytes} bytes expected, {number * needed + filled} found"
             fail(source.path, wrong, "copy or download it again")
         filled += count
     return buffer.view(layout.dtype)

@@ -1,4 +1,4 @@
-"""Writing volumes as NIfTI, piece by piece, whole or not at all."""
+"""Writing volumes as NIfTI, in pieces and atomically."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def write_volume(
     source: PathLike | None = None,
     storage: Storage = FLOAT32,
 ) -> Path:
-    """Write an array as `writing_volume` does, in one call.
+    """Write an array with `writing_volume` in one call.
 
     Args:
-        data: shape (X, Y), (X, Y, Z) or (X, Y, Z, T), finite, within what `storage` holds.
+        data: shape (X, Y), (X, Y, Z) or (X, Y, Z, T), finite, within the range of `storage`.
 
     Returns:
         The path written.
@@ -65,39 +65,39 @@ def writing_volume(
     storage: Storage = FLOAT32,
     before: Callable[[Path], None] | None = None,
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write a NIfTI-1 file (NIfTI-2 if an axis is longer than 32767) piece by piece, whole or not at all.
+    """Write a NIfTI-1 file (NIfTI-2 if an axis is longer than 32767) in pieces and atomically.
 
-    The block gets a function that takes the image, the volume, or the volumes of a series one after the other. The
-    source's form codes, time unit, TR, time offset, description, intent and extensions are kept; display range and
-    slice timing are reset because they describe the old grid. Where the source's sform and qform are different frames
-    (say template and scanner), the step from the old grid to the new one is applied to each. A sheared qform cannot be
-    stored: its code becomes 0. Equal arguments give equal bytes.
+    The block gets a function that takes the image, the volume, or the volumes of a series one by one. The source's form
+    codes, time unit, TR, time offset, description, intent and extensions are kept; display range and slice timing are
+    reset because they describe the old grid. If the source's sform and qform are different frames (say template and
+    scanner), the transform from the old grid to the new one is applied to each. A sheared qform cannot be stored: its
+    code becomes 0. Equal arguments give equal bytes.
 
     Args:
         path: ends with .nii or .nii.gz; missing folders are made.
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine: (4, 4), voxel index of the data to world, mm.
-        like: header of the source, as `Volume.header` or `read_header`; None marks both forms "aligned" (2).
-        source: the file that the data were made from; writing over it is refused.
-        storage: number type and scaling of the file.
-        before: called with the complete temporary file before it takes the name `path`.
+        like: header of the source, from `Volume.header` or `read_header`; None marks both forms "aligned" (2).
+        source: the file that the data come from; overwriting it is refused.
+        storage: data type and scaling of the file.
+        before: called with the complete temporary file before it is renamed to `path`.
 
     Raises:
-        VolumeError: bad arguments, voxels that cannot be stored, the target is the source, or the disk refuses (no
-            partial file is left).
+        VolumeError: invalid arguments, voxels that cannot be stored, a target that is the source, or an error from the
+            disk (no partial file is left).
     """
     target = Path(path)
     if not target.name.lower().endswith((".nii", ".nii.gz")):
-        fail(target, "the output name does not end with .nii or .nii.gz", "choose such a name")
+        fail(target, "the output name does not end with .nii or .nii.gz", "choose a name that does")
     if source is not None and same_file(target, Path(source)):
         fail(target, "the output is the input file", "choose another output folder or suffix")
     if len(shape) not in (2, 3, 4) or 0 in shape:
-        fail(target, f"cannot write an array of shape {shape}", "give real numbers of 2 to 4 dimensions")
+        fail(target, f"cannot write an array of shape {shape}", "give real numbers in 2 to 4 dimensions")
     header = output_header(target, shape, affine, like, storage)
     with disk_errors(target), replacing(target, before) as raw, ExitStack() as stack:
         stream: Any = raw
         if target.name.lower().endswith(".gz"):
-            # No name and no time in the gzip header: the same volume gives the same bytes.
+            # No name and no time in the gzip header, so that the same volume gives the same bytes.
             stream = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0))
         header.write_to(start := BytesIO())
         stream.write(start.getvalue())
@@ -126,7 +126,7 @@ def _writable(target: Path, data: np.ndarray, shape: tuple[int, ...]) -> np.ndar
 
 
 def _write_voxels(stream: Any, array: np.ndarray, storage: Storage, target: Path) -> None:
-    """Voxels in file order; slabs of the last axis bound the memory that the reordering takes."""
+    """Voxels in file order, in slabs along the last axis to bound the memory for reordering."""
     step = max(1, CHUNK * array.shape[-1] // array.nbytes)
     for at in range(0, array.shape[-1], step):
         try:
@@ -142,7 +142,7 @@ def output_header(
     """Header of a NIfTI-1 file (NIfTI-2 if an axis is longer than 32767); see :func:`writing_volume`.
 
     Raises:
-        VolumeError: an affine that is not finite or not invertible; `target` is for its message.
+        VolumeError: the affine is not finite or not invertible; `target` appears in the message.
     """
     affine = np.asarray(affine, dtype=np.float64)
     if affine.shape != (4, 4) or usable(np.eye(4), affine) is None:
@@ -173,7 +173,7 @@ def output_header(
 
 
 def _copy_field(header: Header, like: Header, name: str) -> None:
-    """Copy one field; damage in a NIfTI-2 header may not fit into NIfTI-1 and is left out."""
+    """Copy one field; values of a damaged NIfTI-2 header that do not fit into NIfTI-1 are dropped."""
     value = like[name]
     if value.dtype.kind == "f":
         value = finite_or_zero(value)

@@ -18,12 +18,12 @@ EXPANSION, REDUCTION = 6.0, 0.8
 
 
 def conv(before: int, after: int, kernel_size: int, groups: int = 1) -> nn.Module:
-    """Convolution of normalised weights that keeps the size."""
+    """Convolution with weight normalisation that keeps the size."""
     return weight_norm(nn.Conv2d(before, after, kernel_size, padding="same", groups=groups))
 
 
 class DirectionalVarianceAttention(nn.Module):
-    """DiVA: ``x * a_rows * a_columns``, from the variance of each row and of each column. (B, C, h, w), shape kept."""
+    """DiVA: ``x * a_rows * a_columns``, from the variance of each row and each column. (B, C, h, w), shape kept."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class DirectionalVarianceAttention(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Wide activation (1x1 up, ReLU, 1x1 down, 3x3) with its skip, and the attention on what the skip is added to."""
+    """Wide activation (1x1 up, ReLU, 1x1 down, 3x3) with a skip, and the attention on the branch beside the skip."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class ResidualBlock(nn.Module):
 
 
 class TwoBanks(nn.Module):
-    """Three steps in a row whose features and attentions are gathered in two banks, each fused by a 1x1 convolution.
+    """Three consecutive steps; features and attentions are collected in two banks, each fused by a 1x1 convolution.
 
-    ``x + relu(conv(cat[x, b1, b2, b3])) + relu(conv(cat[a1, a2, a3]))``: with residual blocks as steps the paper's
-    RAFG, with RAFGs as steps the body of the network.
+    ``x + relu(conv(cat[x, b1, b2, b3])) + relu(conv(cat[a1, a2, a3]))``: with residual blocks as steps it is the
+    paper's RAFG, with RAFGs as steps the body of the network.
     """
 
     def __init__(self, features: int, steps: list[nn.Module]) -> None:
@@ -80,7 +80,7 @@ class DiVANet(BaselineNetwork):
 
     As in its public code: 64 maps, three groups of three blocks, weight normalisation, 2x steps by grouped convolutions
     and pixel shuffle. Different here: the bicubic skip is grid-aligned (centred there), and the last layer starts
-    small. Normalised weights cannot be scripted: export by tracing.
+    with small weights. Weight normalisation cannot be scripted: export by tracing.
     900,056 parameters for one channel, 2x (published: 0.902 M for three channels); 13.4 G multiply-adds.
 
     Args:

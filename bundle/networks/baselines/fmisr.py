@@ -13,10 +13,10 @@ from bundle.networks.baselines.interface import BaselineNetwork
 class FMISR(BaselineNetwork):
     """Hidden layers with mini-networks on the low-resolution grid, then one sub-pixel layer: an INTERPRETATION.
 
-    No code is public, and what could be read of the paper gives only the outline: a fast network in the manner of
-    ESPCN whose hidden layers hold a mini-network (1x1 convolutions, "network in network") and whose last layer is a
-    sub-pixel one. Widths, kernels and activation are therefore ours: ESPCN's 5x5-64, 3x3-32, 3x3-shuffle, each hidden
-    layer followed by a 1x1 convolution of its width, ReLU. Results with it are not results of the paper.
+    No code is public, and the text available to us gives only an outline: a fast network like ESPCN whose hidden layers
+    hold a mini-network (1x1 convolutions, "network in network") and whose last layer is a sub-pixel convolution.
+    Widths, kernels and activation are therefore ours: ESPCN's 5x5-64, 3x3-32, 3x3-shuffle, each hidden layer followed
+    by a 1x1 convolution of its width, ReLU. Its results are not the paper's results.
     26,500 parameters for one channel, 2x; 0.43 G multiply-adds.
 
     Args:

@@ -1,4 +1,4 @@
-"""What all baselines share: the interface of ICONet for a network of one step."""
+"""The common base of the baselines: ICONet's interface for a single-step network."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
 
 
 class BaselineNetwork(nn.Module):
-    """Base of the baselines: a subclass computes :meth:`estimate`, and the image skip is added here.
+    """Base class of the baselines: a subclass implements :meth:`estimate`; the image skip is added here.
 
     Args:
         scale: 2, 4 or 8.
         in_channels: channels of the image; the output has as many.
         image_skip: ``none``, or the interpolation of the input that is added to the output: ``bicubic`` or
-            ``fourier``. Each baseline's default is that of its paper; another shows what the skip alone is worth.
+            ``fourier``. Each baseline's default follows its paper; other values show what the skip alone contributes.
 
     Raises:
-        ValueError: an argument outside these.
+        ValueError: an argument is not one of these.
     """
 
     def __init__(self, scale: int, in_channels: int, image_skip: str = "none") -> None:
@@ -49,8 +49,8 @@ class BaselineNetwork(nn.Module):
 
         Args:
             image: ``(B, in_channels, h, w)``, any ``h`` and ``w``, intensities of order 1.
-            return_stages: return an :class:`bundle.networks.ICONetOutput`, as the multi-stage loss takes it: one
-                super-resolved image, and no reconstruction where the network makes none.
+            return_stages: return an :class:`bundle.networks.ICONetOutput` for the multi-stage loss: one super-resolved
+                image, and no reconstruction if the network makes none.
 
         Returns:
             ``(B, in_channels, scale * h, scale * w)``, or an :class:`bundle.networks.ICONetOutput`.
@@ -69,12 +69,12 @@ class BaselineNetwork(nn.Module):
         raise NotImplementedError
 
     def start_near_skip(self, last: nn.Conv2d) -> None:
-        """With an image skip, begin close to it, by what ICONet does (:func:`bundle.networks.initial.start_small`)."""
+        """With an image skip, start close to it, as ICONet does (:func:`bundle.networks.initial.start_small`)."""
         if self.image_skip != "none":
             start_small(last)
 
 
 def check_interpolation(image_skip: str, choices: tuple[str, ...] = INTERPOLATIONS) -> None:
-    """ValueError that names the choices."""
+    """Raise a ValueError that names the choices."""
     if image_skip not in choices:
         raise ValueError(f"image_skip must be one of {choices}, got {image_skip!r}")

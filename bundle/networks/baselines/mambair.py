@@ -19,7 +19,7 @@ class ChannelAttention(nn.Module):
         hidden = max(features // reduction, 1)
         self.squeeze = nn.Conv2d(features, hidden, 1)
         self.excite = nn.Conv2d(hidden, features, 1)
-        # at the usual bias some of the few hidden units are below zero for every image and would never learn
+        # with the usual bias, some of the few hidden units would be negative for every image and never learn
         nn.init.constant_(self.squeeze.get_parameter("bias"), 0.25)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,10 +28,10 @@ class ChannelAttention(nn.Module):
 
 
 class StateSpaceBlock(nn.Module):
-    """``y = s1 * x + scan(LN(x))``, then ``s2 * y + convolutions(LN(y))``, with a learnt scale per channel.
+    """``y = s1 * x + scan(LN(x))``, then ``s2 * y + convolutions(LN(y))``, with a learned scale per channel.
 
-    The convolutions of the lightweight form are depthwise (the second dilated by 2), between 1x1 ones and before a
-    channel attention.
+    The convolutions of the lightweight form are depthwise (the second with dilation 2), between 1x1 convolutions, and
+    followed by a channel attention.
     """
 
     def __init__(self, features: int, d_state: int, expand: float, reduction: int = 30) -> None:
@@ -59,17 +59,17 @@ class StateSpaceBlock(nn.Module):
 
 
 class MambaIR(ResidualGroupNetwork):
-    """SwinIR's frame with state-space blocks on this project's own scan; lightweight form.
+    """SwinIR's architecture with state-space blocks that use this project's scan; lightweight form.
 
     As in its public code: 60 maps, four groups of six blocks, 10 states, 72 scanned channels, a direct pixel shuffle,
-    no image skip. Different here: the initial bias of the channel attention, and stochastic depth is left out.
+    no image skip. Different here: the initial bias of the channel attention, and there is no stochastic depth.
     899,608 parameters for one channel, 2x (published: 0.905 M for three channels); 12.5 G multiply-adds without the
     scan.
 
     Args:
         scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps.
-        depths: blocks of each group.
+        depths: blocks per group.
         d_state, expand: of the scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
     """
 

@@ -1,4 +1,4 @@
-"""The frame that SwinIR made and MambaIR took over: groups of blocks between two convolutions and a pixel shuffle."""
+"""The architecture of SwinIR, reused by MambaIR: groups of blocks between two convolutions, then a pixel shuffle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ResidualGroupNetwork(BaselineNetwork):
     Args:
         scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps.
-        groups: blocks of each group; a block maps (B, h, w, features) to the same shape.
+        groups: the blocks of each group; a block maps (B, h, w, features) to the same shape.
     """
 
     def __init__(

@@ -11,13 +11,13 @@ class SRCNN(BaselineNetwork):
     """Three convolutions on the interpolated image: 64 maps, 32 maps, image; ReLU between, no skip.
 
     As in the paper: widths, kernels, bicubic pre-upsampling. Different here: bicubic is grid-aligned, convolutions
-    keep the size (zero padding), initial weights are PyTorch's (the paper's, with a standard deviation of 0.001, need
-    its far longer training).
+    keep the size (zero padding), and weights are initialised as in PyTorch (the paper's standard deviation of 0.001
+    needs its far longer training).
     57,281 parameters for 9-5-5 and one channel (8,129 for 9-1-5), 3.75 G multiply-adds.
 
     Args:
         scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`. With an image
-            skip the convolutions read that interpolation, else the paper's bicubic one.
+            skip, the convolutions read that interpolation, otherwise the paper's bicubic one.
         kernel_sizes: the paper's 9-5-5; its first form was 9-1-5.
     """
 

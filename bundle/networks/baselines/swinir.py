@@ -12,17 +12,16 @@ from bundle.networks.baselines.residual_groups import ResidualGroupNetwork
 
 
 class WindowBlock(nn.Module):
-    """MONAI's Swin block on a map (B, h, w, features), sides divisible by the window, with the mask of its shift.
+    """MONAI's Swin block on a map (B, h, w, features), sides divisible by the window, with its shift mask.
 
-    Along an axis that holds a single window there is no shift: it would only mask pixels of that window from each
-    other.
+    Along an axis of a single window there is no shift: it would only mask pixels of that window from each other.
     """
 
     def __init__(self, features: int, num_heads: int, window_size: int, shift: int, mlp_ratio: float) -> None:
         super().__init__()
         self.window, self.shift = (window_size, window_size), (shift, shift)
         self.block = SwinTransformerBlock(features, num_heads, self.window, self.shift, mlp_ratio)
-        # a constant: not among the weights, which are plain float32 tensors
+        # a constant, kept out of the weights, which are plain float32 tensors
         index = self.block.attn.get_buffer("relative_position_index")
         self.block.attn.register_buffer("relative_position_index", index, persistent=False)
         for layer in self.modules():
@@ -37,20 +36,20 @@ class WindowBlock(nn.Module):
 
 
 class SwinIR(ResidualGroupNetwork):
-    """Groups of Swin transformer blocks whose windows are shifted in every other block; lightweight form.
+    """Groups of Swin transformer blocks with windows shifted in every other block; lightweight form.
 
     As in its public code: 60 maps, four groups of six blocks, 6 heads, windows of 8, an MLP of twice the width, one
     convolution per group, a direct pixel shuffle, no image skip. Different here: the image is padded to whole windows
     by replication (reflection there, which needs more samples than it pads); windows are not shifted along an axis of
     one window, so images of up to 8 pixels per side see no shift (the public code decides by the size of its training
-    patches and shifts images of any size); and stochastic depth is left out.
-    MONAI's block cannot be scripted, and a trace holds for one size of image.
+    patches and shifts images of any size); and there is no stochastic depth.
+    MONAI's block cannot be scripted, and a trace is valid for one image size only.
     904,744 parameters for one channel, 2x; 17.0 G multiply-adds.
 
     Args:
         scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
         features: maps, a multiple of ``num_heads``.
-        depths: blocks of each group.
+        depths: blocks per group.
         num_heads, window_size, mlp_ratio: of each block.
     """
 

@@ -25,9 +25,9 @@ class ResidualBlock(nn.Module):
 
 
 class TaskTransformer(nn.Module):
-    """Transfer features of the reconstruction to the super-resolution: ``x + conv(cat[x, T]) * S``.
+    """Transfer features from reconstruction to super-resolution: ``x + conv(cat[x, T]) * S``.
 
-    ``T`` holds for each patch of ``x`` the most similar patch of the other branch, ``S`` that similarity.
+    ``T`` holds, for each patch of ``x``, the most similar patch of the other branch; ``S`` is that similarity.
     """
 
     def __init__(self, features: int) -> None:
@@ -35,7 +35,7 @@ class TaskTransformer(nn.Module):
         self.merge = nn.Conv2d(2 * features, features, 1)
 
     def forward(self, sr: Tensor, rec: Tensor) -> Tensor:
-        """Two maps (B, features, h, w) -> the first with what is taken from the second, same shape."""
+        """Two maps (B, features, h, w) -> the first with features transferred from the second, same shape."""
         query, key = sr.permute(0, 2, 3, 1).contiguous(), rec.permute(0, 2, 3, 1).contiguous()
         match = patch_match(query, key, key)
         transferred, score = match.features.permute(0, 3, 1, 2), match.score.permute(0, 3, 1, 2)
@@ -43,7 +43,7 @@ class TaskTransformer(nn.Module):
 
 
 class JointStep(nn.Module):
-    """One residual block in each branch, then the transfer from the reconstruction to the super-resolution."""
+    """One residual block in each branch, then the transfer from reconstruction to super-resolution."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -60,23 +60,23 @@ class JointStep(nn.Module):
 class T2Net(BaselineNetwork):
     """Two EDSR branches, reconstruction and super-resolution, joined after every block by a task transformer.
 
-    Both read the low-resolution image. The reconstruction, on the grid of the input, is the Rec of the result.
+    Both read the low-resolution image. The reconstruction, on the input grid, is the Rec of the output.
 
     Loss: :class:`bundle.training.losses.MultiStageL1Loss` with ``alpha`` 0.8 has the weights of its public code,
     ``0.8 L1(SR) + 0.2 L1(Rec)``. The target of the reconstruction differs: there it is the cropped k-space without the
-    line mask of the input, here the smoothly truncated image that all networks get
-    (:func:`bundle.training.losses.stage_targets`). Without a line mask the plain crop would be the input itself.
+    line mask of the input, here the smoothly truncated image that all networks use
+    (:func:`bundle.training.losses.stage_targets`). Without a line mask, the plain crop would be the input itself.
 
-    As in its public code: 5x5 heads, 8 blocks of 64 maps, the hard attention without projections, feature skips from
-    the heads, no image skip. Different here: overlapping patches are averaged, also at the border (the public code
-    divides by 9 everywhere, which darkens it); the two convolutions that its code builds and never calls (73,856
-    parameters of its 1.473 M for 2x) are left out.
+    As in its public code: 5x5 heads, 8 blocks of 64 maps, hard attention without projections, feature skips from the
+    heads, no image skip. Different here: overlapping patches are averaged at the border too (the public code divides
+    by 9 everywhere, which darkens the border); the two convolutions that its code builds but never calls (73,856 of its
+    1.473 M parameters for 2x) are left out.
     1,399,426 parameters for one channel, 2x; 22.9 G multiply-adds without the eight patch searches.
 
     Args:
         scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`. With an image
-            skip the input is added to the reconstruction too.
-        num_blocks: residual blocks of each branch.
+            skip, the input is added to the reconstruction too.
+        num_blocks: residual blocks per branch.
         features: maps.
     """
 

@@ -11,11 +11,11 @@ from bundle.networks.initial import he_convolution
 
 
 class VDSR(BaselineNetwork):
-    """Twenty 3x3 convolutions of 64 maps with ReLU that estimate what the interpolated image lacks.
+    """Twenty 3x3 convolutions of 64 maps with ReLU that estimate the residual of the interpolated image.
 
-    As in the paper: depth, width, bicubic pre-upsampling that is also the skip, He's initial weights. Different here:
-    bicubic is grid-aligned, and the last layer starts small (the paper trained at a learning rate of 0.1 with clipped
-    gradients).
+    As in the paper: depth, width, bicubic pre-upsampling that is also the skip, He initialisation. Different here:
+    bicubic is grid-aligned, and the last layer starts with small weights (the paper trained at a learning rate of 0.1
+    with gradient clipping).
     665,921 parameters for one channel, 43.6 G multiply-adds.
 
     Args:

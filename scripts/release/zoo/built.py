@@ -1,4 +1,4 @@
-"""What needs the networks: MONAI's own checks through its own functions, and what they leave out."""
+"""Checks that build networks: MONAI's own, called through its functions, and what they leave out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKFLOWS = {"train.json": "training", "evaluate.json": "evaluation", "inference
 
 
 def verified_by_monai(folder: Folder) -> Iterator[str]:
-    """`monai.bundle verify_metadata`, offline: it downloads no schema where the file exists."""
+    """`monai.bundle verify_metadata`, offline: it does not download the schema if the file exists."""
     schema = folder.work / "schema.json"
     schema.write_bytes(folder.schema.read_bytes() if folder.schema else json.dumps(RULES).encode())
     monai.bundle.verify_metadata(meta_file=str(folder.root / "configs/metadata.json"), filepath=str(schema))
@@ -43,7 +43,7 @@ def properties(folder: Folder) -> Iterator[str]:
         )
         try:
             wrong = workflow.check_properties()
-        except KeyError as error:  # how MONAI tells that a required one is missing
+        except KeyError as error:  # this is how MONAI reports a missing required property
             wrong = [str(error)]
         yield from (f"{name}: {text}" for text in wrong or ())
         workflow.finalize()
@@ -63,7 +63,7 @@ def net_in_out(folder: Folder) -> Iterator[str]:
 
 
 def spatial_sizes(folder: Folder) -> Iterator[str]:
-    """The zoo compares channels and types alone: a network by 4 passes with the metadata of one by 2."""
+    """The zoo only compares channels and types: a 4x network would pass with the metadata of a 2x network."""
     formats = folder.metadata["network_data_format"]
     image, pred = formats["inputs"]["image"], formats["outputs"]["pred"]
     default = folder.json("configs/inference.json")["scale"]
@@ -72,7 +72,7 @@ def spatial_sizes(folder: Folder) -> Iterator[str]:
         for n in (1, 3):
             size = [_size(entry, n) for entry in image["spatial_shape"]]
             expected = [_size(entry, n) for entry in pred["spatial_shape"]]
-            if scale != default:  # the metadata are about the default
+            if scale != default:  # the metadata describe the default
                 expected = [scale * length for length in size]
             with torch.no_grad():
                 found = list(network(torch.rand(1, image["num_channels"], *size)).shape[2:])
@@ -99,11 +99,11 @@ def plain_weights(folder: Folder) -> Iterator[str]:
     for path in paths:
         try:
             state = _tensors(path)
-        except Exception as error:  # a damaged file can make the readers raise anything
-            yield f"models/{path.name}: no file of plain tensors: {' '.join(str(error).split())[:200]}"
+        except Exception as error:  # on a damaged file, the readers can raise anything
+            yield f"models/{path.name}: not a file of plain tensors: {' '.join(str(error).split())[:200]}"
             continue
         if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            yield f"models/{path.name}: holds something else than named tensors"
+            yield f"models/{path.name}: holds something other than named tensors"
 
 
 def _tensors(path: Path) -> Any:
@@ -115,7 +115,7 @@ def _tensors(path: Path) -> Any:
 
 
 def torchscript(folder: Folder) -> Iterator[str]:
-    """`monai.bundle ckpt_export` of the weights of each scale gives what the network gives."""
+    """`monai.bundle ckpt_export` of each scale's weights gives the same output as the network."""
     for scale in folder.scales:
         parser = _inference(folder, scale)
         weights, exported = parser.get_parsed_content("weights"), folder.work / f"model_x{scale}.ts"
@@ -138,21 +138,21 @@ def torchscript(folder: Folder) -> Iterator[str]:
 
 
 def experiments(folder: Folder) -> Iterator[str]:
-    """Each overlay parses, sets options that exist, and trains an update."""
+    """Each overlay parses, sets existing options, and trains for one update."""
     overlays = sorted((folder.root / "configs/experiments").glob("*.yaml"))
     if not overlays and not folder.is_repository:
         raise Missing("an exported folder without experiments")
     for overlay in overlays:
-        row = overlay.stem.startswith("table")  # the others are what rows share, or a script's own
+        row = overlay.stem.startswith("table")  # the others are shared by rows, or belong to a script
         base = ["configs/train.json", *(["configs/experiments/paper.yaml"] if row else [])]
         parser = ConfigParser()
         parser.read_config([*(str(folder.root / name) for name in base), str(overlay)])
         config = parser.get()
         labels = {"experiment_name", "run_name"}
-        wrong = [f"{key} is used by nothing" for key in unused_keys(config) if key not in labels] if row else []
+        wrong = [f"nothing uses {key}" for key in unused_keys(config) if key not in labels] if row else []
         yield from (f"{overlay.name}: {text}" for text in [*wrong, *wrong_values(config)])
         output = folder.work / "experiments" / overlay.stem
-        # no validation on whole volumes: the other runs have one
+        # no validation on whole volumes, which the other runs have
         places = {"bundle_root": str(folder.root), "dataset_dir": str(folder.volumes), "output_dir": str(output)}
         parser.update({**TINY_TRAINING, **places, "device": "cpu", "val_interval": 2})
         parser.get_parsed_content("train#trainer").run()
@@ -162,8 +162,8 @@ CHECKS = (
     Check("monai.bundle verify_metadata accepts metadata.json", verified_by_monai),
     Check("training, evaluation and inference have MONAI's properties", properties),
     Check("monai.bundle verify_net_in_out accepts network_def", net_in_out),
-    Check("the network makes the spatial size that metadata.json gives", spatial_sizes),
+    Check("the network's output size is that of metadata.json", spatial_sizes),
     Check("weights are plain tensors", plain_weights),
-    Check("monai.bundle ckpt_export gives a TorchScript file that runs alike", torchscript),
+    Check("monai.bundle ckpt_export gives an equivalent TorchScript file", torchscript),
     Check("every experiment parses and trains", experiments),
 )

@@ -30,7 +30,7 @@ def documented_commands(folder: Folder) -> Iterator[str]:
 
 
 def _calls(path: Path) -> Iterator[str]:
-    """What follows ``-m monai.bundle`` in the code blocks of a page, or in a script."""
+    """The arguments of ``-m monai.bundle`` in the code blocks of a page, or in a script."""
     text = path.read_text(encoding="utf-8")
     blocks = _FENCED.findall(text) if path.suffix == ".md" else [text]
     for block in blocks:
@@ -57,7 +57,7 @@ def _problems(call: str, root: Path) -> Iterator[str]:
     if command == "run":
         run_id = words[1] if len(words) > 1 and not words[1].startswith("--") else RUN_DEFAULT
         if run_id not in config:
-            yield f"no config of the command has the run id {run_id}"
+            yield f"none of the command's configs has the run id {run_id}"
 
 
 def _option(words: list[str], name: str) -> str:
@@ -72,7 +72,7 @@ def _unknown(words: list[str], config: dict[str, Any], function: Callable[..., A
         if word.startswith("--"):
             name = word[2:].partition("=")[0]
             if re.split("#|::", name.lstrip("+"))[0] not in known:
-                yield f"nothing knows the option --{name}"
+                yield f"unknown option --{name}"
 
 
 CHECKS = (Check("documented commands name configs, run ids and options that exist", documented_commands),)

@@ -1,4 +1,4 @@
-"""What lies in the folder: needed files, sizes, JSON form, checksums, licences, paths of some machine."""
+"""Checks of the files: required files, sizes, JSON formatting, checksums, licences, machine-specific paths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEEDED_OF_A_CHECKOUT = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff"),
 )
 LARGEST = 25 * 2**20
-"""Bytes above which the zoo keeps a file out of git and lists it in large_files.yml."""
+"""Size in bytes above which the zoo keeps a file out of git and lists it in large_files.yml."""
 
 WEIGHTS = {".pt", ".safetensors", ".ts", ".onnx"}
 IMAGES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".nii", ".gz", ".nrrd", ".mha", ".dcm"}
@@ -39,7 +39,7 @@ def needed_files(folder: Folder) -> Iterator[str]:
 def licence(folder: Folder) -> Iterator[str]:
     text = " ".join((folder.root / "LICENSE").read_text(encoding="utf-8").split())
     if "Apache License Version 2.0" not in text:
-        yield "LICENSE is not the Apache License 2.0, which the zoo asks for"
+        yield "LICENSE is not the Apache License 2.0, which the zoo requires"
 
 
 def file_sizes(folder: Folder) -> Iterator[str]:
@@ -71,7 +71,7 @@ def json_form(folder: Folder) -> Iterator[str]:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ValueError(f"the key {twice[0]!r} stands twice in one object")
+        raise ValueError(f"the key {twice[0]!r} appears twice in one object")
     return dict(pairs)
 
 
@@ -82,7 +82,7 @@ def no_machine_paths(folder: Folder) -> Iterator[str]:
     for name in folder.files:
         if name.parts[0] != "tests" and name.suffix in WRITTEN:
             text = (folder.root / name).read_text(encoding="utf-8", errors="replace")
-            yield from (f"{name}: {found} is a path of some machine" for found in sorted(set(_HOME.findall(text))))
+            yield from (f"{name}: {found} is a machine-specific path" for found in sorted(set(_HOME.findall(text))))
 
 
 def _configs(folder: Folder, *endings: str) -> list[Path]:
@@ -108,7 +108,7 @@ def checksums(folder: Folder) -> Iterator[str]:
     yield from (f"sha256sums.txt lists {name}, which is not there" for name in sorted(set(listed) - set(kept)))
     for name in sorted(set(kept) & set(listed)):
         if sha256_of(kept[name]) != listed[name]:
-            yield f"models/{name} is not the file of sha256sums.txt"
+            yield f"models/{name} does not match its checksum in sha256sums.txt"
 
 
 def named_licences(folder: Folder) -> Iterator[str]:
@@ -121,11 +121,11 @@ def named_licences(folder: Folder) -> Iterator[str]:
 
 
 CHECKS = (
-    Check("the files that the zoo needs are there", needed_files),
+    Check("the files that the zoo requires are there", needed_files),
     Check("the licence is Apache-2.0", licence),
     Check("no file is above 25 MB, unless large_files.yml lists it", file_sizes),
-    Check("configs are JSON indented by four spaces, no key twice", json_form),
-    Check("configs, documents and code name no path of some machine", no_machine_paths),
-    Check("sha256sums.txt has every weight file and its right checksum", checksums),
-    Check("docs/data_license.txt names every image and weight file", named_licences),
+    Check("configs are JSON indented by four spaces, without duplicate keys", json_form),
+    Check("configs, documents and code have no machine-specific paths", no_machine_paths),
+    Check("sha256sums.txt has the correct checksum of every weights file", checksums),
+    Check("docs/data_license.txt names every image and weights file", named_licences),
 )

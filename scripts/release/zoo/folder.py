@@ -1,4 +1,4 @@
-"""The folder under test, and how a check tells what it found."""
+"""The folder under test, and how a check reports what it found."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_SHIPPED = {"__pycache__", "runs", "eval", "outputs", "demo", "build", "dist"
 
 
 class Missing(Exception):
-    """What the check is about is not there, and need not be; the message says what."""
+    """The subject of the check is missing and not required; the message says what it is."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Folder:
     Attributes:
         root: the folder: a checkout of the repository, or a slim bundle exported from it.
         work: an empty folder for whatever a check writes.
-        schema: a JSON schema of the zoo, checked besides the project's own rules.
-        install: also ask the package registry whether the required versions go together.
+        schema: a JSON schema of the zoo, checked in addition to the project's own rules.
+        install: also ask the package registry whether the required versions are compatible.
     """
 
     root: Path
@@ -39,12 +39,12 @@ class Folder:
 
     @property
     def is_repository(self) -> bool:
-        """A checkout, which has to hold everything; an exported folder may lack what only the project needs."""
+        """Whether it is a checkout, which must be complete; an exported folder may lack what only the project needs."""
         return (self.root / "pyproject.toml").is_file()
 
     @cached_property
     def files(self) -> list[Path]:
-        """Files relative to the root, without hidden folders: what git knows or would add, else all but caches."""
+        """Files relative to the root, without hidden folders: those git tracks or would add, else all except caches."""
         command = ["git", "-C", str(self.root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         if (self.root / ".git").exists():
             names = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split("\0")
@@ -55,7 +55,7 @@ class Folder:
         return sorted(p for p in paths if not p.parts[0].startswith(".") and (self.root / p).is_file())
 
     def text(self, name: str | Path) -> str:
-        """Content of a file; Missing in an exported folder that lacks it, FileNotFoundError in a checkout."""
+        """Content of a file; raises Missing if an exported folder lacks it, FileNotFoundError in a checkout."""
         path = self.root / name
         if not path.is_file() and not self.is_repository:
             raise Missing(f"an exported folder without {name}")
@@ -66,7 +66,7 @@ class Folder:
         return json.loads(self.text(name))
 
     def config(self, name: str) -> Path:
-        """A config by its file name; Missing in an exported folder that lacks it, FileNotFoundError in a checkout."""
+        """A config by file name; raises Missing if an exported folder lacks it, FileNotFoundError in a checkout."""
         self.text(Path("configs") / name)
         return self.root / "configs" / name
 
@@ -78,12 +78,12 @@ class Folder:
 
     @cached_property
     def scales(self) -> list[int]:
-        """The factor that inference.json has by default, and those of further weights ``models/model_x<n>.pt``."""
+        """The default scale of inference.json, and the scales of further weights ``models/model_x<n>.pt``."""
         names = [p.stem.removeprefix("model_x") for p in (self.root / "models").glob("model_x*.pt")]
         return sorted({int(self.json("configs/inference.json")["scale"]), *(int(n) for n in names if n.isdecimal())})
 
     def copy(self, name: str) -> Path:
-        """The files again in a new folder: a training of an exported bundle replaces the weights of its folder."""
+        """Copy the files to a new folder, since training an exported bundle replaces the weights in its folder."""
         for file in self.files:
             target = self.work / name / file
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ class Folder:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the gate.
+    """One check.
 
     Attributes:
-        name: what holds of a good bundle.
-        problems: gives one line for each fault; may raise Missing, and any other exception is a fault too.
+        name: a statement that is true for a good bundle.
+        problems: yields one line per fault; may raise Missing, and any other exception counts as a fault.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""All checks, run and reported: one line each."""
+"""Run all checks and report them, one line each."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from release.zoo import built, documents, files, metadata, requirements, runs
 from release.zoo.folder import Check, Folder, Missing
 
 READING = (*files.CHECKS, *metadata.CHECKS, *requirements.CHECKS, *documents.CHECKS)
-"""Checks that only read files: seconds."""
+"""Checks that only read files and take seconds."""
 BUILDING = built.CHECKS
-"""Checks that build networks in this process, with the package that `bundle` was imported from."""
+"""Checks that build networks in this process, with the imported package `bundle`."""
 RUNNING = runs.CHECKS
-"""Checks that start processes of their own."""
+"""Checks that start their own processes."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a check ended: PASS, FAIL or SKIP, with the reasons."""
+    """Result of a check: PASS, FAIL or SKIP, with the reasons."""
 
     name: str
     status: str
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def judge(check: Check, folder: Folder) -> Verdict:
-    """Run one check; whatever it raises is a verdict."""
+    """Run one check; any exception becomes a verdict."""
     try:
         problems = tuple(check.problems(folder))
     except Missing as missing:
@@ -51,7 +51,7 @@ def verdicts(
     elsewhere: Sequence[Check] = RUNNING,
     processes: int = 1,
 ) -> Iterator[Verdict]:
-    """Verdicts in the order of the checks; those of `elsewhere` run at the same time, `processes` at once."""
+    """Verdicts in the order of the checks; those of `elsewhere` run concurrently, `processes` at a time."""
     folder.volumes  # noqa: B018 - written before threads would do it at the same time
     with ThreadPoolExecutor(processes) as pool:
         running = [pool.submit(judge, check, folder) for check in elsewhere]
@@ -64,7 +64,7 @@ def verdicts(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing but verdicts is shown: what MONAI's tools log and print is their own success story."""
+    """Hide everything except verdicts: MONAI's tools log and print their own success messages."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

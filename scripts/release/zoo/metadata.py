@@ -1,4 +1,4 @@
-"""configs/metadata.json: the zoo's schema of 2024 as rules of our own, and the version."""
+"""Checks of configs/metadata.json: the zoo's schema of 2024 as our own rules, and the version."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RULES: dict[str, Any] = {
             "type": "object",
             "required": ["inputs", "outputs"],
             "properties": {
-                # the names that MONAI's tools and MONAI Label look for
+                # names that MONAI's tools and MONAI Label look up
                 "inputs": {**_TENSORS, "required": ["image"]},
                 "outputs": {**_TENSORS, "required": ["pred"]},
                 "post_processed_outputs": _TENSORS,
@@ -64,7 +64,7 @@ RULES: dict[str, Any] = {
         },
     },
 }
-"""What meta_schema_20240725.json asks for, and the changelog and tensor names that the zoo's other checks need."""
+"""The rules of meta_schema_20240725.json, plus the changelog and tensor names that the zoo's other checks need."""
 
 
 def follows_the_rules(folder: Folder) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The packages that metadata.json asks for: exact, pinned, complete."""
+"""The packages that metadata.json requires: exact, pinned, complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NEEDED_BY_MONAI = {"fire": "every `python -m monai.bundle` command needs it"}
 
 
 def required(metadata: dict[str, Any]) -> dict[str, str]:
-    """Package -> version: what the zoo installs with ``==`` before it tries a bundle."""
+    """Package -> version, as the zoo installs them with ``==`` before it tests a bundle."""
     listed = {**metadata.get("optional_packages_version", {}), **metadata["required_packages_version"]}
     return {**{package: metadata[key] for package, key in NAMED_APART.items()}, **listed}
 
@@ -30,7 +30,7 @@ def pinned(folder: Folder) -> Iterator[str]:
     for package, version in required(folder.metadata).items():
         found = versions.get(_plain(package))
         if found != version:
-            yield f"{package}=={version} of metadata.json, {found or 'nothing'} in constraints.txt"
+            yield f"{package}=={version} in metadata.json, {found or 'nothing'} in constraints.txt"
 
 
 def complete(folder: Folder) -> Iterator[str]:
@@ -42,12 +42,12 @@ def complete(folder: Folder) -> Iterator[str]:
     for module, importer in sorted(_imports(folder).items()):
         packages = {_plain(name) for name in owners.get(module, [])}
         if not packages & listed:
-            yield f"{module}, imported by {importer}, is of no package in required_packages_version"
+            yield f"{module}, imported by {importer}, is not in any package of required_packages_version"
 
 
 def agree(folder: Folder) -> Iterator[str]:
     if not folder.install:
-        raise Missing("the package registry is asked with --install only")
+        raise Missing("the package registry is only asked with --install")
     packages = [f"{package}=={version}" for package, version in required(folder.metadata).items()]
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", *packages]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -57,7 +57,7 @@ def agree(folder: Folder) -> Iterator[str]:
 
 @functools.cache
 def _owners() -> Mapping[str, list[str]]:
-    """Importable module -> installed packages that hold it."""
+    """Importable module -> installed packages that provide it."""
     return packages_distributions()
 
 
@@ -66,7 +66,7 @@ def _plain(package: str) -> str:
 
 
 def _imports(folder: Folder) -> dict[str, str]:
-    """Third-party module -> who imports it, for all that the configs name: at import, not inside functions."""
+    """Third-party module -> importer, for everything the configs name; imports inside functions do not count."""
     waiting = [target for path in (folder.root / "configs").glob("*.json") for target in _targets(path)]
     found: dict[str, str] = {}
     seen: set[Path] = set()
@@ -90,7 +90,7 @@ def _targets(config: Path) -> list[str]:
 
 
 def _source(root: Path, dotted: str) -> Path | None:
-    """File of a dotted name of the package: a module, or the module or package that holds the named thing."""
+    """File of a dotted name in the package: a module, or the module or package that holds the named object."""
     parts = dotted.split(".")
     for count in range(len(parts), 0, -1):
         place = root.joinpath(*parts[:count])
@@ -101,7 +101,7 @@ def _source(root: Path, dotted: str) -> Path | None:
 
 
 def _imported(path: Path, package: str) -> Iterator[str]:
-    """Absolute names of what a module imports when it is imported itself."""
+    """Absolute names of a module's top-level imports."""
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(statement, ast.Import):
             yield from (alias.name for alias in statement.names)
@@ -113,7 +113,7 @@ def _imported(path: Path, package: str) -> Iterator[str]:
 
 
 CHECKS = (
-    Check("the packages of metadata.json are those of constraints.txt", pinned),
+    Check("the package versions of metadata.json match constraints.txt", pinned),
     Check("metadata.json names every package that the configs import", complete),
     Check("the packages of metadata.json can be installed together", agree),
 )

@@ -1,4 +1,4 @@
-"""Every config run by `python -m monai.bundle run` in a process of its own, from an empty working directory."""
+"""Run every config with `python -m monai.bundle run` in its own process, from an empty working directory."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ TINY_TRAINING = {
     "warmup_updates": 1,
 }
 ONE_PROCESS = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
-"""torchrun; that several processes agree is for the project's tests."""
+"""torchrun; the project's tests check that several processes agree."""
 
 
 def run(folder: Folder, run_id: str, configs: tuple[str, ...], name: str, multi: bool = False, **options: Any) -> Path:
-    """Run configs of a copy of the bundle; gives the output folder.
+    """Run configs of a copy of the bundle; returns the output folder.
 
     Args:
         folder: the bundle.
         run_id: what to run.
         configs: file names, overlays last.
-        name: of the output folder and, beside it, of the empty working directory.
-        multi: by torchrun.
+        name: of the output folder and of the empty working directory next to it.
+        multi: use torchrun.
         options: overrides.
 
     Raises:
-        RuntimeError: the run failed, or left something in its working directory; the end of what it wrote.
+        RuntimeError: the run failed, with the end of its output, or left files in its working directory.
         Missing: see :meth:`Folder.config`.
     """
     for config in configs:
@@ -63,7 +63,7 @@ def run(folder: Folder, run_id: str, configs: tuple[str, ...], name: str, multi:
 
 
 def inference(folder: Folder, scale: int | None, overlays: tuple[str, ...] = ()) -> Iterator[str]:
-    """Every volume comes out finite, `scale` times finer in the plane, with the same origin.
+    """Every result is finite, `scale` times finer in-plane, with the same origin.
 
     Args:
         folder: the bundle.
@@ -94,7 +94,7 @@ def inference(folder: Folder, scale: int | None, overlays: tuple[str, ...] = ())
 def other_scales(folder: Folder) -> Iterator[str]:
     default = folder.json("configs/inference.json")["scale"]
     if folder.scales == [default]:
-        raise Missing(f"weights by {default} alone")
+        raise Missing(f"only {default}x weights")
     for scale in folder.scales:
         if scale != default:
             yield from inference(folder, scale)
@@ -119,7 +119,7 @@ def evaluating(folder: Folder, *overlays: str) -> Iterator[str]:
 
 
 def tensorrt(folder: Folder) -> Iterator[str]:
-    """Runs where TensorRT can; elsewhere the overlay is only read, together with what it overlays."""
+    """Runs if TensorRT is available; otherwise the overlay is only parsed, together with its base."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -129,13 +129,13 @@ def tensorrt(folder: Folder) -> Iterator[str]:
     if not files[1].is_file():
         raise Missing("no inference_trt.json")
     config = ConfigParser.load_config_files([str(path) for path in files])
-    problems = [f"{key} is used by nothing" for key in unused_keys(config)] + wrong_values(config)
+    problems = [f"nothing uses {key}" for key in unused_keys(config)] + wrong_values(config)
     if problems:
         yield from problems
     elif torch.cuda.is_available() and find_spec("tensorrt"):
         yield from inference(folder, None, ("inference_trt.json",))
     else:
-        raise Missing("read, not run: no TensorRT or no GPU here")
+        raise Missing("parsed, not run: no TensorRT or no GPU here")
 
 
 def _check(name: str, problems: Callable[..., Iterator[str]], *arguments: Any) -> Check:
@@ -144,10 +144,10 @@ def _check(name: str, problems: Callable[..., Iterator[str]], *arguments: Any) -
 
 CHECKS = (
     _check("inference.json runs from an empty folder", inference, None),
-    _check("inference.json runs by the other scales", other_scales),
+    _check("inference.json runs at the other scales", other_scales),
     _check("train.json runs from an empty folder", training),
     _check("evaluate.json runs from an empty folder", evaluating),
-    _check("multi_gpu_train.json runs by torchrun", training, "multi_gpu_train.json"),
-    _check("multi_gpu_evaluate.json runs by torchrun", evaluating, "multi_gpu_evaluate.json"),
-    _check("inference_trt.json runs, or is read where TensorRT cannot run", tensorrt),
+    _check("multi_gpu_train.json runs with torchrun", training, "multi_gpu_train.json"),
+    _check("multi_gpu_evaluate.json runs with torchrun", evaluating, "multi_gpu_evaluate.json"),
+    _check("inference_trt.json runs, or is parsed where TensorRT cannot run", tensorrt),
 )

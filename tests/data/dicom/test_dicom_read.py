@@ -232,7 +232,7 @@ def tilted(instances: list[Dataset]) -> list[Dataset]:
 
 WARNED: dict[str, tuple[Spoil, str]] = {
     "row 72 interpolated": (edit(AcquisitionMatrix=[factory.ROWS // 2, 0, 0, 8]), "matrix 10x12, acquired 8x6"),
-    "row 76 exact copy": (lambda made: [*made, made[2]], "1 exact copies of slices are left out"),
+    "row 76 exact copy": (lambda made: [*made, made[2]], "1 duplicate slices were left out"),
     "row 81 tilt": (tilted, r"leans by 14\.04 degrees"),
     "row 96 spacing between slices": (edit(SpacingBetweenSlices="3"), "SpacingBetweenSlices is 3 mm.*4 mm apart"),
     "slightly uneven": (moved(2, 0.1), "deviate from equal steps by up to 0.1 mm"),
@@ -269,7 +269,7 @@ def test_row_92_a_single_slice_is_as_thick_as_it_says(tmp_path: Path) -> None:
 
 
 def test_slices_missing_at_an_end_of_a_pet_are_noticed(tmp_path: Path) -> None:
-    assert "NumberOfSlices says 6, 5 are there" in read_one(save(series("PT")[1:], tmp_path)).warnings[0]
+    assert "NumberOfSlices is 6, but 5 were found" in read_one(save(series("PT")[1:], tmp_path)).warnings[0]
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -285,7 +285,7 @@ def colliding(instances: list[Dataset]) -> list[Dataset]:
 REFUSED: dict[str, tuple[Spoil, str]] = {
     "row 74 missing slice": (without(2), r"1 slices are missing, the first after 4 mm of 20 mm \(step 4 mm\)"),
     "row 74 two missing slices": (without(1, 3), "2 slices are missing, the first after 0 mm of 20 mm"),
-    "row 75 two slices in one place": (colliding, "different slices in one place"),
+    "row 75 two slices in one place": (colliding, "different slices at the same position"),
     "row 79 mixed spacing": (edit_some(3, PixelSpacing=["1.6", "1.25"]), r"PixelSpacing differs: 1\.5x1\.25.*1\.6x"),
     "row 82 irregular": (moved(2, 1.0), "positions are uneven: steps of 3 to 5 mm"),
     "row 83 no position": (edit(ImagePositionPatient=None), "no ImagePositionPatient"),
@@ -299,7 +299,7 @@ REFUSED: dict[str, tuple[Spoil, str]] = {
     "row 84 slope zero": (edit(RescaleSlope="0", RescaleIntercept="0"), "RescaleSlope is 0"),
     "row 84 intercept not finite": (edit(RescaleSlope="1", RescaleIntercept="1e300"), "RescaleIntercept is not 1"),
     "row 84 slope lost in float32": (edit(RescaleSlope="1e-6", RescaleIntercept="900"), "steps.*vanish in float32"),
-    "several frames in a classic class": (edit(NumberOfFrames=2), "several frames in a class of single slices"),
+    "several frames in a classic class": (edit(NumberOfFrames=2), "several frames in a single-frame SOP class"),
     "no pixels": (edit(PixelData=None), "the pixels cannot be decoded"),
     "matrix beyond the pixels": (edit(Rows=60000), "implausible matrix 10x60000"),
     "more rows than there are": (edit(Rows=13), "the pixels cannot be decoded.*less than expected"),

@@ -197,7 +197,7 @@ def test_a_trailing_fifth_dimension_of_one_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixdim", [(1, 2, 2, 3), (1, 0, 2, 3)], ids=["row 22", "row 22 without a voxel size"])
 def test_without_forms_the_codes_stay_zero_and_a_warning_is_given(pixdim: tuple[float, ...], tmp_path: Path) -> None:
     volume = read_volume(put(tmp_path, "a.nii", patched(image_bytes(codes=(0, 0)), pixdim=("4f", pixdim))))
-    assert "no sform and no qform" in volume.warnings[0]
+    assert "neither sform nor qform" in volume.warnings[0]
     assert len(volume.warnings) == (2 if pixdim[1] == 0 else 1)
     fine = volume.affine @ np.diag([0.5, 0.5, 1, 1])
     out = reference(write_volume(tmp_path / "b.nii", np.zeros((12, 10, 4)) + volume.array.mean(), fine, volume.header))
@@ -222,7 +222,7 @@ def test_row_34_conflicting_forms_warn_in_mm_and_both_are_carried_to_the_new_gri
 
 def test_an_unknown_form_code_counts_as_aligned(tmp_path: Path) -> None:
     volume = read_volume(put(tmp_path, "a.nii", patched(image_bytes(), sform_code=("h", 900))))
-    assert volume.warnings == ("unknown sform_code 900; it counts as 2",)
+    assert volume.warnings == ("unknown sform_code 900; treated as 2",)
     assert int(volume.header["sform_code"]) == 2
 
 
@@ -235,7 +235,7 @@ def test_half_a_turn_whose_quaternion_float32_holds_poorly_is_no_conflict(tmp_pa
 def test_a_voxel_size_that_contradicts_the_sform_is_reported(tmp_path: Path) -> None:
     content = patched(image_bytes(codes=(1, 0)), pixdim=("4f", (1, 1, 1, 1)))
     volume = read_volume(put(tmp_path, "a.nii", content))
-    assert "pixdim (1, 1, 1) mm, but (2, 2, 3) mm by the sform" in volume.warnings[0]
+    assert "pixdim is (1, 1, 1) mm, but the sform says (2, 2, 3) mm" in volume.warnings[0]
     np.testing.assert_array_equal(volume.header.get_zooms(), (2, 2, 3))
 
 
@@ -480,7 +480,7 @@ def test_the_header_is_read_without_the_voxels(tmp_path: Path) -> None:
 
 
 def test_the_header_alone_tells_that_the_data_are_cut(tmp_path: Path) -> None:
-    with pytest.raises(VolumeError, match="data are cut"):
+    with pytest.raises(VolumeError, match="data are truncated"):
         read_header(put(tmp_path, "a.nii", image_bytes()[:-50]))
 
 
