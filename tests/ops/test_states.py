@@ -9,6 +9,7 @@ import threading
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor
 
 from bundle.ops import native, patch_match, selective_scan_2d, use_backend
@@ -153,6 +154,15 @@ def test_a_fresh_thread_has_no_state_of_the_caller_and_hands_back_its_error() ->
         assert in_fresh_thread(lambda: torch.zeros(1).device.type) == "cpu"
     with pytest.raises(ZeroDivisionError):
         in_fresh_thread(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("row", ON_CPU, ids=lambda row: row.name)
+def test_the_tensors_of_monai_give_the_result_of_plain_ones(row: Backend) -> None:
+    with use_backend(row.name):
+        scan, match = selective_scan_2d(*arguments()), patch_match(*arguments()[:1] * 3)
+        x, *parameters = (MetaTensor(t) for t in arguments())
+        assert torch.equal(torch.as_tensor(selective_scan_2d(x, *parameters)), scan)
+        assert torch.equal(torch.as_tensor(patch_match(x, x, x).indices), match.indices)
 
 
 def arguments() -> list[Tensor]:

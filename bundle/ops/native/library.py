@@ -102,10 +102,12 @@ class Library:
     def patch_search(self, query: Tensor, key: Tensor) -> Tensor:
         """Index (B, H * W) int64 of the best key patch of every query patch; query and key (B, H, W, C)."""
         batch, height, width, channels = query.shape
-        index = query.new_zeros((batch, height * width), dtype=torch.int64)
-        score = query.new_full((batch, height * width), -torch.inf)
-        workspace = query.new_empty(self._workspace(batch, height, width, channels))
-        locks = index.new_zeros(batch, dtype=torch.int32)
+        # Plain tensors of stated types, whatever the defaults of the process and the class of the inputs are.
+        index = torch.zeros((batch, height * width), device="cpu", dtype=torch.int64)
+        score = torch.full((batch, height * width), -torch.inf, device="cpu", dtype=torch.float32)
+        room = self._workspace(batch, height, width, channels)
+        workspace = torch.empty(room, device="cpu", dtype=torch.float32)
+        locks = torch.zeros(batch, device="cpu", dtype=torch.int32)
         call = _PatchSearchCall(
             *(t.data_ptr() for t in (query, key, index, score, workspace, locks)), batch, height, width, channels
         )
