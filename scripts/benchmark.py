@@ -340,12 +340,12 @@ def main() -> None:
         "Selective scan (192 channels)": benchmark_scan([64, 128] if quick else [64, 128, 256], args.device, limits),
         "Patch search (96 channels)": benchmark_search([64, 128] if quick else [64, 128, 160], args.device, limits),
         "Networks": benchmark_networks(args.device, args.threads, names),
-        "Small x2 by size of the slice": sizes(args.device, [64, 128] if quick else [64, 128, 256, 512], counts),
-        "Volumes of 128x128 slices by 2, small": whole_volumes(
+        "Small network, 2x: by slice size": sizes(args.device, [64, 128] if quick else [64, 128, 256, 512], counts),
+        "Small network, 2x: volumes of 128x128 slices": whole_volumes(
             [1, 10] if quick else [1, 130, 300], counts, args.device
         ),
         "Training step of the small network": training_step(args.device),
-        "Where the time of a small x2 slice goes (shares)": [where_time_goes(args.device)],
+        "Small network, 2x: where the time of a slice goes (shares)": [where_time_goes(args.device)],
         "Limits of this machine": [limits],
     }
     result = {"machine": machine, "quick": quick, "backends": backend_report(), "tables": tables}

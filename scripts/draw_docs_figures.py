@@ -149,7 +149,7 @@ def window() -> Figure:
     sound, off = ((float(v.max()), intensity_window(v)[1]) for v in (volume, spoilt))
     drawn = axes[1].barh(names, [b / a for a, b in zip(sound, off, strict=True)], color=(GREY, RED))
     axes[1].bar_label(drawn, fmt="%.2f", padding=3)
-    axes[1].set(xlim=(0, 125), xlabel="divisor, times that of the sound volume", title="one voxel 100 times too bright")
+    axes[1].set(xlim=(0, 125), xlabel="divisor, relative to the intact volume", title="one voxel 100 times too bright")
     return figure
 
 
@@ -239,12 +239,12 @@ def architecture() -> Figure:
         "RSCFL:  x + CRB(VMB(x))": BLUE,
         "VMB:  x + linear( SiLU(linear(LN x)) · LN(SS2D(SiLU(depthwise conv(linear(LN x)))))": BLUE,
         "CRB:  x · sigmoid(conv(ReLU(conv(mean over the slice))))": BLUE,
-        "fusion:  each patch of one branch takes its most alike patch of the other, both ways; "
-        "weighted by likeness and by a confidence, summed": GREEN,
+        "fusion:  each patch takes the most similar patch of the other branch, in both directions; "
+        "weighted by similarity and confidence, summed": GREEN,
     }
     for number, (text, color) in enumerate(rows.items()):
         axes.text(-0.3, -1.15 - 0.45 * number, text, fontsize=9, color=color)
-    axes.text(-0.3, -2.95, "dashed: image skips; a x2 model has stage 1 alone", fontsize=9, color=GREY)
+    axes.text(-0.3, -2.95, "dashed: image skips; a 2x model has only stage 1", fontsize=9, color=GREY)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures: threads, the command line, small volumes of known content."""
+"""Shared fixtures: threads, the command line, small volumes with known content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_per_test_process() -> None:
-    """Several test processes share the cores; more threads than cores only wait for each other."""
+    """Several test processes share the cores; more threads than cores would only wait for each other."""
     torch.set_num_threads(1)
 
 
@@ -30,7 +30,7 @@ def bundle_root() -> Path:
 
 @pytest.fixture
 def run_bundle() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``python -m monai.bundle run ID --config_file ... --key value`` in a process of its own."""
+    """Run ``python -m monai.bundle run ID --config_file ... --key value`` in its own process."""
 
     def run(
         run_id: str,
@@ -104,7 +104,7 @@ def script(bundle_root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 @pytest.fixture
 def refused(script: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a script that must stop; the one line that it leaves."""
+    """Run a script that must fail; return its one-line error."""
 
     def run(name: str, *options: object) -> str:
         with pytest.raises(SystemExit) as stop:

@@ -1,6 +1,6 @@
-"""DICOM series of known content: valid MR, CT, PET and enhanced MR and PET, written with pydicom.
+"""DICOM series with known content: valid MR, CT, PET and enhanced MR and PET, written with pydicom.
 
-`series(...)` gives data sets that a test may spoil; `save(...)` writes them.
+`series(...)` returns data sets that a test may damage; `save(...)` writes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CLASSES = {
 
 
 def phantom(columns: int = COLUMNS, rows: int = ROWS, slices: int = SLICES) -> np.ndarray:
-    """Smooth integers in 0..1000, shape (columns, rows, slices), different in each slice and under each flip."""
+    """Smooth integers in 0..1000, shape (columns, rows, slices), different in each slice and after each flip."""
     x, y, z = np.meshgrid(np.arange(columns), np.arange(rows), np.arange(slices), indexing="ij")
     blob = np.exp(-((x - 0.4 * columns) ** 2 + (y - 0.6 * rows) ** 2) / (0.05 * columns * rows))
     return np.rint(700 * blob * (1 + 0.3 * z / slices) + 4 * x + 7 * y).astype(np.int32)
@@ -61,7 +61,7 @@ def series(
     step: float = STEP,
     seed: str = "a",
 ) -> list[Dataset]:
-    """The classic instances of one series, in the order of their positions; `voxels` are stored integers."""
+    """The classic instances of one series, in order of position; `voxels` are stored integers."""
     stored = phantom() if voxels is None else voxels
     study, uid, frame_of_reference = (generate_uid(entropy_srcs=[name, seed]) for name in ("study", "series", "for"))
     made = []
@@ -88,7 +88,7 @@ def set_pixels(dataset: Dataset, plane: np.ndarray, bits: int = 16, signed: bool
 
 
 def jpeg(instances: list[Dataset]) -> list[Dataset]:
-    """Pixels as 8-bit JPEG; to be saved as JPEG Baseline."""
+    """Pixels as 8-bit JPEG, to be saved as JPEG Baseline."""
     for number, instance in enumerate(instances):
         stream = io.BytesIO()
         plane = np.minimum(phantom()[:, :, number], 1000) // 4
@@ -99,7 +99,7 @@ def jpeg(instances: list[Dataset]) -> list[Dataset]:
 
 
 def save(datasets: Iterable[Dataset], folder: Path, syntax: str = ExplicitVRLittleEndian, suffix: str = ".dcm") -> Path:
-    """Write data sets as files whose names say nothing of their order."""
+    """Write data sets as files whose names do not reveal their order."""
     folder.mkdir(parents=True, exist_ok=True)
     for dataset in datasets:
         number = len(list(folder.iterdir()))

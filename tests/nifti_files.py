@@ -1,4 +1,4 @@
-"""NIfTI files of every odd kind, generated: what must be refused and what must be read, with or without a warning.
+"""Generated NIfTI files of every odd kind: those that must be refused, and those read with or without warnings.
 
 The ids name the kind of input; their numbers are the rows of docs/reliability.md.
 """

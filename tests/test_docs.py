@@ -1,4 +1,4 @@
-"""Figures in the documents are those of the result files, and those of the shipped weights."""
+"""Figures in the documents match the result files, which were made with the shipped weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site of docs/: it builds without a warning, fetches nothing, its links and figures hold, imports run downward."""
+"""The docs site builds without warnings, loads nothing external, its links and figures hold; imports point down."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def load(path: Path) -> ModuleType:
 
 
 class Addresses(HTMLParser):
-    """Every address of a page with its tag and attribute."""
+    """Every URL of a page with its tag and attribute."""
 
     def __init__(self) -> None:
         super().__init__()

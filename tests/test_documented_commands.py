@@ -1,7 +1,7 @@
-"""Every command and every Python block of the documents runs, or the reason why it does not stands here.
+"""Every command and every Python block in the documents runs, or this file gives the reason why not.
 
 A block runs in a copy of the bundle in which the placeholders of the documents (IN, DATA, HR_FOLDER ...) are folders
-with small volumes: as it is written, except that trainings are cut short. A command without a row in COMMANDS fails
+with small volumes: as written, except that trainings are shortened. A command without a row in COMMANDS fails
 `test_every_documented_command_has_a_row`.
 """
 

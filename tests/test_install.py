@@ -1,7 +1,7 @@
-"""The wheel and the Dockerfile: what they hold, and that they run in an environment of their own, away from here.
+"""The wheel and the Dockerfile: their contents, and that they work in a separate environment outside the repository.
 
-Nothing is downloaded: a new environment sees the packages of this one by links, but for the project itself. Connections
-to the network are an error in it.
+Nothing is downloaded: the new environment links the packages of this one, except the project itself. Network
+connections are an error in it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PIP = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERS
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python environment that sees the packages of this one, but for the project."""
+    """A Python environment with the packages of this one, except the project."""
 
     folder: Path
 
@@ -59,7 +59,7 @@ class Environment:
         return made
 
     def run(self, command: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """Run a line of shell with the programs of this environment before all others."""
+        """Run a shell line with this environment's programs first in the path."""
         given = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")}
         given |= {"PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1", **PIP}
         return subprocess.run(
@@ -74,7 +74,7 @@ class Environment:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a wheel is made of: a build leaves folders behind."""
+    """A copy of the files that go into a wheel, because a build leaves folders behind."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("bundle", "configs", "models"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -227,7 +227,7 @@ def test_the_torch_of_the_image_is_the_one_that_was_tested():
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """A folder in the place of the root of the image's file system."""
+    """A folder that stands in for the root of the image's file system."""
     return tmp_path / "image"
 
 

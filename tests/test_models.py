@@ -1,4 +1,4 @@
-"""The weights in the repository are those of their record and fit the network of their name."""
+"""The weights in the repository match their record and fit the network of their name."""
 
 from __future__ import annotations
 

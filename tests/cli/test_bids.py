@@ -1,4 +1,4 @@
-"""A BIDS dataset gives a BIDS derivatives dataset."""
+"""A BIDS dataset becomes a BIDS derivatives dataset."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """Two subjects, anatomy, a bold series, diffusion; metadata at the root; and what must not be touched."""
+    """Two subjects, anatomy, a bold series, diffusion; metadata at the root; and files that must not be touched."""
     root = tmp_path / "raw"
     series = np.stack([BLOB] * 2, -1)
     put(root, "sub-01/anat/sub-01_T1w.nii.gz", BLOB)

@@ -1,4 +1,4 @@
-"""The command as people use it: options, names, resuming, refusing, and what it leaves behind."""
+"""The command as people use it: options, file names, resuming, errors, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_number_type_of_the_input_can_be_kept(kind: str, tmp_path: Path, wri
 @pytest.mark.parametrize("series", [False, True])
 def test_row_73_integers_that_would_overflow_get_another_slope_and_never_wrap(series, tmp_path, write_nifti):
     data = np.zeros((12, 10, 2), np.uint8)
-    data[3:9, 3:7] = 255  # a box that fills the type: its edges overshoot
+    data[3:9, 3:7] = 255  # a box at the maximum of the type: its edges overshoot
     source = write_nifti(tmp_path / "x.nii", np.stack([data, data // 2], -1) if series else data)
     assert command(source, tmp_path / "y.nii", "--dtype", "same", "--data-consistency", 0.5).exit_code == 0
     assert command(source, tmp_path / "z.nii", "--data-consistency", 0.5).exit_code == 0
@@ -358,7 +358,7 @@ def test_row_116_the_output_folder_itself_may_be_a_link(one: Path, tmp_path: Pat
 def test_row_64_any_file_name_is_carried_and_shown_without_harm(
     name, tmp_path: Path, write_nifti: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # what pytest captures of the log must be UTF-8 to reach the process that prints it
+    # the log that pytest captures must be UTF-8 to reach the process that prints it
     monkeypatch.setattr(logging.getLogger("iconet"), "propagate", False)
     write_nifti(tmp_path / "in" / "plain.nii", BLOB).rename(tmp_path / "in" / f"{name}.nii")
     done = command(tmp_path / "in", tmp_path / "out", "--log-json", tmp_path / "log.jsonl")

@@ -1,4 +1,4 @@
-"""DICOM through the command: derived series, NIfTI, trees of both, and nothing that names the patient."""
+"""DICOM through the command: derived series, NIfTI, trees of both, and nothing that identifies the patient."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_series_becomes_nifti_in_the_same_place_with_the_same_values(modality:
     np.testing.assert_allclose(image.affine, factory.expected_affine() @ FINE, atol=1e-4)
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (1, 1)
     assert image.header.get_xyzt_units()[0] == "mm"
-    # Integers round, and those of MR have no sign.
+    # Integers are rounded, and those of MR are unsigned.
     expected = image.get_fdata().clip(0) if modality == "MR" else image.get_fdata()
     np.testing.assert_allclose(derived.voxels, expected, atol=1.2)
     assert record(tmp_path / "out.nii.gz")["Sources"] == [find_series(tmp_path / "in").series[0].label]

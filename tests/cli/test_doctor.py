@@ -1,4 +1,4 @@
-"""`iconet-sr doctor`, the version, and how the commands beside the main one are chosen."""
+"""`iconet-sr doctor`, the version, and how the subcommands are chosen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bundle.inference.shipped import tool_version
 
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch):
-    """Run the doctor with a folder of weights of one's own."""
+    """Run the doctor with a separate folder of weights."""
 
     def run(models: Path) -> Result:
         monkeypatch.setenv("ICONET_MODELS", str(models))

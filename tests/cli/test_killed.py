@@ -1,4 +1,4 @@
-"""A run that is killed loses the volume in hand and nothing else, whatever it was doing."""
+"""A killed run loses only the current volume, whatever it was doing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
 
 
 def check_what_is_left(out: Path, shape: tuple[int, ...] = (24, 20, 3)) -> set[str]:
-    """Everything under a final name is whole; returns the names of the results."""
+    """Check that every file with a final name is complete; return the names of the results."""
     found = [path for path in out.rglob("*") if not path.name.startswith(".")]
     for path in found:
         if path.name.endswith(".nii.gz"):
@@ -88,7 +88,7 @@ def test_row_69_a_kill_at_any_step_of_writing_leaves_whole_files_and_the_next_ru
     before = {name: (out / f"{name}_SRx2.nii.gz").stat().st_mtime_ns for name in left}
     done = command(folder / "in", out)
     assert done.exit_code == 0, done.output
-    # Not one finished volume is made again, and of the unfinished nothing stays.
+    # Finished volumes are skipped, and nothing remains of unfinished ones.
     assert {name: (out / f"{name}_SRx2.nii.gz").stat().st_mtime_ns for name in left} == before
     assert check_what_is_left(out) == set(NAMES)
     assert [path.name for path in out.iterdir() if path.name.startswith(".") and path.name != LOCK] == []
@@ -101,7 +101,7 @@ def test_row_69_a_kill_while_an_older_result_is_replaced_leaves_the_old_or_the_n
     assert command(folder / "in", out).exit_code == 0
     for name in NAMES:
         nib.save(nib.Nifti1Image(BLOB + 100, np.eye(4)), folder / "in" / f"{name}.nii.gz")
-    assert killed_at(folder, "replace", 1, after=True) == -signal.SIGKILL  # the new record is there, its result is not
+    assert killed_at(folder, "replace", 1, after=True) == -signal.SIGKILL  # the new record without its result
     assert check_what_is_left(out) == set(NAMES)
     assert "3 done, 0 skipped" in command(folder / "in", out).stderr
     assert nib.load(out / "a_SRx2.nii.gz").get_fdata().mean() == pytest.approx((BLOB + 100).mean(), rel=0.05)

@@ -1,7 +1,7 @@
-"""Every odd NIfTI of the catalogue through the real command, all in one run.
+"""Every odd NIfTI file of the catalogue through the real command, all in one run.
 
-What the reader makes of each is checked in tests/data/test_nifti.py; here it is the result: right place, right values,
-the warning in the record, and a failure that stops nobody else. Numbers are the rows of docs/reliability.md.
+tests/data/nifti/test_nifti.py checks how each is read; this checks the results: position, values, the warning in the
+record, and that a failure does not affect the others. Numbers are the rows of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BLOB = blob_volume((16, 14, 4), (7.5, 6.0, 1.5), sigma=3.0)
 
 
 class Case(NamedTuple):
-    """A file that is read: its values, its place in mm, and a warning that its record must hold."""
+    """A readable file: its values, its position in mm, and a warning that its record must have."""
 
     name: str
     content: bytes
@@ -162,6 +162,6 @@ def test_the_result_of_a_volume_is_true_to_what_was_measured(row: str, root: Pat
         offset = min(values.min(), 0.0)
         measured, image = (torch.from_numpy(x[..., n] - offset).double() for x in (slices, fine_slices))
         own = truncate(image, (measured.shape[0], measured.shape[1]))
-        # A single voxel of 1e9 amid ordinary ones rings below zero by a fifth of itself; that is set to zero.
+        # A single voxel of 1e9 among ordinary ones rings below zero by a fifth of its value; that is set to zero.
         most = 0.06 if measured.max() < 1e6 * measured.median() else 0.25
         assert float((own - measured).norm()) <= most * float(measured.norm())

@@ -1,4 +1,4 @@
-"""Thousands of damaged NIfTI files: each is refused with one clear line, or comes out in the right place and finite."""
+"""Thousands of damaged NIfTI files: each is refused with one clear line, or its result is finite and in place."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from bundle.physics.grid import fine_grid
 from bundle.physics.slices import choose_slice_axis
 
 FILES = 2400
-LONGEST = 5.0  # seconds that one file may take
+LONGEST = 5.0  # seconds allowed per file
 
-# Byte offset, struct code and count of the NIfTI-1 fields that decide what is read.
+# Byte offset, struct code and count of the NIfTI-1 fields that affect reading.
 FIELDS = {
     **{"sizeof_hdr": (0, "i", 1), "dim_info": (39, "B", 1), "dim": (40, "h", 8), "datatype": (70, "h", 1)},
     **{"bitpix": (72, "h", 1), "pixdim": (76, "f", 8), "vox_offset": (108, "f", 1), "scl_slope": (112, "f", 2)},
@@ -71,7 +71,7 @@ def seeds() -> list[tuple[str, bytes]]:
 
 
 def set_field(content: bytearray, rng: np.random.Generator) -> None:
-    """A number that programs or bad disks leave in one field."""
+    """A value that programs or bad disks leave in a field."""
     offset, code, count = FIELDS[str(rng.choice(list(FIELDS)))]
     at = offset + struct.calcsize(code) * int(rng.integers(count))
     value = NUMBERS[code][int(rng.integers(len(NUMBERS[code])))]
@@ -108,7 +108,7 @@ MUTATIONS: list[Callable[[bytearray, np.random.Generator], None]] = (
 
 
 def mutated(name: str, content: bytes, rng: np.random.Generator) -> bytes:
-    """The file after one to three accidents; those of a gzip happen to what is inside or to the stream."""
+    """The file after one to three accidents; for gzip, either to the content or to the stream."""
     inside = name.endswith(".gz") and rng.random() < 0.5
     block = bytearray(gzip.decompress(content) if inside else content)
     for _ in range(int(rng.integers(1, 4))):
@@ -137,7 +137,7 @@ def run_through(path: Path, target: Path) -> str:
 
 
 def check_against_nibabel(path: Path, affine: np.ndarray, frames: list[np.ndarray]) -> None:
-    """Where we see nothing doubtful, another reader must see the same."""
+    """If we have no doubts, another reader must see the same."""
     image = nib.load(path)
     np.testing.assert_allclose(affine, image.affine, rtol=1e-5, atol=1e-5 * np.abs(affine).max())
     values = np.asarray(image.dataobj, np.float64)
@@ -147,7 +147,7 @@ def check_against_nibabel(path: Path, affine: np.ndarray, frames: list[np.ndarra
 
 
 def check_geometry(shape: tuple[int, ...], affine: np.ndarray, axis: int, image: nib.Nifti1Image) -> None:
-    """Finite voxels; the first one in its old place, in-plane steps halved, the slice step kept."""
+    """Finite voxels; the first one at its old position, in-plane steps halved, the slice step kept."""
     factors = np.array([1 if n == axis and len(shape) > 2 else 2 for n in range(3)])
     factors[len(shape) :] = 1
     assert image.shape == tuple(n * f for n, f in zip(shape, [*factors, 1], strict=False))
@@ -167,7 +167,7 @@ def test_every_damaged_file_is_refused_clearly_or_comes_out_right(tmp_path: Path
         name, content = files[number % len(files)]
         path = tmp_path / name
         path.write_bytes(mutated(name, content, rng))
-        faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)  # a hang ends all and says where
+        faulthandler.dump_traceback_later(60, exit=True, file=sys.__stderr__)  # a hang aborts and shows where
         started = time.process_time()
         try:
             counts[run_through(path, tmp_path / "out.nii")] += 1
@@ -179,6 +179,6 @@ def test_every_damaged_file_is_refused_clearly_or_comes_out_right(tmp_path: Path
             faulthandler.cancel_dump_traceback_later()
         slowest = max(slowest, time.process_time() - started)
         path.unlink()
-    # Both ways out are taken often, else the accidents are too mild or too hard to tell anything.
+    # Both outcomes must be frequent; otherwise the accidents are too mild or too severe to be informative.
     assert counts["refused"] > FILES / 5 and counts["done"] > FILES / 5
     assert slowest < LONGEST

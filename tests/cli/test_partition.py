@@ -1,4 +1,4 @@
-"""A folder shared by several processes: each volume once, one table, and what is lost is made by running again."""
+"""A folder shared by several processes: each volume once, one table, and another run makes up for what was lost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
 
 @contextmanager
 def as_process(rank: int, count: int, **more: str) -> Iterator[None]:
-    """In this process, the variables that a launcher sets for one of several."""
+    """Set the variables in this process that a launcher sets for one of several."""
     with pytest.MonkeyPatch.context() as patch:
         for name in LAUNCHER:
             patch.delenv(name, raising=False)
@@ -54,13 +54,13 @@ def as_process(rank: int, count: int, **more: str) -> Iterator[None]:
 
 
 def rows(out: Path) -> list[dict[str, str]]:
-    """The table of a run without what differs between equal runs."""
+    """The table of a run without columns that differ between equal runs."""
     with open(out / "results.csv", newline="", encoding="utf-8") as file:
         return [{k: v for k, v in row.items() if k not in IGNORED} for row in csv.DictReader(file)]
 
 
 def run_of(out: Path) -> str:
-    """The name of the run of which there is one part."""
+    """The name of the run that has one saved part."""
     [part] = out.glob(".iconet-sr.*.json")
     return part.name.split(".")[2]
 
@@ -118,7 +118,7 @@ def test_the_last_one_writes_the_table_that_one_process_writes_and_speaks_for_al
 
 
 def test_what_a_process_that_died_left_undone_is_done_by_any_number_of_processes(folder: Path) -> None:
-    for rank in (0, 2):  # 1 of them never came
+    for rank in (0, 2):  # number 1 never started
         with as_process(rank, 3):
             assert command(folder / "in", folder / "out").exit_code == 0
     left = len(NAMES) - len(list((folder / "out").glob("*.nii.gz")))
@@ -274,7 +274,7 @@ def test_a_file_system_without_locks_is_warned_of_once_and_used(number: int, fol
             said += done.stderr
         assert said.count("the file system has no locks") == 1
         assert len(rows(out)) == len(NAMES)
-        assert hidden(out) == {unfinished.name}  # nobody knows whose it is
+        assert hidden(out) == {unfinished.name}  # its owner is unknown
 
 
 # ------------------------------------------------------------------------------------------------------ at one time

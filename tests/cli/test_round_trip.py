@@ -1,4 +1,4 @@
-"""Whatever the shape, frame and number type: every measured voxel is found again, in its place, with its value."""
+"""For every shape, frame and data type, every measured voxel is found again at its position with its value."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ affines = st.builds(
 
 
 class ZeroFill(nn.Module):
-    """The interpolation through all samples: fine voxel 2j has the value of voxel j."""
+    """Interpolation through all samples: fine voxel 2j has the value of voxel j."""
 
     scale = 2
 

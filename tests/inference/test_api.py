@@ -1,4 +1,4 @@
-"""Super-resolution from Python: the same kind of image out, with the bytes of the command."""
+"""Super-resolution from Python: returns the kind of image it gets, with the same bytes as the command."""
 
 from __future__ import annotations
 

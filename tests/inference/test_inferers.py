@@ -21,7 +21,7 @@ consistency = pytest.mark.parametrize("data_consistency", [False, True])
 
 
 class Marking(nn.Module):
-    """Repeats voxels and adds what depends on the place in the slice and on the slice; notes what it was given."""
+    """Repeats voxels and adds a term that depends on the position in the slice and on the slice; records its inputs."""
 
     def __init__(self, scale: int = 2, ramp: float = 1.0) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Marking(nn.Module):
 
 
 class Wrapped(nn.Module):
-    """As the data-parallel wrappers of PyTorch are."""
+    """Like PyTorch's data-parallel wrappers."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -135,9 +135,9 @@ def test_a_volume_without_contrast_never_reaches_the_network() -> None:
 @axes
 @pytest.mark.parametrize("offset", [0.0, -0.5])
 def test_with_data_consistency_truncating_the_result_gives_the_input(slice_axis: int, offset: float) -> None:
-    """To rounding for signed volumes; a magnitude volume whose signs have to be guessed comes close."""
+    """Up to rounding for signed volumes; a magnitude volume, whose signs must be guessed, comes close."""
     x = noise(1, 1, 6, 7, 5) + 0.5 + 2 * offset
-    network = Marking(ramp=0.001)  # little beyond the input, so that nothing has to be set to zero
+    network = Marking(ramp=0.001)  # little beyond the measured band, so that nothing has to be set to zero
     free, bound = (VolumeInferer(slice_axis, data_consistency=w)(x, network) for w in (False, True))
     planes = [v[0, 0].movedim(slice_axis, 0) for v in (x, free, bound)]
     before, after = (consistency_residual(v, planes[0]) for v in planes[1:])

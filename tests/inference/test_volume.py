@@ -16,7 +16,7 @@ from bundle.physics.slices import choose_slice_axis
 
 
 class ZeroFill(nn.Module):
-    """Zero-filled Fourier interpolation by 2, with a limit on how many slices it takes at a time."""
+    """2x zero-filled Fourier interpolation, with a limit on how many slices it takes at a time."""
 
     scale = 2
 

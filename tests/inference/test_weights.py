@@ -1,4 +1,4 @@
-"""Weights are plain tensors of the right network and the listed file, or they are refused with one line."""
+"""Weights that are not plain tensors, not for this network or not the listed file are refused with one line."""
 
 from __future__ import annotations
 

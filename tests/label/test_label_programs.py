@@ -1,6 +1,6 @@
-"""The client against images and labels kept in memory as MONAI Label keeps them, and how label_server.py starts.
+"""The client against an in-memory stand-in for MONAI Label, and how label_server.py starts.
 
-What the real server does is asked in test_label_server.py.
+test_label_server.py tests against the real server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def answer(content, status=200):
 
 
 class Label:
-    """In the place of `requests`: an image or a label is replaced without asking, as MONAI Label does it."""
+    """Stands in for `requests`: an image or a label is replaced without asking, as MONAI Label does."""
 
     def __init__(self, **images):
         self.images, self.labels, self.trained = images, {}, []
@@ -80,7 +80,7 @@ def write(path, content):
 
 def test_sharp_files_and_ids_are_stored_as_their_own_labels_and_trained_on(client, tmp_path):
     server = Label(there=b"sharp 2")
-    for _ in range(2):  # the second time all are there already
+    for _ in range(2):  # the second time, all are already there
         done = client(server, "train", "iconet_x2", write(tmp_path / "new.nii.gz", b"sharp 1"), "there")
         assert done.exit_code == 0, done.output
     assert server.images == server.labels == {"there": b"sharp 2", "new": b"sharp 1"}
@@ -130,7 +130,7 @@ def test_another_server_on_the_port_is_told_in_one_line(content, status, client)
 
 @pytest.fixture
 def starter(bundle_root, tmp_path, monkeypatch):
-    """label_server.py with an installed MONAI Label that is an empty app."""
+    """label_server.py with a stand-in for MONAI Label that is an empty app."""
     module = program(bundle_root, "label_server")
     monkeypatch.setattr(module, "SAMPLE_APP", tmp_path / "sample")
     write(tmp_path / "sample/main.py", b"")

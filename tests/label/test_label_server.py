@@ -1,8 +1,8 @@
-"""A real MONAI Label server (`make label-env`) with both exported bundles, asked as its users ask it.
+"""A real MONAI Label server (`make label-env`) with both exported bundles, used as its users do.
 
 Results are compared with the command line, which runs in the other environment (other numpy, NIfTI written by nibabel
-instead of ITK). Voxels agree to 1e-5 of the brightest one: torch is the same, but sums may be ordered otherwise by
-another number of threads. Affines agree to 1e-5: ITK keeps spacing and directions apart, in float32.
+instead of ITK). Voxels agree to 1e-5 of the brightest one: torch is the same, but the order of summation may depend on
+the number of threads. Affines agree to 1e-5: ITK stores spacing and directions separately, in float32.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Label:
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    """Small oblique volumes of smooth shapes, and a 4-D series; two of the volumes are the studies of the server."""
+    """Small oblique volumes of smooth shapes, and a 4-D series; two of the volumes are the server's studies."""
     folder = tmp_path_factory.mktemp("volumes")
     (folder / "studies").mkdir()
     affine = np.eye(4)
@@ -224,7 +224,7 @@ def test_training_does_not_replace_a_study_of_the_same_name(server, volumes, tmp
 
 
 def test_training_changes_what_the_next_inference_gives(server, volumes, tmp_path):
-    """Last in this file: the x2 model is another one after it."""
+    """Last in this file, because it changes the 2x model."""
     config = server.model(2) / "configs/train.json"
     small = {**json.loads(config.read_text()), "updates_per_epoch": 2, "batch_size": 2, "patch_size": 32}
     config.write_text(json.dumps(small))

@@ -1,8 +1,7 @@
-"""The exported folder of one scale, and what MONAI Label does with such a folder, done here step by step.
+"""The exported folder of one scale, and what MONAI Label does with such a folder, reproduced step by step.
 
-The steps that MONAI Label 0.8.5 adds (its resizing after the bundle's post-processing, its replacements in the training
-config) are written out here, so that they are checked without an installation of it; test_label_server.py asks the
-real one.
+The steps that MONAI Label 0.8.5 adds (resizing after the bundle's post-processing, replacements in the training config)
+are written out here, so that they are tested without installing it; test_label_server.py uses the real one.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def volume(tmp_path, write_nifti):
 
 
 def expected(root, volume, scale, weights=None):
-    """What the command line makes of a volume."""
+    """The result of the command line for a volume."""
     network = build_network(scale=scale)
     load_weights(network, weights or weights_path(root / "models", "iconet_small", scale))
     image = nib.load(volume)
@@ -108,12 +107,12 @@ def test_the_folder_runs_by_itself_and_gives_what_the_command_line_gives(exporte
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"package {folder}" in done.stdout
     result = nib.load(tmp_path / "out/scan_SRx4.nii.gz")
-    # the same arithmetic in another process: rounding of float32 at most
+    # the same arithmetic in another process: float32 rounding at most
     np.testing.assert_allclose(result.get_fdata(), expected(bundle_root, volume, 4), atol=1e-3)
 
 
 def in_folder(folder, *words):
-    """Run Python in an exported folder, as a user does: its own package is the one that is imported."""
+    """Run Python in an exported folder, as a user does: it imports the folder's own package."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-W", "ignore", *map(str, words)]
@@ -164,14 +163,14 @@ def test_another_folder_is_not_overwritten(bundle_root, tmp_path):
 
 def test_trained_weights_are_not_overwritten(fresh):
     torch.save(build_network(scale=2).state_dict(), fresh / "models/model.pt")
-    with pytest.raises(ExportError, match="trained or changed since"):
+    with pytest.raises(ExportError, match="trained or changed after"):
         export_bundle(fresh, 2)
 
 
 @pytest.mark.parametrize("name", ["configs/train.json", "configs/metadata.json", "docs/note.txt"])
 def test_an_edited_or_added_file_is_not_lost(name, fresh):
     (fresh / name).write_text("{}")
-    with pytest.raises(ExportError, match=f"{name} was changed since"):
+    with pytest.raises(ExportError, match=f"{name} was changed after the export"):
         export_bundle(fresh, 2)
     assert (fresh / name).read_text() == "{}"
 
@@ -221,7 +220,7 @@ def test_the_program_says_in_one_line_what_is_wrong(tmp_path):
 
 
 def open_config(folder, name):
-    """The config alone, with the bundle root put in: no metadata, no options."""
+    """Only the config, with the bundle root set: no metadata, no options."""
     parser = ConfigParser()
     parser.read_config(folder / f"configs/{name}.json")
     parser.config["bundle_root"] = str(folder)
@@ -229,7 +228,7 @@ def open_config(folder, name):
 
 
 def restored(data):
-    """What MONAI Label appends to the post-processing: back to matrix and affine of the image, if it is there."""
+    """What MONAI Label appends to the post-processing: resample to the matrix and affine of the image, if present."""
     reference = data.get("image")
     meta = reference.meta if isinstance(reference, MetaTensor) else data.get("image_meta_dict", {})
     pred = data["pred"]
@@ -240,7 +239,7 @@ def restored(data):
 
 
 def infer(folder, image, keep_image=False, **request):
-    """One request: (voxels, affine) that the writer gets, and the number type that it is asked for."""
+    """One request: (voxels, affine) that the writer gets, and the data type requested from it."""
     parser = open_config(folder, "inference")
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(folder / "models/model.pt"))
@@ -276,7 +275,7 @@ def test_a_wish_for_uint8_is_dropped(exported, volume):
 
 def test_a_series_is_refused_with_a_reason(exported, tmp_path, write_nifti):
     series = write_nifti(tmp_path / "series.nii.gz", np.ones((12, 10, 2, 3), np.int16))
-    with pytest.raises(RuntimeError) as caught:  # MONAI's Compose; MONAI Label runs the transforms bare
+    with pytest.raises(RuntimeError) as caught:  # MONAI's Compose; MONAI Label runs the bare transforms
         infer(exported[2], series)
     assert re.search(r"series.nii.gz: 3 volumes in one file; give them one by one", str(caught.value.__cause__))
 
@@ -324,7 +323,7 @@ def change(first, second):
 def test_training_without_validation_volumes_moves_the_weights_a_little(fresh, training_folder):
     before = weights(fresh)
     train(fresh, sorted(training_folder.iterdir())[:1], [])
-    assert 0 < change(before, weights(fresh)) < 0.01  # fine-tuned, not started anew
+    assert 0 < change(before, weights(fresh)) < 0.01  # fine-tuned, not trained from scratch
 
 
 def test_training_that_makes_things_worse_leaves_the_weights(fresh, training_folder):

@@ -139,7 +139,7 @@ def test_baselines_that_were_published_without_an_image_skip_have_none(name: str
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_with_an_image_skip_an_untrained_baseline_is_near_it(name: str) -> None:
-    # errors of interpolation are about 0.015 of the range: a start far above them would be unlearned first
+    # interpolation errors are about 0.015 of the range: training would first have to unlearn a start far above them
     torch.manual_seed(0)
     network, x = build_network(name, 2, image_skip="fourier"), noise(1, 1, 24, 24)
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_srcnn_refines_the_interpolation_that_its_result_is_added_to(skip: str, 
 COUNTS = [  # name, scale, channels, ours, millions as published or as counted in public code
     ("srcnn", 2, 1, 57_281, 0.057281),
     ("vdsr", 4, 1, 665_921, 0.665921),
-    ("t2net", 2, 1, 1_399_426, 1.473 - 0.073856),  # two convolutions of its code are never called
+    ("t2net", 2, 1, 1_399_426, 1.473 - 0.073856),  # its code never calls two of its convolutions
     ("t2net", 4, 1, 1_547_138, 1.621 - 0.073856),
     ("divanet", 2, 3, 902_364, 0.902),
     ("divanet", 4, 3, 939_740, 0.940),

@@ -1,4 +1,4 @@
-"""What each baseline computes, against its equation written out with plain operations."""
+"""Each baseline against its equation, written out with plain operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def normals(*shape: int, seed: int = 0) -> Tensor:
 
 
 def literal_transfer(sr: Tensor, rec: Tensor) -> tuple[Tensor, Tensor]:
-    """Hard attention as T2Net's code has it: unfold, normalise, product, maximum, gather, fold, a ninth."""
+    """Hard attention as in T2Net's code: unfold, normalise, product, maximum, gather, fold, a ninth."""
     patches = [normalize(unfold(x, 3, padding=1), dim=1) for x in (sr, rec)]
     score, index = (patches[1].transpose(1, 2) @ patches[0]).max(dim=1)
     gathered = unfold(rec, 3, padding=1).gather(2, index[:, None].expand(-1, 9 * rec.shape[1], -1))
@@ -82,7 +82,7 @@ def reach(block: WindowBlock, pixel: tuple[int, int], size: int = 16) -> Tensor:
     """Which pixels of the output depend on this pixel of the input, (size, size)."""
     x = normals(1, size, size, 6)
     moved = x.clone()
-    moved[0, pixel[0], pixel[1], 0] += 1.0  # one channel: layer norm does not see a change of all
+    moved[0, pixel[0], pixel[1], 0] += 1.0  # one channel: layer norm would cancel the same change in all
     return ((block(x) - block(moved)).abs() > 1e-9).any(dim=-1)[0]
 
 
@@ -91,7 +91,7 @@ def reach(block: WindowBlock, pixel: tuple[int, int], size: int = 16) -> Tensor:
     [
         (0, (3, 10), (0, 8), (8, 16)),
         (4, (6, 9), (4, 12), (4, 12)),
-        (4, (0, 9), (0, 4), (4, 12)),  # the window that wraps around the border is cut in two by the mask
+        (4, (0, 9), (0, 4), (4, 12)),  # the mask splits the window that wraps around the border
         (4, (15, 15), (12, 16), (12, 16)),
     ],
 )

@@ -80,7 +80,7 @@ def patches(x: Tensor) -> Tensor:
 
 
 def literal_sab(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Equations 4 to 6: cosine of all pairs of patches, argmax, gather, fold; weighted by the maximum itself."""
+    """Equations 4 to 6: cosine of all pairs of patches, argmax, gather, fold; weighted by the maximum."""
     q, k, v = patches(query), patches(key), patches(value)
     relevance = (q / q.norm(dim=1, keepdim=True)).transpose(1, 2) @ (k / k.norm(dim=1, keepdim=True))
     score, index = relevance.max(dim=2)

@@ -1,4 +1,4 @@
-"""Exported networks: scripted and traced forms give the same images, also where this package is not installed."""
+"""Exported networks: scripted and traced forms give the same images, even where this package is not installed."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def image(*shape: int, seed: int = 0) -> Tensor:
 
 
 def objects(count: int, size: int) -> Tensor:
-    """Random discs of different brightness on a dark ground, (count, 1, size, size)."""
+    """Random discs of different brightness on a dark background, (count, 1, size, size)."""
     generator = torch.Generator().manual_seed(1)
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     discs = []
@@ -48,7 +48,7 @@ def objects(count: int, size: int) -> Tensor:
 
 
 def silence(head: ImageHead | FullResolutionHead, offset: float = 0.0) -> None:
-    """Make a residual constant: the last convolution has no weight."""
+    """Make a residual constant: set the weights of the last convolution to zero."""
     last = head.last if isinstance(head, FullResolutionHead) else head.residual[-1]
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, offset)
@@ -172,7 +172,7 @@ def test_without_residuals_the_network_does_not_move_the_image(scale: int) -> No
 @pytest.mark.parametrize("upsampler", ["pixelshuffle", "full_resolution"])
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_an_untrained_network_is_near_fourier_upsampling(size: str, upsampler: str) -> None:
-    """Nearer than Fourier upsampling is to the truth, or training begins by unlearning noise."""
+    """Closer than Fourier interpolation is to the truth; otherwise training would begin by unlearning noise."""
     torch.manual_seed(0)
     x = objects(2, 16)
     difference = iconet(size, 2, upsampler=upsampler)(x) - fourier_image_upsample(x, 2)
@@ -208,7 +208,7 @@ def test_the_full_resolution_head_puts_features_on_the_four_samples_of_their_pla
     torch.manual_seed(0)
     head, skip = FullResolutionHead(4, 1, width=6, num_layers=2).double(), torch.ones(1, 1, 16, 20).double()
     features = torch.rand(1, 8, 10, 4).double().requires_grad_()
-    nn.init.constant_(head.first.bias, 100.0)  # no rectifier at zero
+    nn.init.constant_(head.first.bias, 100.0)  # no ReLU at zero
     (gradient,) = torch.autograd.grad(head(features, skip)[0, 0, 8, 12], features)
     reached = (gradient[0].abs().sum(dim=-1) > 0).nonzero().tolist()
     assert reached == [[3, 5], [3, 6], [4, 5], [4, 6]], "fine (8, 12) and neighbours (7..9, 11..13)"
@@ -335,7 +335,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_parameter_learns(variant: str) -> None:
-    torch.manual_seed(1)  # the ReLU of a channel ranking block can be dead at the start; with this seed none is
+    torch.manual_seed(1)  # the ReLU of a channel attention can be dead at the start; with this seed, none is
     network = iconet(**VARIANTS[variant])
     label = objects(3, 8 * network.scale)
     loss = MultiStageL1Loss()(network(truncate(label, (8, 8)), return_stages=True), label)

@@ -1,4 +1,4 @@
-"""Data consistency: what was measured comes back, what was not stays, and lost signs are found again."""
+"""Data consistency: measured k-space is restored, the rest is kept, and lost signs are recovered."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def random_image(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 
 def box(size: int = 48) -> Tensor:
-    """Bright box on nothing: its truncation rings below zero all around."""
+    """Bright box on zero background: its truncation rings below zero all around."""
     image = torch.zeros(size, size, dtype=torch.float64)
     image[size // 4 : size // 2 + 1, size // 3 : 3 * size // 4] = 1.0
     return image

@@ -1,4 +1,4 @@
-"""Affines of truncated and upsampled images: where a voxel lies in the world."""
+"""Affines of truncated and upsampled images: world positions of voxels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ruler for upsamplers reads 0 for aligned ones and (scale - 1) / 2 for those that keep edges."""
+"""The measured shift is 0 for aligned upsamplers and (scale - 1) / 2 for those that keep edges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a browser, as wide as a phone and as a desktop: headless Chromium, where there is one."""
+"""The page in a browser at phone and desktop width: headless Chromium, if available."""
 
 from __future__ import annotations
 

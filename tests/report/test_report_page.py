@@ -1,4 +1,4 @@
-"""The page: one file, nothing from outside, every string escaped, what it states is what was given."""
+"""The page: one file, no external resources, every string escaped, correct statements."""
 
 from __future__ import annotations
 

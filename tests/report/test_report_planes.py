@@ -1,4 +1,4 @@
-"""The planes of a report show what they say they show, turned as a viewer turns them."""
+"""The planes of a report show what their titles say, oriented as in a viewer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The comparison: its protocol against the inference it stands for, its costs, files and tables."""
+"""The comparison: its protocol against inference, its costs, files and tables."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_counting_leaves_the_kernels_as_they_were(tiny):
 
 
 class Clockwork(nn.Module):
-    """A network whose calls take the given seconds of a clock of its own."""
+    """A network whose calls take the given number of seconds on a fake clock."""
 
     def __init__(self, *seconds):
         super().__init__()
@@ -296,7 +296,7 @@ def test_the_slices_of_a_method_are_one_column_and_those_of_weights_before_are_g
     assert [line[ZERO_FILLED] for line in lines if line["metric"] == "psnr"] == ["30.000", "31.000"]
 
     everything = slices(ZERO_FILLED, "", 30.0) + slices("net", 1.0, 32.0) + slices("net 2", 0.0, 8)
-    write_slices(path, everything, keep=True)  # of the second slice nothing is left
+    write_slices(path, everything, keep=True)  # nothing is left of the second slice
     with open(path, newline="") as file:
         assert [(line["slice"], line["metric"]) for line in csv.DictReader(file)] == [("0", "psnr"), ("0", "ssim")]
 

@@ -77,7 +77,7 @@ def test_a_bad_volume_ends_the_comparison_with_its_line(refused, training_folder
         (["--scales", "3"], "invalid choice: 3"),
         (["--degradation", "lines", "--acceleration", "0.5"], "acceleration >= 1"),
         (["--records", "nowhere"], "nowhere: no training_*.json"),
-        (["--only", "vdsr", "--models_dir", "nowhere"], "no weights for x2 in nowhere"),
+        (["--only", "vdsr", "--models_dir", "nowhere"], "no weights for 2x in nowhere"),
         (["--data_consistency", "2"], "must be from 0 to 1"),
     ],
 )

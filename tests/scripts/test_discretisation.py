@@ -1,4 +1,4 @@
-"""The program that measures what exact zero-order hold changes computes the exact scan."""
+"""The script that measures the effect of exact zero-order hold computes the exact scan."""
 
 from __future__ import annotations
 

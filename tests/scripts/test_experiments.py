@@ -1,4 +1,4 @@
-"""The ablation experiments: every overlay builds what its name says, and a table can be made of them."""
+"""The ablation experiments: every overlay builds what its name says, and they make a table."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_what_cannot_hold_swin_blocks_is_an_error():
 
 @pytest.fixture
 def trainings(monkeypatch):
-    """Commands that would have been run; each seems to end as told."""
+    """Commands that would have been run; each appears to end as specified."""
     commands, codes = [], []
 
     def run(command, cwd):

@@ -1,4 +1,4 @@
-"""Exported files: the same images as PyTorch, at any size, in standard operators, with what they assume inside."""
+"""Exported files: the same images as PyTorch, at any size, in standard operators, with assumptions as metadata."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consis
     write_onnx(network, tmp_path / "exports" / "iconet_small_x2.onnx", describe("iconet_small", 2, load(network)))
     source = nib.load(SAMPLE)
     voxels = np.asarray(source.dataobj, dtype=np.float32)[40:69, 50:74, 4:7].copy()
-    voxels[..., 2] = 7.0  # a slice without contrast
+    voxels[..., 2] = 7.0  # a constant slice
     nib.save(nib.Nifti1Image(voxels - np.float32(20.0), source.affine), tmp_path / "in.nii.gz")
 
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
@@ -222,7 +222,7 @@ def export_script() -> ModuleType:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script with a tiny network in the place of the shipped one, and small slices."""
+    """The script with a tiny network instead of the shipped one, and small slices."""
     module, network = export_script(), tiny(2, 2)
     monkeypatch.setattr(module, "build", lambda name, scale: (network, "abc"))
     monkeypatch.setattr(module, "sample_slices", lambda scale: [torch.rand(1, 1, 8, 6)] * 2)

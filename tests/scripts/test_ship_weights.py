@@ -1,4 +1,4 @@
-"""scripts/ship_weights.py: the record of a training, and nothing written of a run that is not whole."""
+"""scripts/ship_weights.py: the record of a training, and nothing is written for an incomplete run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bundle.networks import build_network
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder that a training leaves, with weights by 2."""
+    """The output folder of a training, with 2x weights."""
     folder = tmp_path / "run"
     with SummaryWriter(str(folder)) as writer:
         for epoch in (1, 2):

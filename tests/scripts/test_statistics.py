@@ -40,7 +40,7 @@ def test_the_interval_of_many_normal_values_is_that_of_the_mean() -> None:
 
 
 def test_the_interval_of_two_values_reaches_from_one_to_the_other() -> None:
-    assert bootstrap_interval([1.0, 3.0]) == (1.0, 3.0)  # a quarter of the draws holds one of them twice
+    assert bootstrap_interval([1.0, 3.0]) == (1.0, 3.0)  # a quarter of the resamples has one of them twice
     assert bootstrap_interval([1.0, 3.0], level=0.4) == (2.0, 2.0)
 
 

@@ -1,4 +1,4 @@
-"""The gate tells a good bundle from one with a single fault, and names that fault alone."""
+"""The checks distinguish a good bundle from one with a single fault, and name only that fault."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OF_THE_REPOSITORY = (
 
 @pytest.fixture
 def folder(bundle_root: Path, tmp_path: Path) -> Folder:
-    """A copy of what the checks look at, to break."""
+    """A copy of the files that are checked, to be broken."""
     root, work = tmp_path / "copy", tmp_path / "work"
     work.mkdir()
     for part in PARTS:
@@ -58,7 +58,7 @@ def failed(checks: tuple[Check, ...], folder: Folder) -> set[str]:
 
 
 def change(folder: Folder, config: str, mutate: Callable[[dict[str, Any]], Any]) -> None:
-    """Mutate a JSON file and write it in the form that the zoo asks for."""
+    """Mutate a JSON file and write it in the zoo's format."""
     path = folder.root / "configs" / config
     content = json.loads(path.read_text())
     mutate(content)
@@ -98,7 +98,7 @@ def command(words: str) -> Callable[[Folder], None]:
     return lambda folder: add(folder, "README.md", f"\n```sh\npython -m monai.bundle {words}\n```\n")
 
 
-HOME = "/".join(["", "home", "someone", "data"])  # joined, so that this file names no such place
+HOME = "/".join(["", "home", "someone", "data"])  # joined, so that this file has no such path itself
 FAULTS: dict[str, tuple[Callable[[Folder], Any], list[Callable[..., Any]]]] = {
     "a config is missing": (lambda f: drop(f, "configs/logging.conf"), [files.needed_files]),
     "another licence": (lambda f: put(f, "LICENSE", "All rights reserved."), [files.licence]),
@@ -246,7 +246,7 @@ def test_a_config_without_a_property_that_monai_needs_fails(config, folder):
 
 
 class Harmful:
-    """An object whose unpickling would do something."""
+    """An object whose unpickling would run code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (print, ("code of a weights file ran",))

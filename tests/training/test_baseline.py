@@ -31,7 +31,7 @@ def items(count: int = 3) -> list[Item]:
 
 
 def evaluator(data: list[Item]) -> Engine:
-    """An engine that gives items one by one and knows their mean PSNR, as MONAI's evaluator does."""
+    """An engine that yields items one by one and knows their mean PSNR, like MONAI's evaluator."""
     engine = Engine(lambda engine, item: [item])
     figures: list[float] = []
 

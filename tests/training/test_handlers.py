@@ -1,4 +1,4 @@
-"""Checkpoints: never half there, and resumed runs that may be asked to go on for longer."""
+"""Checkpoints: never incomplete, and resumed runs may train for longer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bundle.training.handlers import BestModel, TrainingCheckpoint, TrainingLog,
 
 
 def train(path, epochs: int, resume: bool, updates: int = 10) -> list[float]:
-    """Learning rates of a run that does nothing but step its schedule."""
+    """Learning rates of a run that only steps its schedule."""
     optimizer = torch.optim.Adam(torch.nn.Linear(1, 1).parameters(), lr=1.0)
     schedule = WarmupCosineSchedule(optimizer, warmup_steps=2, t_total=epochs * updates, end_lr=0.0)
     rates: list[float] = []
@@ -58,7 +58,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 class Run:
-    """A training that trains nothing and is validated with figures that are given, each 1 dB above zero filling at 30.
+    """A training that trains nothing and is validated with given PSNRs; zero filling has 30 dB.
 
     Each epoch sets the only weight to its number.
     """

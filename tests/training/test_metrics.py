@@ -177,7 +177,7 @@ def test_a_reset_forgets_the_volumes_before(kind) -> None:
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_metric_without_volumes_or_truth_is_an_error(kind) -> None:
-    with pytest.raises(ValueError, match="no volume"):
+    with pytest.raises(ValueError, match="not seen any volume"):
         kind().aggregate()
     with pytest.raises(ValueError, match="needs the truth"):
         kind()(torch.zeros(1, 1, 8, 8))

@@ -18,14 +18,14 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 def round_trip(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The normalised image, and that with its units restored."""
+    """The normalised image, and the same with its units restored."""
     offset, scale = intensity_window(x if x.is_floating_point() else x.float())
     normalised = NormalizeVolume()(x)
     return normalised, normalised * scale + offset
 
 
 def assert_restored(x: Tensor, restored: Tensor) -> None:
-    """Equal but for the rounding of four operations on numbers as large as the value and the offset."""
+    """Equal up to the rounding of four operations on numbers as large as the value and the offset."""
     offset = abs(min(0.0, float(x.min())))
     assert bool(((restored.double() - x.double()).abs() <= 8 * EPSILON * (x.double().abs() + offset) + 1e-37).all())
 

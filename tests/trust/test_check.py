@@ -1,4 +1,4 @@
-"""What is said about inputs that the weights have not seen the like of."""
+"""Warnings about inputs unlike anything the weights were trained on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPACING = (1.0, 1.0, 4.0)
 
 
 def head(size: int = 64, slices: int = 3) -> np.ndarray:
-    """A disc of noisy tissue in air, (size, size, slices): inside the range above."""
+    """A disc of noisy tissue in air, (size, size, slices): within the range above."""
     rng = np.random.default_rng(0)
     x = np.linspace(-1, 1, size)
     inside = (np.hypot(x[:, None], x[None]) < 0.85)[..., None]

@@ -1,4 +1,4 @@
-"""Interpolated images are found and their true matrix is named; ordinary ones are left in peace."""
+"""Interpolated images are detected and their true matrix is named; ordinary ones give no warning."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DATA = os.environ.get("ICONET_DATA")
 
 
 def textured(size: tuple[int, int], slices: int = 4, seed: int = 0, falloff: float = 1.0) -> Tensor:
-    """(slices, H, W), positive, with a spectrum that falls with the frequency as that of tissue does."""
+    """(slices, H, W), positive, with a spectrum that falls with frequency like that of tissue."""
     noise = torch.randn((slices, *size), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rows, cols = (torch.fft.fftfreq(n, dtype=torch.float64) for n in size)
     spectrum = torch.fft.fft2(noise) / (0.03 + torch.hypot(rows[:, None], cols[None])) ** falloff

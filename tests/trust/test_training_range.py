@@ -109,7 +109,7 @@ def test_the_shipped_weights_have_a_range_that_the_sample_lies_in(name, scale):
 
 
 def test_the_low_resolution_facts_are_those_of_a_truncation(training_folder, small_range):
-    """Every training volume, truncated as the network sees it, lies inside."""
+    """Every training volume, truncated as the network sees it, is inside."""
     values = small_range.modalities["MR"]
     for path in training_folder.iterdir():
         slices = torch.from_numpy(read_volume(path).array).movedim(2, 0)

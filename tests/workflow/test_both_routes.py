@@ -1,4 +1,4 @@
-"""The command and the MONAI workflow are two doors to one path: the same volume gives the same bytes."""
+"""The command and the MONAI workflow share one path: the same volume gives the same bytes."""
 
 from __future__ import annotations
 

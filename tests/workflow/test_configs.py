@@ -1,4 +1,4 @@
-"""The configs as MONAI's own tools see them."""
+"""The configs as MONAI's tools see them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes give what one gives: the same loss of every update, the same weights, the same figures."""
+"""Several processes give the same results as one: the loss of every update, the weights, the metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def launcher(processes: int) -> tuple[str, ...]:
 
 @pytest.fixture
 def train(training_folder: Path, tmp_path: Path, run_bundle: Callable, bundle_root: Path) -> Callable[..., Path]:
-    """Train with a batch of 4 in all, from trained weights, and return the folder of the run."""
+    """Train with a total batch of 4, from trained weights, and return the folder of the run."""
 
     def run(processes: int, name: str, **options: object) -> Path:
         config = ["train.json", "multi_gpu_train.json"][: 1 if processes == 1 else 2]

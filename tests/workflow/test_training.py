@@ -142,7 +142,7 @@ def test_a_folder_with_nothing_to_validate_on_is_refused_in_one_line(shape, mess
 
 
 def test_a_run_prints_no_noise_of_its_dependencies(training_folder, tmp_path, bundle_root):
-    """MONAI's own note on configs from strangers comes before anything of the bundle is loaded, and stays."""
+    """MONAI's own warning about untrusted configs comes before anything of the bundle is loaded, and stays."""
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json"]
     for key, value in {**FEW_UPDATES, "dataset_dir": training_folder, "output_dir": tmp_path / "run"}.items():
         command += [f"--{key}", str(value)]

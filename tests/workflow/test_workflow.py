@@ -1,4 +1,4 @@
-"""The guard against wrong options, and the folder run when something fails in its middle."""
+"""The guard against wrong options, and a folder run in which something fails midway."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONFIGS = ("train.json", "evaluate.json", "inference.json")
 
 
 class FailsOnce(torch.nn.Module):
-    """A network that breaks on volumes of negative values."""
+    """A network that fails on volumes with negative values."""
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if float(image.min()) < 0:

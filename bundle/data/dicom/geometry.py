@@ -34,7 +34,7 @@ class Stack:
     Attributes:
         frames: one per slice.
         affine: float64 (4, 4), index (column, row, slice) to RAS, mm.
-        regular: False if gaps or uneven steps were allowed: the affine is then exact only within a slice.
+        regular: False if gaps or uneven steps were allowed: the affine is then exact within a slice, average between.
         warnings: doubts about the geometry.
     """
 

@@ -157,7 +157,7 @@ def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
         warnings.append("Analyze 7.5 header: orientation unknown")
         return _from_analyze(Nifti1Header(block, endianness=order, check=False)), True
     if size in (348, 540):
-        fail(path, f"bad magic {magic!r} in the NIfTI header", "the file is damaged or not NIfTI; get it again")
+        fail(path, f"bad magic {magic!r} in the NIfTI header", "give an intact NIfTI file")
     fail(path, "not a NIfTI file (no NIfTI magic, no header size)", "give a .nii, .nii.gz or .hdr/.img volume")
 
 
@@ -182,10 +182,10 @@ def _from_analyze(raw: Header) -> Nifti1Header:
 def _declared_shape(path: Path, raw: Header) -> tuple[int, ...]:
     dim = [int(value) for value in raw["dim"]]
     if not 1 <= dim[0] <= 7:
-        fail(path, f"bad dimension: dim[0] is {dim[0]}, not 1 to 7", "the header is damaged; get the file again")
+        fail(path, f"bad dimension: dim[0] is {dim[0]}, not 1 to 7", "get an intact copy (the header is damaged)")
     shape = tuple(dim[1 : dim[0] + 1])
     if min(shape) < 1:
-        fail(path, f"bad dimension: the size is {shape}", "the header is damaged; get the file again")
+        fail(path, f"bad dimension: the size is {shape}", "get an intact copy (the header is damaged)")
     if len(shape) == 1:
         fail(path, "1-D data, not an image", "give a volume with 2 to 4 dimensions")
     if _product(shape[4:]) > 1:
@@ -198,7 +198,7 @@ def _declared_dtype(path: Path, raw: Header, warnings: list[str]) -> np.dtype:
     if code in _REFUSED_TYPES:
         fail(path, *_REFUSED_TYPES[code])
     if code not in _NUMERIC_TYPES:
-        fail(path, f"unknown datatype {code}", "the header is damaged; get the file again")
+        fail(path, f"unknown datatype {code}", "get an intact copy (the header is damaged)")
     dtype = np.dtype(raw.endianness + _NUMERIC_TYPES[code])
     if (bitpix := int(raw["bitpix"])) != dtype.itemsize * 8:
         warnings.append(f"bitpix is {bitpix} but the datatype has {dtype.itemsize * 8} bits; the datatype is used")
@@ -210,7 +210,7 @@ def _declared_offset(path: Path, raw: Header, paired: bool, warnings: list[str])
     if not paired:
         least = 544 if isinstance(raw, Nifti2Header) else 352
     if not np.isfinite(offset):
-        fail(path, f"vox_offset is {offset}", "the header is damaged; get the file again")
+        fail(path, f"vox_offset is {offset}", "get an intact copy (the header is damaged)")
     if offset < least:
         warnings.append(f"vox_offset is {offset:g}, inside the header; {least} is used")
         return least

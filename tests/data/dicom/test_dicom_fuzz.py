@@ -1,4 +1,4 @@
-"""Damaged DICOM files: refused with one line, or read as a volume of sound geometry; nothing hangs or escapes."""
+"""Damaged DICOM files: refused with one line, or read as a volume with valid geometry; no hangs, no other errors."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Hang(BaseException):
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Interrupt the block after so much processor time."""
+    """Interrupt the block after the given processor time."""
 
     def stop(*_: object) -> None:
         raise Hang
@@ -97,7 +97,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A sound folder for each modality and transfer syntax."""
+    """An intact folder for each modality and transfer syntax."""
     folders = {}
     for kind, syntaxes in SYNTAXES.items():
         for syntax in syntaxes:
@@ -159,7 +159,7 @@ def only(folder: Path) -> DicomVolume:
 
 
 def check(volume: DicomVolume, derived: DicomVolume | None = None) -> None:
-    """Finite voxels, an invertible affine, and every slice where its header puts it."""
+    """Finite voxels, an invertible affine, and every slice at the position of its header."""
     for one in (volume, *([derived] if derived else ())):
         assert one.voxels.dtype == np.float32 and one.voxels.shape[2] == len(one.frames)
         assert np.isfinite(one.voxels).all() and np.isfinite(one.affine).all()
@@ -171,7 +171,7 @@ def check(volume: DicomVolume, derived: DicomVolume | None = None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("error::UserWarning")  # those of pydicom may quote the header
+@pytest.mark.filterwarnings("error::UserWarning")  # pydicom's may quote the header
 @pytest.mark.parametrize("seed", range(6))
 def test_damaged_files_are_refused_or_read_soundly(sources: dict[str, Path], tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -212,7 +212,7 @@ def test_hostile_attributes_are_refused_or_read_soundly(sources: dict[str, Path]
 
 
 def spoil(dataset: pydicom.Dataset, name: str, value: object) -> None:
-    """Set an attribute wherever it is, without any check of its value; text that is no number stays text."""
+    """Set an attribute wherever it occurs, without checking its value; text that is not a number stays text."""
     places = [item for item in (dataset, *_items(dataset)) if name in item] or [dataset]
     for item in places:
         if value is None:

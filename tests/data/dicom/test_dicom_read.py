@@ -94,7 +94,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 CORONAL = [1.0, 0.0, 0.0, 0.0, 0.0, -1.0]
 
 
-# ----------------------------------------------------------------------------------------------- what is read right
+# ---------------------------------------------------------------------------------------------------- read correctly
 
 
 @pytest.mark.parametrize("modality", ["MR", "CT", "PT"])
@@ -220,7 +220,7 @@ def test_row_105_jpeg_of_8_bits_is_read(tmp_path: Path) -> None:
     assert np.abs(read_one(tmp_path).voxels - np.minimum(phantom(), 1000) // 4).max() < 40
 
 
-# ------------------------------------------------------------------------------------------- what is only warned of
+# ----------------------------------------------------------------------------------------------- read with a warning
 
 
 def tilted(instances: list[Dataset]) -> list[Dataset]:
@@ -276,7 +276,7 @@ def test_slices_missing_at_an_end_of_a_pet_are_noticed(tmp_path: Path) -> None:
 
 
 def colliding(instances: list[Dataset]) -> list[Dataset]:
-    """A second, different slice in the place of the first."""
+    """A second, different slice at the position of the first."""
     other = series(voxels=phantom() + 1, orientation=AXIAL)[0]
     other.SOPInstanceUID = generate_uid(entropy_srcs=["other"])
     return [*instances, other]
@@ -397,7 +397,7 @@ def other_matrix(instances: list[Dataset]) -> list[Dataset]:
 
 
 def two_averages(instances: list[Dataset]) -> list[Dataset]:
-    """Trigger times that differ from slice to slice must not be taken for what separates the two volumes."""
+    """Trigger times that differ from slice to slice must not be mistaken for what separates the two volumes."""
     both = [*instances, *_copies(instances, AcquisitionNumber=2)]
     for number, instance in enumerate(both):
         instance.TriggerTime = str(100 * number)

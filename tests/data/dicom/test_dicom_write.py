@@ -1,6 +1,6 @@
-"""Derived DICOM series: geometry, values and attributes, read back by others and judged by validators.
+"""Derived DICOM series: geometry, values and attributes, read back by other readers and checked by validators.
 
-dciodvfy and dcentvfy (dicom3tools), dcm2niix and highdicom are used where they are installed.
+dciodvfy and dcentvfy (dicom3tools), dcm2niix and highdicom are used if installed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def test_highdicom_reads_the_result_in_the_same_place_with_the_same_values(tmp_p
         theirs = highdicom.imread(paths[0]).get_volume()
     else:
         theirs = highdicom.get_volume_from_series([pydicom.dcmread(path) for path in paths])
-    # Theirs is (slices, rows, columns) in LPS and may run the other way along the slices.
+    # Its array is (slices, rows, columns) in LPS and may have the slices in reverse order.
     lps = np.diag([-1.0, -1.0, 1.0, 1.0])
     step = np.linalg.inv(lps @ ours.affine) @ theirs.affine
     index = np.indices(theirs.array.shape).reshape(3, -1)
@@ -162,7 +162,7 @@ def test_dciodvfy_and_dcentvfy_find_no_error(tmp_path: Path, kind: str) -> None:
     volume = read_one(save(source, tmp_path / "in"))
     paths = write(volume, tmp_path / "out")
     sources = sorted((tmp_path / "in").iterdir())
-    assert _errors("dciodvfy", "-new", str(sources[0])) == []  # else the source would be to blame
+    assert _errors("dciodvfy", "-new", str(sources[0])) == []  # otherwise the source would be at fault
     for path in paths:
         assert _errors("dciodvfy", "-new", str(path)) == []
     assert _errors("dcentvfy", *map(str, [*sources, *paths])) == []

@@ -268,7 +268,7 @@ def test_lengths_in_other_units_are_read_and_written_in_mm(unit: str, factor: fl
     volume = read_volume(put(tmp_path, "a.nii", image.to_bytes()))
     np.testing.assert_allclose(volume.affine, AFFINE, rtol=1e-5)
     assert len(volume.warnings) == 1 and "converted to mm" in volume.warnings[0]
-    # Also with the untouched header of the source as a pattern.
+    # Also with the unmodified header of the source as `like`.
     for like in (volume.header, image.header):
         out = reference(write_volume(tmp_path / "b.nii", volume.array, volume.affine, like))
         assert out.header.get_xyzt_units() == ("mm", "sec")
@@ -474,7 +474,7 @@ def test_a_line_break_in_a_name_does_not_break_the_line(tmp_path: Path) -> None:
 
 
 def test_the_header_is_read_without_the_voxels(tmp_path: Path) -> None:
-    # The gzip is broken behind the header: reading further would fail.
+    # The gzip stream is broken after the header: reading further would fail.
     path = put(tmp_path, "a.nii.gz", GZ[: len(GZ) // 2])
     assert read_header(path).get_data_shape() == (20, 20, 20)
 

@@ -1,4 +1,4 @@
-"""Reading and writing volume by volume, and number types other than float32."""
+"""Reading and writing volume by volume, and data types other than float32."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_block_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-# --------------------------------------------------------------------------------------------------- number types
+# ----------------------------------------------------------------------------------------------------- data types
 
 integer_types = st.sampled_from(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8"])
 reals = st.floats(-(2.0**100), 2.0**100, width=32)

@@ -1,4 +1,4 @@
-"""The equations of the scan as a plain loop over pixels, independent of every index trick of the kernels."""
+"""The equations of the scan as a plain loop over pixels, independent of the kernels' indexing."""
 
 from __future__ import annotations
 
