@@ -76,7 +76,6 @@ COMMANDS: dict[str, Run | NotRun] = {
         "test_an_onnx_file_is_the_network_at_any_size_in_standard_operators"
     ),
     "python3 -m venv .venv": ENVIRONMENT,
-    "pip install --constraint constraints.txt --editable .": ENVIRONMENT,
     'pip install --constraint constraints.txt --editable ".[dicom]"': ENVIRONMENT,
     # installing
     "pip wheel . --no-deps --wheel-dir dist": WHEEL,
