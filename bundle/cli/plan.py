@@ -99,12 +99,7 @@ def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
             raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
         return [options.input], []
     files = [] if options.input.is_file() else files_below(options.input, options.output)
-    try:
-        series, left_out = find_series(options.input, files)
-    except (DatasetError, VolumeError):
-        if options.input.is_file() and (other := unread(options.input)) is not None:
-            raise RunError(other) from None
-        raise
+    series, left_out = find_series(options.input, files)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
         other = unread(options.input) if options.input.is_file() else unread_among(files)

@@ -1,4 +1,4 @@
-"""The documents made of the result files: the page of all tables, a summary, and the table of the README."""
+"""Documents generated from the result files: the page with all tables, and the summary shown in the README."""
 
 from __future__ import annotations
 
@@ -95,19 +95,10 @@ def comparison_file(folder: Path, degradation: str, scale: int) -> Path:
 
 
 def summary(folder: Path) -> str:
-    """One table for each scale of the comparison on truncation; empty without any."""
-    tables = [f"### x{scale}\n\n{summary_table(results)}" for scale, results in _truncation(folder)]
+    """The tables of compare.md: one for each scale of the comparison on truncation; empty without any."""
+    files = [(scale, path) for degradation, scale, path in comparison_files(folder) if degradation == "truncation"]
+    tables = [f"### x{scale}\n\n{summary_table(Results(read_rows(path)))}" for scale, path in files]
     return "".join(tables).removesuffix("\n")
-
-
-def readme_block(folder: Path) -> str:
-    """The table of the README, from the comparisons on truncation."""
-    return readme_table(_truncation(folder)).removesuffix("\n")
-
-
-def _truncation(folder: Path) -> list[tuple[int, Results]]:
-    files = comparison_files(folder)
-    return [(scale, Results(read_rows(path))) for degradation, scale, path in files if degradation == "truncation"]
 
 
 def page(folder: Path, link: str) -> str:
@@ -184,7 +175,7 @@ def _tables(results: Results) -> str:
 
 
 def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> None:
-    """Write the page and the summary of a folder of results, and the table between the README's marks."""
+    """Write the page and the summary of a results folder, and insert the summary between the README's markers."""
     text = summary(folder)
     if text:
         write_text(folder / SUMMARY, text)
@@ -195,3 +186,9 @@ def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> No
         if not mark:
             raise ValueError(f"{readme}: no block between <!-- results --> and <!-- /results -->")
         write_text(readme, f"{before}<!-- results -->\n{readme_block(folder)}<!-- /results -->{after}")
+
+
+def readme_block(folder: Path) -> str:
+    """The table of the README: the gain of the shipped network at each scale, over truncation."""
+    files = [(scale, path) for degradation, scale, path in comparison_files(folder) if degradation == "truncation"]
+    return readme_table((scale, Results(read_rows(path))) for scale, path in files).removesuffix("\n")
