@@ -85,36 +85,36 @@ def declared(*classes: type) -> dict[str, tuple[Any, Option]]:
 class InferenceOptions:
     """How a volume becomes its result, by the command, the configs and from Python."""
 
-    scale: int = option(2, "Factor in the plane of the slices: 2 or 4; 8 with weights of your own.", choices=SCALES)
+    scale: int = option(2, "In-plane factor. There are no shipped weights for 8.", choices=SCALES)
     network_name: str = option(
-        "iconet_small", "Network; any other than the default needs weights of your own.", former=("network",)
+        "iconet_small", "Network. Only the default one has shipped weights.", former=("network",)
     )
     weights: Path | None = option(
         None,
-        "Its weights, a plain state dict (.pt or .safetensors).",
+        "Weights: a plain state dict, .pt or .safetensors.",
         kind="path",
-        default_text="those shipped for network and scale",
+        default_text="the shipped ones for network and scale",
     )
     device: str | None = option(
-        None, "cpu, cuda, cuda:1...", kind="device", default_text="cuda where there is one, else cpu"
+        None, "Where to compute: cpu, cuda, cuda:1...", kind="device", default_text="cuda if there is one, else cpu"
     )
     slice_axis: int | Literal["auto"] = option(
         "auto",
-        "Array axis that runs over the slices, which is not super-resolved. auto: the one of the largest voxel "
-        "spacing, the last if no single one has it.",
+        "Array axis across the slices; it keeps its size. auto takes the axis with the largest voxel spacing, and the "
+        "last axis if there is a tie.",
         choices=("auto", 0, 1, 2),
     )
     data_consistency: float = option(
         1.0,
-        "How far the measured k-space is put back into the result: 1 wholly, 0 not at all (the network alone).",
+        "How much of the measured k-space is put back into the result: 1 all of it, 0 none (the network alone).",
         kind="share",
     )
     slice_batch: int = option(
-        4, "Slices per call of the network; halved when memory is short.", kind="whole", minimum=1
+        4, "Slices per call of the network; halved when memory runs short.", kind="whole", minimum=1
     )
     nonfinite: Literal["error", "zero"] = option(
         "error",
-        "What to do with NaN and infinite voxels: refuse the volume, or set them to zero.",
+        "NaN and infinite voxels: error refuses the volume, zero sets them to zero.",
         choices=("error", "zero"),
         former=("nan",),
     )
@@ -124,13 +124,23 @@ class InferenceOptions:
 class FolderOptions:
     """What the configs read and write."""
 
-    dataset_dir: str = option("", "Folder of volumes, or one file.", default_text="the sample")
-    output_dir: str = option("", "Folder that is written.", default_text="outputs, runs/... or eval/...")
+    dataset_dir: str = option("", "Folder with volumes, or one file.", kind="path", default_text="the sample volume")
+    output_dir: str = option(
+        "",
+        "Folder for the results.",
+        kind="path",
+        default_text="inference: outputs; training: runs/...; evaluation: eval/...",
+    )
     split_file: str | None = option(
-        None, "CSV with the columns file, subject, split (train, val or test).", default_text="none"
+        None,
+        "Training, evaluation: CSV with the columns file, subject and split (train, val or test).",
+        kind="path",
+        default_text="none",
     )
     split: str = option(
-        "test", "Which split to evaluate; without a split file every volume.", choices=("train", "val", "test")
+        "test",
+        "Evaluation: the split to evaluate. Without a split file, every volume is.",
+        choices=("train", "val", "test"),
     )
 
 
@@ -138,40 +148,46 @@ class FolderOptions:
 class TrainingOptions:
     """What training takes besides network, scale, slice axis and device."""
 
-    epochs: int = option(40, "Length of the training.", kind="whole", minimum=1)
+    epochs: int = option(40, "Number of epochs.", kind="whole", minimum=1)
     updates_per_epoch: int = option(
-        250, "An epoch is a number of updates, not a pass through the data.", kind="whole", minimum=1
+        250, "Updates per epoch; an epoch is not a pass through the data.", kind="whole", minimum=1
     )
-    batch_size: int = option(8, "Patches per update and process.", kind="whole", minimum=1)
-    patches_per_volume: int = option(2, "Patches cut from a volume once it is drawn.", kind="whole", minimum=1)
+    batch_size: int = option(
+        8, "Patches per update and process; a multiple of patches_per_volume.", kind="whole", minimum=1
+    )
+    patches_per_volume: int = option(2, "Patches cut from a volume each time it is drawn.", kind="whole", minimum=1)
     patch_size: int = option(
-        96, "High-resolution voxels on each side of a patch.", kind="whole", minimum=1, default_text="96 (4x: 128)"
+        96, "Side of a patch in high-resolution voxels.", kind="whole", minimum=1, default_text="96 (4x: 128)"
     )
-    learning_rate: float = option(0.001, "Of Adam, after the warm-up.", kind="number", minimum=0)
+    learning_rate: float = option(0.001, "Learning rate of Adam after the warm-up.", kind="number", minimum=0)
     warmup_updates: int = option(200, "Updates over which the learning rate rises.", kind="whole", minimum=0)
     ema_momentum: float = option(
-        0.002, "Part of the new weights in the moving average that is validated and kept.", kind="share"
+        0.002, "Share of the new weights in the moving average, which is validated and kept.", kind="share"
     )
-    alpha: float = option(0.9, "Weight of the super-resolved images against the reconstructions.", kind="share")
-    return_stages: bool = option(True, "False supervises the last stage alone.", kind="flag")
+    alpha: float = option(
+        0.9, "Weight of the super-resolved images in the loss; the reconstructions have 1 - alpha.", kind="share"
+    )
+    return_stages: bool = option(True, "False leaves all stages but the last out of the loss.", kind="flag")
     train_consistency: bool = option(
-        True, "Put the result after data consistency into the loss, besides the plain one.", kind="flag"
+        True, "Add the result after data consistency to the loss of the plain result.", kind="flag"
     )
-    smooth_prob: float = option(
-        0.4, "Share of the patches that are smoothed.", kind="share", default_text="0.4 (4x: 0)"
-    )
+    smooth_prob: float = option(0.4, "Share of the patches that is smoothed.", kind="share", default_text="0.4 (4x: 0)")
     noise_std: float = option(
-        0.0, "Rician noise on the input, in units of the normalised volume.", kind="number", minimum=0
+        0.0, "Rician noise added to the input, in units of the normalised volume.", kind="number", minimum=0
     )
     line_mask_acceleration: float = option(
-        1, "Extra corruption: all k-space lines / kept lines.", kind="number", minimum=1
+        1, "Also drop k-space lines of the input: all lines / kept lines.", kind="number", minimum=1
     )
-    val_interval: int = option(5, "Epochs between validations on whole volumes.", kind="whole", minimum=1)
-    resume: bool = option(False, "Go on from last.pt in the output folder.", kind="flag")
-    amp: bool = option(False, "Mixed precision, on a GPU.", kind="flag")
-    seed: int = option(0, "Of the split, the patches and the initial weights.", kind="whole", minimum=0)
-    cache_rate: float = option(1.0, "Share of the volumes that is kept in memory.", kind="share")
-    num_workers: int = option(0, "Processes that load volumes and cut patches.", kind="whole", minimum=0)
+    val_interval: int = option(
+        5, "Epochs between validations on whole volumes; the best weights go to model.pt.", kind="whole", minimum=1
+    )
+    resume: bool = option(False, "Continue from last.pt in the output folder.", kind="flag")
+    amp: bool = option(False, "Mixed precision on a GPU.", kind="flag")
+    seed: int = option(0, "Seed of the split, the patches and the initial weights.", kind="whole", minimum=0)
+    cache_rate: float = option(1.0, "Share of the volumes kept in memory.", kind="share")
+    num_workers: int = option(
+        0, "Processes that cut patches; 0 does it in the training process.", kind="whole", minimum=0
+    )
 
 
 @dataclass(frozen=True)
@@ -183,17 +199,19 @@ class CommandOptions(InferenceOptions):
     allow_gap: bool = option(False, "Accept DICOM series with missing or unevenly spaced slices.", kind="flag")
     dtype: Literal["float32", "same"] = option(
         "float32",
-        "Number type of NIfTI results; same: that of the input, with a new slope where values do not fit.",
+        "Number type of NIfTI results. same keeps that of the input, with a new slope where values do not fit.",
         choices=("float32", "same"),
     )
     to: Literal["nifti", "dicom"] | None = option(
         None, "Format of the results.", choices=("nifti", "dicom"), default_text="that of the input"
     )
-    overwrite: bool = option(False, "Redo finished volumes, and replace files of other programs.", kind="flag")
-    dry_run: bool = option(False, "Say what would be done, and write nothing.", kind="flag")
-    report: bool = option(False, "Write OUTPUT/report.html: images, spectra and header of every volume.", kind="flag")
-    quiet: bool = option(False, "Show warnings and errors alone.", kind="flag")
-    log_json: Path | None = option(None, "Append what happens as JSON lines.", kind="path", default_text="no log")
+    overwrite: bool = option(False, "Redo finished volumes, and replace files that other programs made.", kind="flag")
+    dry_run: bool = option(False, "Print what would be done, write nothing.", kind="flag")
+    report: bool = option(
+        False, "Write OUTPUT/report.html with images, spectra and header of every volume.", kind="flag"
+    )
+    quiet: bool = option(False, "Show only warnings and errors.", kind="flag")
+    log_json: Path | None = option(None, "Append the log to this file as JSON lines.", kind="path", default_text="none")
 
     def settings(self) -> dict[str, Any]:
         """What decides the content of a result, besides the input and the weights, for its sidecar."""

@@ -7,16 +7,45 @@ import hashlib
 from statistics import mean
 
 import pytest
-from comparison.pages import page, summary
+from comparison.pages import page, readme_block, summary
 from comparison.records import read_rows
+from option_tables import PAGES, TABLES, filled
 
 from bundle.inference.shipped import weights_path
 
 
-def test_the_readme_shows_the_table_that_the_comparison_wrote(bundle_root):
+def test_the_readme_shows_the_table_that_the_comparison_makes(bundle_root):
     readme = (bundle_root / "README.md").read_text()
-    shown = readme.split("<!-- results -->")[1].split("<!-- /results -->")[0]
-    assert shown.strip() == (bundle_root / "docs/results/compare.md").read_text().strip()
+    shown = readme.split("<!-- results -->\n")[1].split("<!-- /results -->")[0]
+    assert shown == readme_block(bundle_root / "docs/results")
+
+
+@pytest.mark.parametrize("modality", ["MR", "PET"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_readme_has_the_gain_and_the_worst_volume_of_the_raw_rows(scale, modality, bundle_root):
+    with open(bundle_root / f"docs/results/compare_x{scale}.csv", newline="") as file:
+        rows = [r for r in csv.DictReader(file) if r["modality"] == modality]
+    before = {r["file"]: float(r["psnr"]) for r in rows if r["method"] == "zero-filled Fourier"}
+    shipped = [r for r in rows if r["method"] == "ICONet small" and float(r["consistency"]) == 1]
+    gains = {r["file"]: float(r["psnr"]) - before[r["file"]] for r in shipped}
+    subjects = {r["subject"] for r in shipped}
+    gain = mean(mean(gains[r["file"]] for r in shipped if r["subject"] == s) for s in subjects)
+    lines = (bundle_root / "README.md").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"| {modality} {scale}x |")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1] == f"{len(shipped)} ({len(subjects)})"
+    assert cells[2].startswith(f"{gain:+.2f} [") and cells[4] == f"{min(gains.values()):+.2f}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_option_tables_are_those_of_the_declaration(name, bundle_root):
+    text = (bundle_root / name).read_text()
+    assert text == filled(text), "run scripts/option_tables.py"
+
+
+def test_every_option_table_is_shown_once(bundle_root):
+    text = "".join((bundle_root / name).read_text() for name in PAGES)
+    assert {name: text.count(f"<!-- options: {name} -->") for name in TABLES} == dict.fromkeys(TABLES, 1)
 
 
 def test_the_tables_are_those_of_the_raw_rows(bundle_root):

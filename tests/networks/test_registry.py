@@ -98,9 +98,3 @@ def test_one_option_of_a_config_chooses_network_and_weights(config: str, bundle_
     assert Path(parser.get_parsed_content("weights")) == Path("somewhere/models/model_fmisr_x4.pt")
     network = parser.get_parsed_content("network_def")
     assert (type(network).__name__, network.scale) == ("FMISR", 4)
-
-
-def test_the_readme_names_every_network(bundle_root: Path) -> None:
-    rows = (bundle_root / "README.md").read_text().splitlines()
-    (row,) = (row for row in rows if row.startswith("| `--network_name` |"))
-    assert [name for name in NETWORKS if name not in row] == []

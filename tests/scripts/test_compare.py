@@ -13,7 +13,7 @@ import pytest
 import torch
 from comparison.cost import multiply_adds, parameters, seconds_per_slice
 from comparison.figures import _in_order, draw_methods, draw_stages, worst_box
-from comparison.pages import comparison_file, page, summary, write_pages
+from comparison.pages import comparison_file, page, readme_block, summary, write_pages
 from comparison.protocol import BICUBIC, ZERO_FILLED, KnownVolume, Protocol, known_volumes
 from comparison.records import joined, label, read_rows, write_rows, write_slices
 from comparison.statistics import Difference
@@ -360,7 +360,11 @@ def test_the_pages_are_made_of_the_files_and_put_into_the_readme(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
     write_pages(folder, tmp_path / "results.md", readme)
-    assert readme.read_text() == f"a\n<!-- results -->\n{summary(folder)}<!-- /results -->\nb\n"
+    assert readme.read_text() == f"a\n<!-- results -->\n{readme_block(folder)}<!-- /results -->\nb\n"
+    gain = "+1.00 [+0.50, +1.50] | 0.900 → 0.900 | +0.50 |"
+    assert [line for line in readme_block(folder).splitlines() if gain in line and "MR" in line] == [
+        f"| MR {scale}x | 3 (2) | {gain}" for scale in (2, 4)
+    ]
     assert f"| {ZERO_FILLED} | 33.00 ± 2.83 | 0.9000 ± 0.0000 |  |  |" in summary(folder)
     assert "| ICONet small | 34.00 ± 2.12 | 0.9000 ± 0.0000 | +1.00 [+0.50, +1.50] | +0.50 |" in summary(folder)
     text = (tmp_path / "results.md").read_text()
