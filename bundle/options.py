@@ -28,6 +28,7 @@ class Option:
         minimum: of a number.
         default_text: the default in words, where the value alone would not tell.
         former: names that the option had before.
+        offered: the choices that the command line's help shows; the others need weights of the user's own.
     """
 
     help: str
@@ -36,6 +37,7 @@ class Option:
     minimum: float | None = None
     default_text: str | None = None
     former: tuple[str, ...] = ()
+    offered: tuple[Any, ...] | None = None
 
     @property
     def range_text(self) -> str:
@@ -85,7 +87,7 @@ def declared(*classes: type) -> dict[str, tuple[Any, Option]]:
 class InferenceOptions:
     """How a volume becomes its result, by the command, the configs and from Python."""
 
-    scale: int = option(2, "In-plane factor. There are no shipped weights for 8.", choices=SCALES)
+    scale: int = option(2, "In-plane factor.", choices=SCALES, offered=(2, 4))
     network_name: str = option(
         "iconet_small", "Network. Only the default one has shipped weights.", former=("network",)
     )

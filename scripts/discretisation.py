@@ -26,8 +26,7 @@ from bundle.networks.vision_mamba import VisionMambaBlock
 from bundle.ops import selective_scan_2d
 from bundle.physics import restore_magnitude
 from bundle.training.metrics import psnr
-from bundle.transforms import NormalizeVolume
-from bundle.transforms.intensity import SCALE
+from bundle.transforms.intensity import intensity_window
 from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,8 +92,8 @@ def measure(volume: Path, scale: int, every: int) -> list[str]:
     protocol = Protocol(scale, every=every)
     truth = protocol.load(volume).as_tensor()
     low = protocol.degrade(truth)
-    scaled = NormalizeVolume()(low)
-    slices, unit = scaled.as_tensor().movedim(3, 0), float(scaled.meta[SCALE])
+    unit = intensity_window(low)[1]
+    slices = (low / unit).movedim(3, 0)
     network = build_network("iconet_small", scale).eval()
     load_weights(network, Path(weights_path(ROOT / "models", "iconet_small", scale)))
 

@@ -60,15 +60,15 @@ def _click_option(name: str, default: Any, about: Option) -> Callable[[Function]
         return click.option(flag, is_flag=True, default=default, help=about.help)
     text = about.help if about.default_text is None else f"{about.help}  [default: {about.default_text}]"
     shown = about.default_text is None
-    return click.option(flag, type=_type(name, about), default=default, show_default=shown, help=text)
+    offered = None if about.offered is None else f"[{'|'.join(map(str, about.offered))}]"
+    return click.option(flag, type=_type(about), default=default, show_default=shown, metavar=offered, help=text)
 
 
-def _type(name: str, about: Option) -> Any:
+def _type(about: Option) -> Any:
     if about.choices:
         return click.Choice(about.choices)
     if about.kind == "path":
-        reading = name == "weights"
-        return click.Path(exists=reading, dir_okay=False, path_type=Path)
+        return click.Path(dir_okay=False, path_type=Path)
     if about.kind == "whole":
         return click.IntRange(min=None if about.minimum is None else int(about.minimum))
     if about.kind == "share":

@@ -288,7 +288,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("in", "in/a/x.nii.gz"), "would overwrite an input"),
         (("in/a/x.nii.gz", "in/a/x.nii.gz"), "would overwrite an input"),
         (("in", "out.hdr"), "results are written as .nii or .nii.gz"),
-        (("in", "notes.txt"), "exists and is no folder"),
+        (("in", "notes.txt"), "exists and is not a folder"),
         (("empty", "out"), "no NIfTI volumes"),
         (("empty.nii", "out"), "no NIfTI volumes"),
         (("notes.txt", "out"), "notes.txt"),

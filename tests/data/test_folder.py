@@ -133,7 +133,7 @@ def test_a_table_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         pytest.param([], "no row has the split 'train'", id="no rows"),
         pytest.param(["a.nii,s1,training"], "line 2 has the split 'training'", id="unknown split"),
         pytest.param(["a.nii,,train"], "line 2 has no file or no subject", id="no subject"),
-        pytest.param(["a.nii"], "line 2 lacks", id="short row"),
+        pytest.param(["a.nii"], "line 2 has no file or no subject", id="short row"),
     ],
 )
 def test_a_bad_table_is_an_error_that_says_where(rows: list[str], message: str, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_volumes_without_a_subject_label_are_reported(tmp_path: Path, caplog: py
 
 def test_a_single_subject_is_refused_where_its_slices_are_not_to_be_divided(tmp_path: Path) -> None:
     touch(tmp_path, "sub-1/sub-1_T1w.nii", "sub-1/sub-1_T2w.nii")
-    with pytest.raises(DatasetError, match=r"only the subject 'sub-1'.*give more volumes or a split file"):
+    with pytest.raises(DatasetError, match=r"only one subject .'sub-1'.*give more volumes or a split file"):
         training_datalist(tmp_path, "train")
 
 

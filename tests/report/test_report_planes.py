@@ -89,7 +89,7 @@ def test_a_single_slice_and_an_image_have_one_plane():
 def test_an_output_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"gives an output of \(16, 16, 3\)"):
         entry(np.zeros((8, 8, 3)), np.zeros((16, 16, 4)), np.eye(4), 2)
-    with pytest.raises(ValueError, match="one image or volume"):
+    with pytest.raises(ValueError, match="a single image or volume"):
         entry(np.zeros((8, 8, 3, 2)), np.zeros((16, 16, 3, 2)), np.eye(4), 2)
     with pytest.raises(ValueError, match="slice_axis"):
         entry(np.zeros((8, 8, 3)), np.zeros((16, 16, 3)), np.eye(4), 2, slice_axis=3)

@@ -81,7 +81,7 @@ def test_an_overlay_passes_the_guard_and_builds_its_network(name, bundle_root):
     assert config.get_parsed_content("loss").alpha == kwargs.get("alpha", 0.9)
     inferer = config.get_parsed_content("train#inferer")
     assert inferer.return_stages == kwargs.get("return_stages", True) and not inferer.data_consistency
-    assert config.get_parsed_content("validate#inferer").data_consistency == 0.0
+    assert config.get_parsed_content("validate#inferer").walker.data_consistency == 0.0
 
 
 def test_tables_share_rows(bundle_root):

@@ -656,7 +656,7 @@ def test_monai_batches_volumes_with_their_metadata(tmp_path: Path) -> None:
     batch = next(iter(DataLoader(Dataset([{"image": str(path)} for path in paths], transform), batch_size=2)))["image"]
     assert batch.shape == (2, 1, *SHAPE) and batch.affine.shape == (2, 4, 4)
     assert batch.meta["filename_or_obj"] == [str(path) for path in paths]
-    assert batch.meta["warnings"][0] == "" and "no sform" in batch.meta["warnings"][1]
+    assert batch.meta["warnings"][0] == "" and "neither sform" in batch.meta["warnings"][1]
 
 
 @pytest.mark.parametrize("case", ["row 5 gzip checksum", "row 10 NaN", "row 42 complex"])
