@@ -34,7 +34,7 @@ def middle_slices(row: dict[str, str], count: int = 2) -> torch.Tensor:
     """(1, X, Y, count), normalised."""
     volume = torch.from_numpy(read_volume(Path(DATA or "") / row["file"]).array)
     middle = volume.shape[2] // 2
-    return NormalizeVolume()(volume[None, :, :, max(0, middle - count // 2) :][..., :count]).as_tensor()
+    return NormalizeVolume()(volume[None, :, :, max(0, middle - count // 2) :][..., :count])
 
 
 def test_every_volume_is_read_as_nibabel_reads_it():

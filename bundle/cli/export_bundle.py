@@ -26,10 +26,11 @@ from bundle.options import InferenceOptions
 
 PARTS = ("physics", "ops", "networks", "data", "transforms", "inference", "training", "workflow")
 """Subpackages that the configs need."""
-MODULES = ("__init__.py", "options.py")
+MODULES = ("options.py",)
 """Top-level modules that they need."""
 LEFT_OUT = ("dicom", "baselines", "api.py", "model.py", "record.py", "shipped.py")
 """Parts of :data:`PARTS` that are not needed: the configs read only NIfTI and run a single network."""
+INIT = '"""The part of ICONet SR that the configs of this folder need."""\n'
 RECORD = "configs/exported.json"
 """This file marks an exported folder: the options of the export, and the checksum of every other file."""
 TASK_WORDS = ("detection", "segmentation", "classification", "deepedit", "deepgrow")
@@ -154,6 +155,7 @@ def _copy_package(out: Path, with_baselines: bool) -> None:
         shutil.copytree(PACKAGE / room, out / room, ignore=unwanted)
     for name in MODULES:
         shutil.copyfile(PACKAGE / name, out / name)
+    (out / "__init__.py").write_text(INIT, encoding="utf-8")
 
 
 def _copy_texts(out: Path) -> None:

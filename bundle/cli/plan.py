@@ -12,13 +12,13 @@ from typing import Literal
 from bundle.cli.bids import Bids
 from bundle.cli.errors import RunError
 from bundle.cli.formats import ending_of, unread, unread_among
-from bundle.cli.record import read_record
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.find import files_below, is_volume_name
 from bundle.data.outputs import check_target
 from bundle.data.paths import pair_paths
+from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
 
 _log = logging.getLogger("iconet")
@@ -95,7 +95,7 @@ def _is_named_volume(path: Path) -> bool:
 def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
     """NIfTI volumes and DICOM series of the input. Other files are mentioned only if there are series among them."""
     if options.input.is_file() and _is_named_volume(options.input):
-        if _is_result(options.input):
+        if is_result(options.input):
             raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
         return [options.input], []
     files = [] if options.input.is_file() else files_below(options.input, options.output)
@@ -108,18 +108,13 @@ def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
     if series:
         for line in left_out:
             _log.info("%s", line)
-    originals = [path for path in volumes if not _is_result(path)]
-    own_series = [item for item in series if not _is_result(_folder_of(item))]
+    originals = [path for path in volumes if not is_result(path)]
+    own_series = [item for item in series if not is_result(_folder_of(item))]
     if not originals and not own_series:
         raise RunError(f"{options.input}: holds only results of this program; give the folder of the originals")
     if results := len(volumes) + len(series) - len(originals) - len(own_series):
         _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
     return originals, own_series
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a NIfTI file or the folder of a series has a sidecar that this program wrote."""
-    return read_record(_sidecar(path)) is not None
 
 
 def _folder_of(series: DicomSeries) -> Path:
@@ -150,7 +145,7 @@ def _single_file(options: CommandOptions) -> Job:
         raise RunError(f"{options.input}: {len(sources)} volumes for the one file {target}; give a folder")
     source = sources[0]
     origin = source.label if isinstance(source, DicomSeries) else source.name
-    job = Job(origin, origin, source, target, _sidecar(target), "nifti")
+    job = Job(origin, origin, source, target, sidecar_path(target), "nifti")
     check_target(target, target.parent, {os.path.realpath(path) for path in job.files})
     check_folders(options.input, target.parent)
     return job
@@ -163,7 +158,7 @@ def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None)
     base = options.input.parent if options.input.is_file() else options.input
     for path, target in zip(volumes, targets, strict=True):
         name = Path(os.path.relpath(path, base)).as_posix()
-        yield Job(name, name, path, target, _sidecar(target), options.to or "nifti")
+        yield Job(name, name, path, target, sidecar_path(target), options.to or "nifti")
 
 
 def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[Job]:
@@ -176,13 +171,4 @@ def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[
         target = options.output / place / f"{item.label}_SRx{options.scale}{'.nii.gz' if to == 'nifti' else ''}"
         check_target(target, options.output, inputs)
         name = f"{(place / item.paths[0].name).as_posix()} ({item.description_for_log})"
-        yield Job(name, item.label, item, target, _sidecar(target), to)
-
-
-def _sidecar(target: Path) -> Path:
-    name = target.name
-    for ending in (".nii.gz", ".nii"):
-        if name.lower().endswith(ending):
-            name = name[: -len(ending)]
-            break
-    return target.with_name(f"{name}.json")
+        yield Job(name, item.label, item, target, sidecar_path(target), to)

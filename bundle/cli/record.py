@@ -11,16 +11,16 @@ from typing import Any
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
+from bundle.data.sidecar import PROVENANCE, TOOL, read_record
 from bundle.inference.shipped import tool_version
 
-TOOL = "ICONet SR"
-
-_CHANGED = {
-    "InputSha256": "the input changed",
-    "WeightsSha256": "the weights changed",
-    "Settings": "the settings changed",
-    "Version": "made by another version",
-}
+_CHANGED = dict(
+    zip(
+        PROVENANCE,
+        ("the input changed", "the weights changed", "the settings changed", "made by another version"),
+        strict=True,
+    )
+)
 
 
 def content_digest(files: Iterable[Path]) -> str:
@@ -74,16 +74,6 @@ def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | Non
     except (OSError, VolumeError):
         same = False
     return None if same else "the result is not what was written"
-
-
-def read_record(sidecar: Path) -> dict[str, Any] | None:
-    """A record that this program wrote; None if there is none, or if the file is something else."""
-    try:
-        content: dict[str, Any] = json.loads(sidecar.read_bytes())
-        own = content["GeneratedBy"][0]["Name"] == TOOL
-        return content if own and content["SuperResolution"]["Provenance"].keys() >= _CHANGED.keys() else None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return None
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ def super_resolve(
     slice_axis: SliceAxis = "auto",
     data_consistency: float = 1.0,
     slice_batch: int = 4,
+    nonfinite: Literal["error", "zero"] = "error",
     modality: str | None = None,
 ) -> Any:
     """Super-resolve an image or volume in-plane.
@@ -72,8 +73,8 @@ def super_resolve(
         image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
             MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
         affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
-        scale, network_name, weights, device, slice_axis, data_consistency, slice_batch: as the options of the command
-            (:class:`bundle.options.InferenceOptions`).
+        scale, network_name, weights, device, slice_axis, data_consistency, slice_batch, nonfinite: as the options of
+            the command (:class:`bundle.options.InferenceOptions`).
         modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
@@ -83,9 +84,10 @@ def super_resolve(
 
     Raises:
         VolumeError: voxels that are not finite real numbers, a wrong number of axes, or no usable affine.
-        ModelError: no such network, weights or device.
+        ModelError: no such network, scale, weights or device.
+        ValueError: a slice axis, batch or data consistency outside its range.
     """
-    given = _given(image, affine)
+    given = _given(image, affine, nonfinite)
     model = _kept_model(network_name, scale, *_identity(weights), device)
     walker = SliceWalker(slice_batch, data_consistency)
     signed = any(bool((frame < 0).any()) for frame in given.frames)
@@ -119,23 +121,27 @@ class _Given:
     warnings: tuple[str, ...] = ()
 
 
-def _given(image: Any, affine: np.ndarray | None) -> _Given:
+def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
+    if affine is not None and isinstance(image, (MetaTensor, SpatialImage)):
+        raise VolumeError("the image has an affine of its own; affine= is for arrays")
     if isinstance(image, MetaTensor):
         name = str(image.meta.get("filename_or_obj", "MetaTensor"))
-        channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4)))
+        channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4), nonfinite))
         return _Given(name, channels, len(channels) == 1, _usable(name, image.affine.cpu().numpy()))
     if isinstance(image, SpatialImage):
         name = image.get_filename() or type(image).__name__
-        voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4))
+        voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4), nonfinite)
         if isinstance(image, Nifti1Pair):
             header, warnings = image.header.as_byteswapped("<"), list[str]()
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
             return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings))
         return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
+    if isinstance(image, (str, os.PathLike)):
+        raise VolumeError(f"{image}: give a loaded image, such as nibabel.load({os.fspath(image)!r})")
     if affine is None:
         raise VolumeError("an array has no affine of its own; give affine=, voxel index to world (4, 4) in mm")
-    voxels = _checked("array", np.asarray(image), (2, 3, 4))
+    voxels = _checked("array", np.asarray(image), (2, 3, 4), nonfinite)
     return _Given("array", _frames(voxels), voxels.ndim < 4, _usable("array", affine))
 
 
@@ -143,7 +149,7 @@ def _frames(voxels: np.ndarray) -> list[np.ndarray]:
     return [voxels] if voxels.ndim < 4 else list(np.moveaxis(voxels, 3, 0))
 
 
-def _checked(name: str, voxels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+def _checked(name: str, voxels: np.ndarray, axes: Sequence[int], nonfinite: str) -> np.ndarray:
     """The voxels as float32, checked."""
     if voxels.ndim not in axes or voxels.size == 0:
         fail(name, f"voxels of shape {voxels.shape}", f"give {axes[0]} to {axes[-1]} axes, none of them empty")
@@ -152,7 +158,10 @@ def _checked(name: str, voxels: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     with np.errstate(over="ignore"):
         voxels = voxels.astype(np.float32)
     if bad := int(voxels.size - np.isfinite(voxels).sum()):
-        fail(name, f"{bad} of {voxels.size} voxels are NaN, infinite or beyond float32", "repair the image first")
+        if nonfinite == "error" or bad == voxels.size:
+            wrong = f"{bad} of {voxels.size} voxels are NaN, infinite or beyond float32"
+            fail(name, wrong, 'repair the image or set them to zero (nonfinite="zero")')
+        voxels = np.where(np.isfinite(voxels), voxels, np.float32(0))
     return voxels
 
 
@@ -177,7 +186,7 @@ def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarra
         out = image.__class__(fine, affine, header)
     else:  # with the form codes, units and timing of the source, as in a written file
         header = output_header(Path("image.nii"), fine.shape, affine, given.header)
-        out = (Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(fine, affine, header)
+        out = (Nifti2Image if isinstance(header, Nifti2Header) else Nifti1Image)(fine, header.get_best_affine(), header)
     out.extra = {**image.extra, RECORD: record}
     return out
 

@@ -46,6 +46,8 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
     """
     if name not in NETWORKS:
         raise ModelError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
+    if scale not in SCALES:
+        raise ModelError(f"scale must be {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}, got {scale!r}")
     path = Path(weights) if weights is not None else shipped_weights(name, scale)
     if weights is None and not path.is_file():
         raise ModelError(_none_shipped(name, scale))
@@ -59,14 +61,10 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
 
 
 def _none_shipped(name: str, scale: int) -> str:
-    there = [
-        f"{other} {factor}x" for other in NETWORKS for factor in SCALES if shipped_weights(other, factor).is_file()
-    ]
-    found = ", ".join(there) or "none at all"
-    return (
-        f"no weights of {name} {scale}x in {models_folder()} ({models_origin()}; there: {found or 'nothing'}); "
-        "give your own with --weights"
-    )
+    every = [(other, factor) for other in NETWORKS for factor in SCALES]
+    there = ", ".join(f"{other} {factor}x" for other, factor in every if shipped_weights(other, factor).is_file())
+    place = f"{models_folder()} ({models_origin()}; there: {there or 'nothing'})"
+    return f"no weights of {name} {scale}x in {place}; give weights of your own"
 
 
 def own_device(name: str | None) -> str:
@@ -82,6 +80,4 @@ def _device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        line = f"no device {name!r} on this machine ({reason}); use cpu, or cuda where there is one"
-        raise ModelError(line) from error
+        raise ModelError(f"no device {name!r} on this machine; use cpu, or cuda where there is one") from error

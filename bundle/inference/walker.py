@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ class SliceWalker:
         slice_batch: slices per call of the network.
         data_consistency: weight of the measured k-space of each input slice in its result: 1 replaces the network's
             samples, 0 keeps them (the paper has no such step).
-        progress: show a progress bar over the batches of slices.
+        progress: show a progress bar over the batches of slices, if stderr is a terminal.
 
     Raises:
         ValueError: an argument is out of range.
@@ -115,7 +116,7 @@ class SliceWalker:
             spatial_dim=slice_axis,
             roi_size=[size[axis] for axis in in_plane_axes(len(size), slice_axis)],
             sw_batch_size=self.slice_batch,
-            progress=self.progress,
+            progress=self.progress and sys.stderr.isatty(),
         )
         out = walker(volume, by_slice)
         assert isinstance(out, Tensor)  # one output, so SliceInferer returns it bare

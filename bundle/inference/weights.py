@@ -44,7 +44,7 @@ def load_weights(network: nn.Module, weights: PathLike) -> str:
     try:
         state = _read_tensors(path)
     except Exception as error:  # on a damaged file, the readers can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: not a file of plain tensors that can be loaded safely: {reason}") from error
     if misfit := _misfit(network.state_dict(), state):
         raise WeightsError(f"{path}: not the weights of this network (another scale or size?): {misfit}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any, Literal
 
 from bundle.data import (
@@ -12,14 +14,24 @@ from bundle.data import (
     read_header,
     training_datalist,
 )
+from bundle.data.errors import fail_dataset
+from bundle.data.sidecar import is_result
 from bundle.workflow.errors import one_line_exit
+
+logger = logging.getLogger("iconet")
 
 
 @one_line_exit
 def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
     """:func:`bundle.data.inference_datalist`, after checking that results can be written, and to another folder."""
     check_folders(dataset_dir, output_dir)
-    return inference_datalist(dataset_dir, exclude=output_dir)
+    found = inference_datalist(dataset_dir, exclude=output_dir)
+    originals = [item for item in found if not is_result(Path(item["image"]))]
+    if not originals:
+        fail_dataset(dataset_dir, "holds only results of this program", "give the folder of the originals")
+    if len(originals) < len(found):
+        logger.info("%s: %d results of earlier runs are not taken as input", dataset_dir, len(found) - len(originals))
+    return originals
 
 
 @one_line_exit

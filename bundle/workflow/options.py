@@ -14,7 +14,7 @@ import torch
 from monai.bundle import ConfigWorkflow
 
 from bundle.networks import NETWORKS
-from bundle.options import CONFIG_OPTIONS, former_names
+from bundle.options import CONFIG_OPTIONS, SCALES, former_names
 
 logger = logging.getLogger("iconet")
 
@@ -70,6 +70,9 @@ def wrong_options(config: dict[str, Any], given: Container[str] | None = None) -
         config: with the options in it.
         given: the options, if known; other unused keys are then not reported.
     """
+    components = [old for old in former_names(CONFIG_OPTIONS) if isinstance(config.get(old), str)]
+    if replaced := [old for old in components if not config[old].startswith(("$", "@", "%"))]:
+        return [_complaint(old, ()) for old in replaced]  # a name that took the place of a component
     unused = unused_keys(config)
     known = [key for key in config if key not in unused]
     return [_complaint(key, known) for key in unused if given is None or key in given] + wrong_values(config)
@@ -90,6 +93,9 @@ def wrong_values(config: dict[str, Any]) -> list[str]:
     batch, patches = (literal.get(key) for key in ("batch_size", "patches_per_volume"))
     if isinstance(batch, int) and isinstance(patches, int) and patches > 0 and batch % patches:
         wrong.append(f"--batch_size {batch}: must be a multiple of --patches_per_volume, which is {patches}")
+    size, scale = (literal.get(key) for key in ("patch_size", "scale"))
+    if isinstance(size, int) and isinstance(scale, int) and scale in SCALES and size % scale:
+        wrong.append(f"--patch_size {size}: must be a multiple of --scale, which is {scale}")
     return wrong
 
 

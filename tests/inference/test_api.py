@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from bundle import super_resolve
 from bundle.data import VolumeError
 from bundle.inference import api
+from bundle.inference.model import ModelError
 
 AFFINE = np.array([[0, -1.1, 0, 12], [1.25, 0, 0, -30], [0, 0, 5, 5], [0, 0, 0, 1.0]])
 
@@ -125,9 +126,36 @@ def test_what_is_doubtful_is_logged_and_recorded(caplog: pytest.LogCaptureFixtur
         (np.full((8, 8, 2), np.nan), AFFINE, "128 of 128 voxels are NaN"),
         (volume(8, 8, 2).astype(complex), AFFINE, "complex128"),
         (volume(8), AFFINE, "shape"),
+        ("scan.nii.gz", None, "nibabel.load"),
+        (nib.Nifti1Image(volume(8, 8, 2), AFFINE), AFFINE, "affine of its own"),
     ],
 )
 def test_what_cannot_be_super_resolved_is_one_line(image: np.ndarray, affine: np.ndarray | None, said: str) -> None:
     with pytest.raises(VolumeError, match=said) as error:
         super_resolve(image, affine)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [3, "2"])
+def test_another_scale_is_answered_with_those_there_are(scale: object) -> None:
+    with pytest.raises(ModelError, match="scale must be 2, 4 or 8"):
+        super_resolve(volume(8, 8, 2), AFFINE, scale=scale)
+
+
+def test_nan_can_be_set_to_zero() -> None:
+    spoilt = volume(8, 8, 2)
+    zero = spoilt.copy()
+    spoilt[3, 4, 1], zero[3, 4, 1] = np.nan, 0
+    voxels = super_resolve(spoilt, AFFINE, nonfinite="zero").voxels
+    np.testing.assert_array_equal(voxels, super_resolve(zero, AFFINE).voxels)
+
+
+def test_an_image_without_a_declared_place_claims_none_as_the_command_has_it(tmp_path: Path) -> None:
+    given = nib.Nifti1Image(volume(12, 14, 3), None)
+    given.header.set_zooms((1, 1, 4))
+    nib.save(given, tmp_path / "in.nii")
+    out = super_resolve(nib.load(tmp_path / "in.nii"))
+    assert command(tmp_path / "in.nii", tmp_path / "out.nii").exit_code == 0
+    written = nib.load(tmp_path / "out.nii")
+    assert int(out.header["sform_code"]) == int(out.header["qform_code"]) == 0
+    np.testing.assert_array_equal(out.affine, written.affine)

@@ -137,3 +137,9 @@ def test_the_options_mean_the_same_on_both_routes(options: dict[str, object], fo
     run_config(source, tmp_path / "config", Path(__file__).parents[2], **options)
     one, other = (tmp_path / name / "sagittal_SRx2.nii.gz" for name in ("command", "config"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_results_of_the_command_are_no_input_of_the_config(folder: Path, tmp_path: Path) -> None:
+    assert command(folder / "signed.nii.gz", tmp_path / "out").exit_code == 0
+    with pytest.raises(SystemExit, match="only results of this program"):
+        run_config(tmp_path / "out", tmp_path / "again", Path(__file__).parents[2])

@@ -80,6 +80,16 @@ def test_a_former_name_is_answered_with_the_name_of_today():
     assert wrong_options({"nan": "zero"}) == ["--nan is now called --nonfinite"]
 
 
+def test_a_former_name_that_takes_the_place_of_a_component_is_answered_too(bundle_root):
+    config = json.loads((bundle_root / "configs/inference.json").read_text())
+    assert wrong_options({**config, "network": "vdsr"}) == ["--network is now called --network_name"]
+
+
+def test_a_patch_that_the_scale_does_not_divide_is_one_line():
+    (line,) = wrong_values({"patch_size": 33, "scale": 2})
+    assert line == "--patch_size 33: must be a multiple of --scale, which is 2"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [

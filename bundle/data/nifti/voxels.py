@@ -110,7 +110,7 @@ class VoxelReader:
             if self._nans + self._infs == total:
                 fail(self.path, f"{found}: nothing is left", "get an intact copy of the volume")
             if self._nonfinite == "error":
-                fail(self.path, found, "repair the volume or set them to zero (nonfinite zero)")
+                fail(self.path, found, "repair the volume or set them to zero (--nonfinite zero)")
             self.layout.warnings.append(f"{found} set to zero")
         if self._beyond:
             wrong = f"{self._beyond} voxels exceed the range of float32 (peak {self.peak:.3g})"

@@ -1,0 +1,36 @@
+"""Sidecars: the record that lies beside every result and tells it from other files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TOOL = "ICONet SR"
+PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
+"""What every record says of its result's origin; a change of any makes the result stale."""
+
+
+def sidecar_path(target: Path) -> Path:
+    """Where the record of a NIfTI file or of the folder of a DICOM series lies."""
+    name = target.name
+    for ending in (".nii.gz", ".nii"):
+        if name.lower().endswith(ending):
+            name = name[: -len(ending)]
+            break
+    return target.with_name(f"{name}.json")
+
+
+def read_record(sidecar: Path) -> dict[str, Any] | None:
+    """A record that this program wrote; None if there is none, or if the file is something else."""
+    try:
+        content: dict[str, Any] = json.loads(sidecar.read_bytes())
+        own = content["GeneratedBy"][0]["Name"] == TOOL
+        return content if own and content["SuperResolution"]["Provenance"].keys() >= set(PROVENANCE) else None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+
+
+def is_result(path: Path) -> bool:
+    """Whether a NIfTI file or the folder of a DICOM series is a result of this program, by its sidecar."""
+    return read_record(sidecar_path(path)) is not None
