@@ -65,7 +65,7 @@ def table(results: dict[int, dict[str, Tensor]], truth: Tensor) -> list[dict[str
         for name in METHODS:
             figures = psnr(volumes[name], truth), ssim(volumes[name][:, 0], truth[:, 0], slice_axis=0)
             rows.append(
-                {"scale": f"x{scale}", "method": name, "PSNR": f"{figures[0]:.2f}", "SSIM": f"{figures[1]:.4f}"}
+                {"scale": f"{scale}x", "method": name, "PSNR": f"{figures[0]:.2f}", "SSIM": f"{figures[1]:.4f}"}
             )
     return rows
 
@@ -86,9 +86,9 @@ def draw(results: dict[int, dict[str, Tensor]], truth: Tensor, rows: list[dict[s
     fourier, _, network = METHODS
     for ax, (scale, volumes) in zip(axes, results.items(), strict=True):
         low = volumes["LR"][SLICE, 0]
-        show(ax[0], low, f"LR {low.shape[0]}x{low.shape[1]} (x{scale})", **grey)
-        show(ax[1], volumes[fourier][SLICE, 0], f"{fourier}\n{score[f'x{scale}', fourier]} dB", **grey)
-        show(ax[2], volumes[network][SLICE, 0], f"{network}\n{score[f'x{scale}', network]} dB", **grey)
+        show(ax[0], low, f"LR {low.shape[0]}x{low.shape[1]} ({scale}x)", **grey)
+        show(ax[1], volumes[fourier][SLICE, 0], f"{fourier}\n{score[f'{scale}x', fourier]} dB", **grey)
+        show(ax[2], volumes[network][SLICE, 0], f"{network}\n{score[f'{scale}x', network]} dB", **grey)
         show(ax[3], truth[SLICE, 0], f"HR {truth.shape[2]}x{truth.shape[3]}", **grey)
         for column, name in ((4, fourier), (5, network)):
             error = 100 * (volumes[name][SLICE, 0] - truth[SLICE, 0]).abs() / top
