@@ -189,7 +189,13 @@ def main() -> None:
         help="split to compare (default: test); without a split file, every volume is compared",
     )
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4, 8), default=[2, 4])
-    parser.add_argument("--slice_axis", type=int, default=2)
+    parser.add_argument(
+        "--slice_axis",
+        type=lambda text: text if text == "auto" else int(text),
+        choices=("auto", 0, 1, 2),
+        default="auto",
+        help="array axis across the slices; auto: the axis with the largest voxel spacing",
+    )
     parser.add_argument("--degradation", choices=DEGRADATIONS, default="truncation")
     parser.add_argument(
         "--acceleration", type=float, default=6.0, help="acceleration of the line mask: all lines / kept lines"

@@ -19,13 +19,12 @@ from tqdm import tqdm
 from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
 from bundle.data.errors import error_line, fail, root_cause
 from bundle.data.splits import bids_subject, locate, read_table
-from bundle.inference.volume import super_resolve
+from bundle.inference.volume import SliceAxis, super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
 from bundle.networks import NETWORKS
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
-from bundle.physics.slices import check_slice_axis
 from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
-from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation
+from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, SlicesLast
 from bundle.transforms.intensity import intensity_window
 from comparison.records import Row
 
@@ -136,7 +135,7 @@ class Protocol:
 
     Args:
         scale: 2, 4 or 8.
-        slice_axis: array axis that runs over slices.
+        slice_axis: array axis (0, 1, 2) that runs over slices, or "auto"; volumes are loaded with it as the last axis.
         degradation: ``truncation`` or ``lines``.
         acceleration: of the line mask.
         device: where networks run.
@@ -146,7 +145,7 @@ class Protocol:
     def __init__(
         self,
         scale: int,
-        slice_axis: int = 2,
+        slice_axis: SliceAxis = "auto",
         degradation: str = "truncation",
         acceleration: float = 6.0,
         device: str = "cpu",
@@ -156,16 +155,21 @@ class Protocol:
             raise ValueError(f"degradation must be one of {DEGRADATIONS}, got {degradation!r}")
         if every < 1:
             raise ValueError(f"every must be at least 1, got {every}")
-        self.scale, self.slice_axis, self.device, self.every = scale, check_slice_axis(slice_axis), device, every
+        self.scale, self.device, self.every = scale, device, every
         self.masked = degradation == "lines"
-        across = f", slices along axis {slice_axis}" if slice_axis != 2 else ""
+        across = f", slices along axis {slice_axis}" if slice_axis not in ("auto", 2) else ""
         sparse = f", 1 of {every} slices" if every > 1 else ""
         kind = f"truncation and 1 of {acceleration:g} lines" if self.masked else "truncation"
         self.description = kind + across + sparse
-        lines = [CartesianLineMask(acceleration, slice_axis=slice_axis)] if self.masked else []
-        self.degrade = Compose([KSpaceTruncation(scale, slice_axis), *lines])
+        lines = [CartesianLineMask(acceleration)] if self.masked else []
+        self.degrade = Compose([KSpaceTruncation(scale), *lines])
         self._load = Compose(
-            [LoadImage(reader=NiftiVolumeReader()), EnsureChannelFirst(), CropToMultiple(scale, slice_axis)]
+            [
+                LoadImage(reader=NiftiVolumeReader()),
+                EnsureChannelFirst(),
+                SlicesLast(slice_axis),
+                CropToMultiple(scale),
+            ]
         )
 
     def load(self, path: Path) -> MetaTensor:
@@ -189,8 +193,7 @@ class Protocol:
             volume = volume - intensity_window(volume)[0]
         if not float(volume.max()) > 0:
             fail(path, "no voxel is above 0", "leave it out of the comparison")
-        kept = [slice(None, None, self.every if axis == self.slice_axis + 1 else 1) for axis in range(4)]
-        return volume[tuple(kept)] if self.every > 1 else volume
+        return volume[..., :: self.every] if self.every > 1 else volume
 
     def predictions(
         self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[float] = (0.0,)
@@ -211,7 +214,7 @@ class Protocol:
         """A degraded volume (1, X, Y, Z) through a network, exactly as in inference."""
         network.again()
         walker = SliceWalker(data_consistency=consistency)
-        return torch.from_numpy(super_resolve(low[0], np.eye(4), network, self.slice_axis, walker).voxels)[None]
+        return torch.from_numpy(super_resolve(low[0], np.eye(4), network, 2, walker).voxels)[None]
 
     def measure(self, pred: Tensor, truth: Tensor, low: Tensor) -> tuple[dict[str, float], Tensor, Tensor]:
         """Metrics of a volume by name, and PSNR and SSIM of each of its slices.
@@ -257,7 +260,7 @@ class Protocol:
             truth = self.load(known.path).as_tensor()
             height, width = self._to_slices(truth).shape[2:]
             if min(height, width) < WINDOW:
-                wrong = f"slices of {height}x{width} voxels along axis {self.slice_axis}, SSIM needs {WINDOW}x{WINDOW}"
+                wrong = f"slices of {height}x{width} voxels, SSIM needs {WINDOW}x{WINDOW}"
                 fail(known.path, wrong, "leave it out of the comparison, or give its slice axis")
             low = self.degrade(truth)
             for (method, weight), pred in self.predictions(low, networks, consistency):
@@ -270,7 +273,7 @@ class Protocol:
 
     def _to_slices(self, volume: Tensor) -> Tensor:
         """(1, X, Y, Z) -> (slices, 1, rows, columns)."""
-        return volume.movedim(self.slice_axis + 1, 0)
+        return volume.movedim(3, 0)
 
     def _to_volume(self, slices: Tensor) -> Tensor:
-        return slices.movedim(0, self.slice_axis + 1)
+        return slices.movedim(0, 3)

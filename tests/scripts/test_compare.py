@@ -494,7 +494,7 @@ def test_a_volume_that_cannot_be_compared_is_an_error_that_names_it(write_nifti,
     write_nifti(tmp_path / "thin.nii.gz", image[4:5])
     write_nifti(tmp_path / "small.nii.gz", image[4:10])
     faults = {
-        "small": "slices of 6x24 voxels along axis 2, SSIM needs 7x7",
+        "small": "slices of 6x24 voxels, SSIM needs 7x7",
         "cut": "truncated gzip",
         "nan": "1 NaN",
         "thin": "too small for a factor of 2",

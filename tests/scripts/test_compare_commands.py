@@ -73,7 +73,7 @@ def test_a_bad_volume_ends_the_comparison_with_its_line(refused, training_folder
     [
         (["--split", "val"], "--split_file"),
         (["--every", "0"], "every must be at least 1"),
-        (["--slice_axis", "5"], "slice_axis must be 0, 1 or 2"),
+        (["--slice_axis", "5"], "--slice_axis: invalid choice: 5"),
         (["--scales", "3"], "invalid choice: 3"),
         (["--degradation", "lines", "--acceleration", "0.5"], "acceleration >= 1"),
         (["--records", "nowhere"], "nowhere: no training_*.json"),

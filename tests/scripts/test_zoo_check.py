@@ -291,8 +291,8 @@ def test_a_folder_that_is_no_bundle_is_told_in_one_line(bundle_root, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_fails_or_gives_another_grid_fails_with_the_reason(folder):
     inference = next(c for c in runs.CHECKS if c.name == "inference.json runs from an empty folder")
-    change(folder, "inference.json", lambda c: c["postprocessing"]["transforms"].pop(0))
-    assert "not the affine of the grid rule" in judge(inference, folder).reasons[0]
+    change(folder, "inference.json", lambda c: c.update(slice_axis=0))
+    assert "(40, 32, 4) became (40, 64, 8)" in judge(inference, folder).reasons[0]
     shutil.rmtree(folder.work)
     folder.work.mkdir()
     change(folder, "inference.json", lambda c: c.update(weights="models/none.pt"))
