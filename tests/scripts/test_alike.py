@@ -187,7 +187,7 @@ def test_one_slice_in_so_many_is_the_same_slice_of_the_volume(training_folder):
     whole, sparse = Protocol(2).load(path), Protocol(2, every=3).load(path)
     assert torch.equal(sparse.as_tensor(), whole.as_tensor()[..., ::3])
     across = Protocol(2, slice_axis=0, every=2)
-    assert torch.equal(across.load(path).as_tensor(), Protocol(2, slice_axis=0).load(path).as_tensor()[:, ::2])
+    assert torch.equal(across.load(path).as_tensor(), Protocol(2, slice_axis=0).load(path).as_tensor()[..., ::2])
     assert Protocol(2, every=3).description == "truncation, 1 of 3 slices"
     with pytest.raises(ValueError, match="every"):
         Protocol(2, every=0)

@@ -503,5 +503,5 @@ def test_a_volume_that_cannot_be_compared_is_an_error_that_names_it(write_nifti,
     for name, fault in faults.items():
         with pytest.raises(VolumeError, match=fault) as error:
             path = tmp_path / f"{name}.nii.gz"
-            Protocol(2).evaluate([KnownVolume(path, name, "s", "MR", "T1")], {})
+            Protocol(2, slice_axis=2).evaluate([KnownVolume(path, name, "s", "MR", "T1")], {})
         assert str(error.value).startswith(f"{tmp_path / name}.nii.gz: ") and "\n" not in str(error.value)
