@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from bundle.cli.arguments import dashed
 from bundle.networks import NETWORKS
 from bundle.options import CommandOptions, FolderOptions, InferenceOptions, Option, TrainingOptions, declared
 
@@ -31,7 +32,7 @@ def table(name: str) -> str:
     for key, (default, about) in declared(*TABLES[name]).items():
         flag, values, usual = key, _values(key, about), _default(default, about)
         if command:  # its flags take no value
-            flag, values, usual = key.replace("_", "-"), *(("", "off") if about.kind == "flag" else (values, usual))
+            flag, values, usual = dashed(key), *(("", "off") if about.kind == "flag" else (values, usual))
         rows.append(f"| `--{flag}` | {values} | {usual} | {about.help} |")
     return "\n".join(rows) + "\n"
 

@@ -14,7 +14,7 @@ from bundle.options import Option, declared, former_names
 Function = Callable[..., Any]
 
 
-class OwnedCommand(click.Command):
+class DeclaredCommand(click.Command):
     """A command that knows the former names of its options."""
 
     def __init__(self, *args: Any, options_of: type, **kwargs: Any) -> None:

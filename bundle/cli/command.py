@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from bundle.cli import doctor, export_bundle
-from bundle.cli.arguments import OwnedCommand, options_of
+from bundle.cli.arguments import DeclaredCommand, dashed, options_of
 from bundle.cli.errors import RunError
 from bundle.inference.shipped import tool_version
 from bundle.options import CommandOptions
@@ -43,7 +43,7 @@ Not a medical device. Detail beyond the measured k-space is estimated from train
 _SETTINGS = {
     "max_content_width": 110,
     "help_option_names": ["-h", "--help"],
-    "token_normalize_func": lambda token: token.replace("_", "-"),  # the configs write underscores
+    "token_normalize_func": dashed,  # the configs write underscores
 }
 
 
@@ -75,7 +75,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
         ctx.exit()
 
 
-@click.command(cls=OwnedCommand, options_of=CommandOptions, epilog=_EPILOG, context_settings=_SETTINGS)
+@click.command(cls=DeclaredCommand, options_of=CommandOptions, epilog=_EPILOG, context_settings=_SETTINGS)
 @click.argument("input", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
 @options_of(CommandOptions)

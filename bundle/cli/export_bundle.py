@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from bundle.cli.arguments import OwnedCommand, options_of
+from bundle.cli.arguments import DeclaredCommand, options_of
 from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
 from bundle.options import InferenceOptions
 
@@ -49,7 +49,7 @@ class ExportError(ValueError):
 
 @click.command(
     "export-bundle",
-    cls=OwnedCommand,
+    cls=DeclaredCommand,
     options_of=InferenceOptions,
     short_help="Write a bundle folder for `python -m monai.bundle` and MONAI Label.",
 )

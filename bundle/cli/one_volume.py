@@ -19,10 +19,11 @@ from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.inference.model import Model
 from bundle.inference.record import describe
-from bundle.inference.volume import SuperResolved, resolve_slice_axis, super_resolve
+from bundle.inference.volume import SuperResolved, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
 from bundle.physics import fine_grid
+from bundle.physics.slices import resolve_slice_axis
 from bundle.trust import check_volume
 
 

@@ -87,13 +87,7 @@ class _Run:
         """
         from monai.utils import set_determinism
 
-        from bundle.inference.model import ModelError, load_model
-
-        options = self.options
-        try:
-            model = load_model(options.network_name, options.scale, options.weights, options.device)
-        except ModelError as error:
-            raise RunError(str(error)) from error
+        model = _load(self.options)
         set_determinism(seed=0)
         _say("device", f"running on {next(model.network.parameters()).device}")
         return model
@@ -263,15 +257,16 @@ def _weights_digest(options: CommandOptions) -> str:
         RunError: there are none.
     """
     path = options.weights or shipped_weights(options.network_name, options.scale)
-    if path.is_file():
-        return sha256_of(path)
+    return sha256_of(path) if path.is_file() else _load(options).digest  # its error says why there are none
+
+
+def _load(options: CommandOptions) -> Model:
     from bundle.inference.model import ModelError, load_model
 
     try:
-        load_model(options.network_name, options.scale, options.weights, "cpu")
-    except ModelError as error:  # its message says why
+        return load_model(options.network_name, options.scale, options.weights, options.device)
+    except ModelError as error:
         raise RunError(str(error)) from error
-    raise RunError(f"{path}: no such file of weights")
 
 
 def _say(event: str, text: str, level: int = logging.INFO, **fields: object) -> None:

@@ -1,4 +1,4 @@
-"""Sidecars: the record that lies beside every result and tells it from other files."""
+"""Sidecars: the record beside every result, by which the program recognises its own results."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 TOOL = "ICONet SR"
 PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
-"""What every record says of its result's origin; a change of any makes the result stale."""
+"""What every record says about the origin of its result. If any of it changes, the result is out of date."""
 
 
 def sidecar_path(target: Path) -> Path:
-    """Where the record of a NIfTI file or of the folder of a DICOM series lies."""
+    """Where the record of a NIfTI file or of the folder of a DICOM series is."""
     name = target.name
     for ending in (".nii.gz", ".nii"):
         if name.lower().endswith(ending):

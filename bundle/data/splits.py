@@ -160,9 +160,9 @@ def _part(path: Path, split: str, val_fraction: float, slice_axis: int | Literal
     if len(shape) != 3:
         what = "a single 2-D image" if len(shape) == 2 else f"a series of {len(shape)} dimensions"
         fail_dataset(path, f"{what}, which cannot be divided into training and validation slices", more)
-    from bundle.physics.slices import choose_slice_axis  # imports PyTorch, which lists of files do not need
+    from bundle.physics.slices import resolve_slice_axis  # imports PyTorch, which lists of files do not need
 
-    axis = choose_slice_axis(shape, header.get_best_affine()) if slice_axis == "auto" else slice_axis
+    axis = resolve_slice_axis(slice_axis, shape, header.get_best_affine())
     if (count := shape[axis]) < 2:
         fail_dataset(path, f"a single slice along axis {axis}; validation needs another one", more)
     kept = min(max(round(count * val_fraction), 1), count - 1)

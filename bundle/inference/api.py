@@ -23,9 +23,9 @@ from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, us
 from bundle.data.nifti.write import output_header
 from bundle.inference.model import Model, load_model
 from bundle.inference.record import describe
-from bundle.inference.volume import SliceAxis
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
+from bundle.physics.slices import SliceAxis
 from bundle.trust import check_volume
 
 logger = logging.getLogger("iconet")

@@ -12,9 +12,9 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from bundle.inference.volume import SliceAxis, super_resolve
+from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
-from bundle.physics.slices import check_slice_axis
+from bundle.physics.slices import SliceAxis, check_slice_axis
 
 logger = logging.getLogger("iconet")
 

@@ -13,7 +13,7 @@ from bundle.data.paths import PathLike
 from bundle.inference.shipped import models_folder, models_origin, shipped_weights
 from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network
-from bundle.options import SCALES
+from bundle.options import CONFIG_OPTIONS, SCALES
 from bundle.trust import TrainingRange, load_training_range
 
 
@@ -47,7 +47,7 @@ def load_model(name: str, scale: int, weights: PathLike | None = None, device: s
     if name not in NETWORKS:
         raise ModelError(f"no network {name!r}; there are {', '.join(NETWORKS)}")
     if scale not in SCALES:
-        raise ModelError(f"scale must be {', '.join(map(str, SCALES[:-1]))} or {SCALES[-1]}, got {scale!r}")
+        raise ModelError(f"scale must be {CONFIG_OPTIONS['scale'][1].range_text}, got {scale!r}")
     path = Path(weights) if weights is not None else shipped_weights(name, scale)
     if weights is None and not path.is_file():
         raise ModelError(_none_shipped(name, scale))

@@ -1,7 +1,7 @@
 """Where the files that ship with the package are: weights, configs, licences and the version.
 
-An installed wheel has ``models/`` and ``configs/`` inside the package; in the repository and in an exported bundle they
-lie beside it. Nothing heavy is imported here: ``iconet-sr --version`` needs this module.
+In an installed wheel, ``models/`` and ``configs/`` are inside the package; in the repository and in an exported bundle
+they are next to it. This module imports nothing heavy, because ``iconet-sr --version`` needs it.
 """
 
 from __future__ import annotations

@@ -10,19 +10,16 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bundle.inference.walker import SliceWalker, scale_of
-from bundle.physics import choose_slice_axis, consistency_residual, fine_grid
-from bundle.physics.slices import check_slice_axis, slices_last
+from bundle.physics import consistency_residual, fine_grid
+from bundle.physics.slices import SliceAxis, resolve_slice_axis, slices_last
 from bundle.transforms.intensity import intensity_window
-
-SliceAxis = int | Literal["auto"]
-"""Array axis that runs over the slices; "auto" asks :func:`bundle.physics.choose_slice_axis`."""
 
 _COPIES = 5
 """Approximate number of float32 copies of the result that exist at the same time."""
@@ -100,13 +97,6 @@ def super_resolve(
     residual = _residual(pred, image, axis)
     fine = pred.mul_(scale).add_(offset).numpy()
     return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, notes)
-
-
-def resolve_slice_axis(slice_axis: SliceAxis, shape: tuple[int, ...], affine: np.ndarray | Tensor) -> int:
-    """0, 1 or 2; "auto" is resolved by matrix and voxel size. Raises ValueError for anything else."""
-    if slice_axis == "auto":
-        return choose_slice_axis(shape, np.asarray(affine))
-    return check_slice_axis(slice_axis)
 
 
 def _check_memory(voxels: int) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
+
+SliceAxis = int | Literal["auto"]
+"""Array axis that runs over the slices; "auto" asks :func:`choose_slice_axis`."""
 
 
 def check_slice_axis(slice_axis: int) -> int:
@@ -56,3 +60,8 @@ def choose_slice_axis(shape: Sequence[int], affine: np.ndarray) -> int:
     spacing = np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)
     largest = np.flatnonzero(spacing > 0.99 * spacing.max())
     return int(largest[0]) if len(largest) == 1 else 2
+
+
+def resolve_slice_axis(slice_axis: SliceAxis, shape: Sequence[int], affine: np.ndarray | Tensor) -> int:
+    """0, 1 or 2; "auto" is resolved by matrix and voxel size. Raises ValueError for anything else."""
+    return choose_slice_axis(shape, np.asarray(affine)) if slice_axis == "auto" else check_slice_axis(slice_axis)

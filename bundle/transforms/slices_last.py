@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from monai.config import KeysCollection
@@ -12,8 +12,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 from torch import Tensor
 
-from bundle.physics import choose_slice_axis
-from bundle.physics.slices import check_slice_axis
+from bundle.physics.slices import SliceAxis, check_slice_axis, resolve_slice_axis
 
 
 class SlicesLast(Transform):
@@ -32,17 +31,16 @@ class SlicesLast(Transform):
 
     backend = [TransformBackends.TORCH]
 
-    def __init__(self, slice_axis: int | Literal["auto"] = "auto") -> None:
-        self.slice_axis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
+    def __init__(self, slice_axis: SliceAxis = "auto") -> None:
+        self.slice_axis: SliceAxis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
 
     def __call__(self, img: Tensor) -> Tensor:
         """Channel-first volume (C, X, Y, Z); an image (C, X, Y) is returned unchanged."""
         if img.ndim == 3:
             return img
-        if self.slice_axis != "auto":
-            axis = int(self.slice_axis)
-        else:
-            axis = choose_slice_axis(img.shape[1:], img.affine.numpy()) if isinstance(img, MetaTensor) else 2
+        axis = 2 if self.slice_axis == "auto" else self.slice_axis
+        if isinstance(img, MetaTensor):
+            axis = resolve_slice_axis(self.slice_axis, img.shape[1:], img.affine)
         order = [*(a for a in range(3) if a != axis), axis]
         moved = torch.as_tensor(img).permute(0, *(a + 1 for a in order)).contiguous()
         if not isinstance(img, MetaTensor):
@@ -58,7 +56,7 @@ class SlicesLastd(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        slice_axis: int | Literal["auto"] = "auto",
+        slice_axis: SliceAxis = "auto",
         allow_missing_keys: bool = False,
     ) -> None:
         super().__init__(keys, allow_missing_keys)

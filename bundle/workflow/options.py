@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import re
 import sys
 from collections.abc import Container, Sequence
@@ -15,8 +14,6 @@ from monai.bundle import ConfigWorkflow
 
 from bundle.networks import NETWORKS
 from bundle.options import CONFIG_OPTIONS, SCALES, former_names
-
-logger = logging.getLogger("iconet")
 
 ENTRY_POINTS = {
     *("_meta_", "imports", "initialize", "run", "finalize"),

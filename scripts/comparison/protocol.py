@@ -19,16 +19,18 @@ from tqdm import tqdm
 from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
 from bundle.data.errors import error_line, fail, root_cause
 from bundle.data.splits import bids_subject, locate, read_table
-from bundle.inference.volume import SliceAxis, super_resolve
+from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
 from bundle.networks import NETWORKS
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+from bundle.physics.slices import SliceAxis
+from bundle.training.baseline import ZERO_FILLED
 from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
 from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, SlicesLast
 from bundle.transforms.intensity import intensity_window
 from comparison.records import Row
 
-ZERO_FILLED, BICUBIC = "zero-filled Fourier", "aligned bicubic"
+BICUBIC = "aligned bicubic"
 DEGRADATIONS = ("truncation", "lines")
 
 Method = tuple[str, float | None]
