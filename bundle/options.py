@@ -154,10 +154,7 @@ class TrainingOptions:
     updates_per_epoch: int = option(
         250, "Updates per epoch; an epoch is not a pass through the data.", kind="whole", minimum=1
     )
-    batch_size: int = option(
-        8, "Patches per update and process; a multiple of patches_per_volume.", kind="whole", minimum=1
-    )
-    patches_per_volume: int = option(2, "Patches cut from a volume each time it is drawn.", kind="whole", minimum=1)
+    batch_size: int = option(8, "Patches per update and process.", kind="whole", minimum=1)
     patch_size: int = option(
         96, "Side of a patch in high-resolution voxels.", kind="whole", minimum=1, default_text="96 (4x: 128)"
     )
@@ -173,9 +170,11 @@ class TrainingOptions:
     train_consistency: bool = option(
         True, "Add the result after data consistency to the loss of the plain result.", kind="flag"
     )
-    smooth_prob: float = option(0.4, "Share of the patches that is smoothed.", kind="share", default_text="0.4 (4x: 0)")
-    noise_std: float = option(
-        0.0, "Rician noise added to the input, in units of the normalised volume.", kind="number", minimum=0
+    degradation: Literal["wide", "plain"] = option(
+        "wide",
+        "How inputs are made: wide mixes truncation alone with k-space filters, phase, noise and partial echoes; plain "
+        "is truncation alone, as in the paper.",
+        choices=("wide", "plain"),
     )
     line_mask_acceleration: float = option(
         1, "Also drop k-space lines of the input: all lines / kept lines.", kind="number", minimum=1
@@ -184,12 +183,13 @@ class TrainingOptions:
         5, "Epochs between validations on whole volumes; the best weights go to model.pt.", kind="whole", minimum=1
     )
     resume: bool = option(False, "Continue from last.pt in the output folder.", kind="flag")
-    amp: bool = option(False, "Mixed precision on a GPU.", kind="flag")
-    seed: int = option(0, "Seed of the split, the patches and the initial weights.", kind="whole", minimum=0)
-    cache_rate: float = option(1.0, "Share of the volumes kept in memory.", kind="share")
-    num_workers: int = option(
-        0, "Processes that cut patches; 0 does it in the training process.", kind="whole", minimum=0
+    bf16: bool = option(
+        False,
+        "Convolutions and products in bfloat16: several times faster on CPUs with AMX and on GPUs, slower on other "
+        "CPUs.",
+        kind="flag",
     )
+    seed: int = option(0, "Seed of the split, the patches and the initial weights.", kind="whole", minimum=0)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from bundle.data.paths import sha256_of
 from bundle.data.splits import SPLITS
 from bundle.inference.shipped import weights_path
 from bundle.networks import NETWORKS, build_network
-from bundle.networks.baselines.interface import IMAGE_SKIPS
+from bundle.networks.single_step import IMAGE_SKIPS
 from bundle.workflow import evaluation_data, prepare_network
 from bundle.workflow.errors import one_line_exit
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bundle.inference.shipped import weights_path
 from bundle.networks import NETWORKS, ICONetOutput, build_network
-from bundle.networks.baselines.interface import IMAGE_SKIPS
+from bundle.networks.single_step import IMAGE_SKIPS
 from bundle.training.losses import stage_targets
 from bundle.transforms.intensity import intensity_window
 from bundle.workflow import prepare_network

@@ -25,7 +25,7 @@ from monai.bundle import ConfigParser
 
 from bundle.data.errors import root_cause
 from bundle.networks import NETWORKS
-from bundle.networks.baselines.interface import IMAGE_SKIPS
+from bundle.networks.single_step import IMAGE_SKIPS
 from bundle.workflow.errors import one_line_exit
 from bundle.workflow.options import wrong_options
 

@@ -50,6 +50,7 @@ def _from(module: str, name: str, *first: Any) -> Callable[..., nn.Module]:
 
 
 NETWORKS: dict[str, NetworkEntry] = {
+    "residual_sr": NetworkEntry(_from("residual_sr", "ResidualSR"), "Residual SR"),
     "iconet_small": NetworkEntry(_from("iconet", "iconet", "small"), "ICONet small", reconstructs=True),
     "iconet_paper": NetworkEntry(_from("iconet", "iconet", "paper"), "ICONet paper", reconstructs=True),
     "srcnn": NetworkEntry(_from("baselines.srcnn", "SRCNN"), "SRCNN", image_skip="none"),

@@ -15,9 +15,9 @@ from ignite.engine import Engine, Events
 from monai.utils import CommonKeys
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from bundle.inference.weights import save_atomically
+from bundle.training.patches import PatchBatches
 
 logger = logging.getLogger("iconet")
 
@@ -28,16 +28,15 @@ class EpochSeeder:
     """Seed all random number generators at the start of each epoch from ``seed``, the epoch and the process rank.
 
     Epoch ``k`` is then the same whether training ran through or was killed and resumed. Covers Python, NumPy and torch,
-    and tells the sampler of ``loader`` the epoch: its draws must not depend on the process.
+    and tells ``loader`` the epoch: its draws must not depend on the process.
 
     Args:
         seed: of the run.
-        loader: the training loader, with a sampler such as :class:`bundle.training.sampling.PatchSampler`.
+        loader: the batches of training.
     """
 
-    def __init__(self, seed: int, loader: DataLoader) -> None:
-        sampler: Any = loader.sampler  # torch's type has no epochs
-        self.seed, self.sampler = seed, sampler
+    def __init__(self, seed: int, loader: PatchBatches) -> None:
+        self.seed, self.loader = seed, loader
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -48,7 +47,7 @@ class EpochSeeder:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        self.sampler.set_epoch(engine.state.epoch)
+        self.loader.set_epoch(engine.state.epoch)
 
 
 class MeanLoss:

@@ -87,9 +87,6 @@ def wrong_values(config: dict[str, Any]) -> list[str]:
         for key, value in literal.items()
         if value is not None and not _permits(key, value)
     ]
-    batch, patches = (literal.get(key) for key in ("batch_size", "patches_per_volume"))
-    if isinstance(batch, int) and isinstance(patches, int) and patches > 0 and batch % patches:
-        wrong.append(f"--batch_size {batch}: must be a multiple of --patches_per_volume, which is {patches}")
     size, scale = (literal.get(key) for key in ("patch_size", "scale"))
     if isinstance(size, int) and isinstance(scale, int) and scale in SCALES and size % scale:
         wrong.append(f"--patch_size {size}: must be a multiple of --scale, which is {scale}")

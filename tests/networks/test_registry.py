@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from bundle.inference.shipped import weights_path
 from bundle.networks import NETWORKS, build_network, iconet
-from bundle.networks.baselines.interface import BaselineNetwork
+from bundle.networks.single_step import SingleStepNetwork
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -29,7 +29,7 @@ def test_iconet_by_name_is_iconet_by_size(size: str) -> None:
 def test_an_entry_says_what_its_network_does(name: str) -> None:
     entry, network = NETWORKS[name], build_network(name)
     assert getattr(network, "image_skip", None) == entry.image_skip
-    assert entry.is_baseline == isinstance(network, BaselineNetwork)
+    assert entry.is_baseline == isinstance(network, SingleStepNetwork)
     with torch.no_grad():
         output = network(torch.rand(1, 1, 6, 7), return_stages=True)
     assert bool(output.reconstructions) == entry.reconstructs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from bundle.networks.baselines.interface import BaselineNetwork
+from bundle.networks.single_step import SingleStepNetwork
 
 EXPANSION, REDUCTION = 6.0, 0.8
 """Widths inside a residual block, relative to its features."""
@@ -75,7 +75,7 @@ class TwoBanks(nn.Module):
         return self.fuse_features(torch.cat(features, dim=1)) + x + fused, fused
 
 
-class DiVANet(BaselineNetwork):
+class DiVANet(SingleStepNetwork):
     """Residual blocks with directional variance attention, banks of features and attentions, a bicubic image skip.
 
     As in its public code: 64 maps, three groups of three blocks, weight normalisation, 2x steps by grouped convolutions
@@ -84,7 +84,7 @@ class DiVANet(BaselineNetwork):
     900,056 parameters for one channel, 2x (published: 0.902 M for three channels); 13.4 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`.
         features: maps, a multiple of 4.
     """
 

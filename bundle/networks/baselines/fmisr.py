@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import BaselineNetwork
+from bundle.networks.single_step import SingleStepNetwork
 
 
-class FMISR(BaselineNetwork):
+class FMISR(SingleStepNetwork):
     """Hidden layers with mini-networks on the low-resolution grid, then one sub-pixel layer: an INTERPRETATION.
 
     No code is public, and the text available to us gives only an outline: a fast network like ESPCN whose hidden layers
@@ -20,7 +20,7 @@ class FMISR(BaselineNetwork):
     26,500 parameters for one channel, 2x; 0.43 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`.
     """
 
     def __init__(self, scale: int = 2, in_channels: int = 1, image_skip: str = "none") -> None:

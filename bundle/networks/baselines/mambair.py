@@ -67,7 +67,7 @@ class MambaIR(ResidualGroupNetwork):
     scan.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`.
         features: maps.
         depths: blocks per group.
         d_state, expand: of the scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import BaselineNetwork
+from bundle.networks.single_step import SingleStepNetwork
 
 
 class ResidualGroup(nn.Module):
@@ -21,11 +21,11 @@ class ResidualGroup(nn.Module):
         return x + self.conv(self.blocks(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-class ResidualGroupNetwork(BaselineNetwork):
+class ResidualGroupNetwork(SingleStepNetwork):
     """``shuffle(conv(f + conv(LN(groups(LN(f))))))`` with ``f = conv(image)``: the lightweight form of both papers.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`.
         features: maps.
         groups: the blocks of each group; a block maps (B, h, w, features) to the same shape.
     """

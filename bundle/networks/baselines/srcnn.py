@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import BaselineNetwork, interpolate
+from bundle.networks.single_step import SingleStepNetwork, interpolate
 
 
-class SRCNN(BaselineNetwork):
+class SRCNN(SingleStepNetwork):
     """Three convolutions on the interpolated image: 64 maps, 32 maps, image; ReLU between, no skip.
 
     As in the paper: widths, kernels, bicubic pre-upsampling. Different here: bicubic is grid-aligned, convolutions
@@ -16,7 +16,7 @@ class SRCNN(BaselineNetwork):
     57,281 parameters for 9-5-5 and one channel (8,129 for 9-1-5), 3.75 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`. With an image
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`. With an image
             skip, the convolutions read that interpolation, otherwise the paper's bicubic one.
         kernel_sizes: the paper's 9-5-5; its first form was 9-1-5.
     """

@@ -47,7 +47,7 @@ class SwinIR(ResidualGroupNetwork):
     904,744 parameters for one channel, 2x; 17.0 G multiply-adds.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`.
         features: maps, a multiple of ``num_heads``.
         depths: blocks per group.
         num_heads, window_size, mlp_ratio: of each block.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import BaselineNetwork
+from bundle.networks.single_step import SingleStepNetwork
 from bundle.ops import patch_match
 
 
@@ -57,7 +57,7 @@ class JointStep(nn.Module):
         return self.transformer(self.sr_block(sr), rec), rec
 
 
-class T2Net(BaselineNetwork):
+class T2Net(SingleStepNetwork):
     """Two EDSR branches, reconstruction and super-resolution, joined after every block by a task transformer.
 
     Both read the low-resolution image. The reconstruction, on the input grid, is the Rec of the output.
@@ -74,7 +74,7 @@ class T2Net(BaselineNetwork):
     1,399,426 parameters for one channel, 2x; 22.9 G multiply-adds without the eight patch searches.
 
     Args:
-        scale, in_channels, image_skip: see :class:`bundle.networks.baselines.interface.BaselineNetwork`. With an image
+        scale, in_channels, image_skip: see :class:`bundle.networks.single_step.SingleStepNetwork`. With an image
             skip, the input is added to the reconstruction too.
         num_blocks: residual blocks per branch.
         features: maps.

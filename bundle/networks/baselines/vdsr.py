@@ -6,11 +6,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from bundle.networks.baselines.interface import BaselineNetwork, check_interpolation, interpolate
+from bundle.networks.single_step import SingleStepNetwork, check_interpolation, interpolate
 from bundle.networks.initial import he_convolution
 
 
-class VDSR(BaselineNetwork):
+class VDSR(SingleStepNetwork):
     """Twenty 3x3 convolutions of 64 maps with ReLU that estimate the residual of the interpolated image.
 
     As in the paper: depth, width, bicubic pre-upsampling that is also the skip, He initialisation. Different here:
@@ -19,7 +19,7 @@ class VDSR(BaselineNetwork):
     665,921 parameters for one channel, 43.6 G multiply-adds.
 
     Args:
-        scale, in_channels: see :class:`bundle.networks.baselines.interface.BaselineNetwork`.
+        scale, in_channels: see :class:`bundle.networks.single_step.SingleStepNetwork`.
         num_layers: convolutions, at least 2.
         features: maps.
         image_skip: pre-upsampling and skip in one, ``bicubic`` (the paper) or ``fourier``.

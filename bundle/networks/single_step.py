@@ -20,7 +20,7 @@ def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
     return fourier_image_upsample(image, scale)
 
 
-class BaselineNetwork(nn.Module):
+class SingleStepNetwork(nn.Module):
     """Base class of the baselines: a subclass implements :meth:`estimate`; the image skip is added here.
 
     Args:
