@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SCALES = (2, 4, 8)
+DEFAULT_NETWORK = "residual_sr"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Option:
             or ``text``; of listed values it is ``choice``.
         minimum: of a number.
         default_text: the default in words, where the value alone would not tell.
+        words: permitted values beside the numbers.
         former: names that the option had before.
         offered: the choices that the command line's help shows; the others need weights of the user's own.
     """
@@ -36,6 +38,7 @@ class Option:
     kind: str = "text"
     minimum: float | None = None
     default_text: str | None = None
+    words: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
     offered: tuple[Any, ...] | None = None
 
@@ -45,7 +48,8 @@ class Option:
         if self.choices:
             *most, last = map(str, self.choices)
             return f"{', '.join(most)} or {last}"
-        return {
+        words = "".join(f"{word} or " for word in self.words)
+        return words + {
             "whole": f"a whole number of at least {self.minimum:g}" if self.minimum is not None else "a whole number",
             "number": f"a number of at least {self.minimum:g}" if self.minimum is not None else "a number",
             "share": "a number from 0 to 1",
@@ -57,6 +61,8 @@ class Option:
         """Whether a value from a config or a command line can be meant (devices and paths are checked when used)."""
         if self.choices:
             return any(type(value) is type(choice) and value == choice for choice in self.choices)
+        if value in self.words:
+            return True
         if self.kind == "flag":
             return isinstance(value, bool)
         if self.kind == "whole":
@@ -89,7 +95,7 @@ class InferenceOptions:
 
     scale: int = option(2, "In-plane factor.", choices=SCALES, offered=(2, 4))
     network_name: str = option(
-        "iconet_small", "Network. Only the default one has shipped weights.", former=("network",)
+        DEFAULT_NETWORK, "Network. The default one and iconet_small have shipped weights.", former=("network",)
     )
     weights: Path | None = option(
         None,
@@ -106,10 +112,12 @@ class InferenceOptions:
         "last axis if there is a tie.",
         choices=("auto", 0, 1, 2),
     )
-    data_consistency: float = option(
-        1.0,
-        "How much of the measured k-space is put back into the result: 1 all of it, 0 none (the network alone).",
+    data_consistency: float | Literal["auto"] = option(
+        "auto",
+        "How much of the measured k-space is put back into the result: 1 all of it, 0 none (the network alone); auto "
+        "is 1, and less for slices whose k-space the scanner has filtered.",
         kind="share",
+        words=("auto",),
     )
     slice_batch: int = option(
         4, "Slices per call of the network; halved when memory runs short.", kind="whole", minimum=1

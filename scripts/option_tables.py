@@ -51,7 +51,8 @@ def _values(key: str, about: Option) -> str:
         return "`True`, `False`"
     if about.kind in ("whole", "number"):
         return "any number" if about.minimum is None else f"{about.minimum:g} or more"
-    return {"share": "0 to 1"}.get(about.kind, about.kind)
+    words = "".join(f"`{word}`, " for word in about.words)
+    return words + {"share": "0 to 1"}.get(about.kind, about.kind)
 
 
 def _default(value: Any, about: Option) -> str:

@@ -1,13 +1,13 @@
 """Copy the weights of a training run to models/ with their checksum and a record of the run.
 
-    python scripts/ship_weights.py runs/iconet_small_x2 models/model.pt --scale 2 --dataset_dir DATA \\
+    python scripts/ship_weights.py runs/residual_sr_x2 models/model.pt --scale 2 --dataset_dir DATA \\
         --split_file DATA/manifest.csv --command "python -m monai.bundle run training ..." \\
         --data "75 volumes of 60 subjects" --machine "2 cores, no GPU" --commit 1a2b3c4
 
-Writes the run's best weights by validation as a state dict and as safetensors (with the assumed degradation, grid and
-intensity as metadata), models/sha256sums.txt, and models/training/<name>.json: the command, the curves of loss and
-validation metrics, versions, times, the same assumptions, and the range of voxel sizes and intensities of the training
-split, which inference compares its inputs with. Nothing is written before the whole run has been read.
+Writes the run's best weights by validation as a state dict, models/sha256sums.txt, and models/training/<name>.json: the
+command, the curves of loss and validation metrics, versions, times, what the weights assume, and the range of voxel
+sizes and intensities of the training split, which inference compares its inputs with. Nothing is written before the
+whole run has been read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import monai
 import torch
 from comparison.cost import parameters
 from comparison.records import write_text
-from safetensors.torch import save
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bundle.data import training_datalist
@@ -32,6 +31,7 @@ from bundle.data.paths import sha256_of
 from bundle.data.splits import read_table
 from bundle.inference.weights import load_weights
 from bundle.networks import NETWORKS, build_network
+from bundle.options import DEFAULT_NETWORK
 from bundle.trust import training_range
 from bundle.workflow.errors import one_line_exit
 
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, required=True, help="scale of the network")
     parser.add_argument("--dataset_dir", type=Path, required=True, help="folder of the training volumes")
     parser.add_argument("--split_file", type=Path, help="CSV of the split, if the training had one")
-    parser.add_argument("--network_name", choices=NETWORKS, default="iconet_small")
+    parser.add_argument("--network_name", choices=NETWORKS, default=DEFAULT_NETWORK)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the training, which decides the split if there is no CSV"
     )
@@ -120,12 +120,8 @@ def main() -> None:
 
     with replacing(args.weights) as file:
         file.write((args.run / "model.pt").read_bytes())
-    tensors = {k: v.contiguous() for k, v in network.state_dict().items()}
-    metadata = {"scale": str(args.scale), **ASSUMES, "training_range": json.dumps(record["training_range"])}
-    with replacing(args.weights.with_suffix(".safetensors")) as file:
-        file.write(save(tensors, metadata))
     write_text(args.weights.parent / "training" / f"{args.weights.stem}.json", json.dumps(record, indent=1) + "\n")
-    files = sorted(p for p in args.weights.parent.iterdir() if p.suffix in (".pt", ".safetensors"))
+    files = sorted(p for p in args.weights.parent.iterdir() if p.suffix == ".pt")
     sums = [f"{sha256_of(p)}  {p.name}" for p in files]
     write_text(args.weights.parent / "sha256sums.txt", "\n".join(sums) + "\n")
 

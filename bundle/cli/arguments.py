@@ -64,6 +64,18 @@ def _click_option(name: str, default: Any, about: Option) -> Callable[[Function]
     return click.option(flag, type=_type(about), default=default, show_default=shown, metavar=offered, help=text)
 
 
+class _NumberOrWord(click.FloatRange):
+    """A number from 0 to 1, or one of some words."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        super().__init__(0, 1)
+        self.words = words
+        self.name = " or ".join([*words, "0 to 1"])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if value in self.words else super().convert(value, param, ctx)
+
+
 def _type(about: Option) -> Any:
     if about.choices:
         return click.Choice(about.choices)
@@ -72,5 +84,5 @@ def _type(about: Option) -> Any:
     if about.kind == "whole":
         return click.IntRange(min=None if about.minimum is None else int(about.minimum))
     if about.kind == "share":
-        return click.FloatRange(0, 1)
+        return _NumberOrWord(about.words)
     return float if about.kind == "number" else str

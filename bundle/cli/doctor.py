@@ -50,17 +50,14 @@ def _show(title: str, rows: dict[str, str]) -> None:
 
 
 def weights_report(folder: Path) -> dict[str, str]:
-    """Weights file -> its SHA-256 and whether it matches the list next to it.
-
-    The list also has ``.safetensors`` files, which hold the same weights as the ``.pt`` files and may be missing.
-    """
+    """Weights file -> its SHA-256 and whether it matches the list next to it."""
     from bundle.data.paths import sha256_of
     from bundle.inference.weights import CHECKSUMS, listed_digests
 
     listed = listed_digests(folder)
-    found = {path.name: path for pattern in ("*.pt", "*.safetensors") for path in folder.glob(pattern)}
+    found = {path.name: path for path in folder.glob("*.pt")}
     report = {}
-    for name in sorted(found.keys() | {name for name in listed if name.endswith(".pt")}):
+    for name in sorted(found.keys() | listed.keys()):
         digest = sha256_of(found[name]) if name in found else ""
         if not digest:
             report[name] = f"missing; {CHECKSUMS} lists it"

@@ -22,7 +22,7 @@ import click
 
 from bundle.cli.arguments import DeclaredCommand, options_of
 from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
-from bundle.options import InferenceOptions
+from bundle.options import DEFAULT_NETWORK, InferenceOptions
 
 PARTS = ("physics", "ops", "networks", "data", "transforms", "inference", "training", "workflow")
 """Subpackages that the configs need."""
@@ -70,7 +70,7 @@ def command(folder: Path, scale: int, network_name: str, weights: Path | None) -
 
 
 def export_bundle(
-    out: PathLike, scale: int, network_name: str = "iconet_small", weights: PathLike | None = None
+    out: PathLike, scale: int, network_name: str = DEFAULT_NETWORK, weights: PathLike | None = None
 ) -> Path:
     """Write the bundle folder `out` atomically, replacing an earlier export with the same options.
 

@@ -25,6 +25,7 @@ from bundle.inference.model import Model, load_model
 from bundle.inference.record import describe
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
+from bundle.options import DEFAULT_NETWORK
 from bundle.physics.slices import SliceAxis
 from bundle.trust import check_volume
 
@@ -53,11 +54,11 @@ def super_resolve(
     affine: np.ndarray | None = None,
     *,
     scale: int = 2,
-    network_name: str = "iconet_small",
+    network_name: str = DEFAULT_NETWORK,
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
     slice_axis: SliceAxis = "auto",
-    data_consistency: float = 1.0,
+    data_consistency: float | Literal["auto"] = "auto",
     slice_batch: int = 4,
     nonfinite: Literal["error", "zero"] = "error",
     modality: str | None = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class VolumeInferer(Inferer):
         self,
         slice_axis: SliceAxis = "auto",
         slice_batch: int = 4,
-        data_consistency: float = 1.0,
+        data_consistency: float | Literal["auto"] = "auto",
         progress: bool = False,
     ) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ def describe(
         "VoxelSize": voxel_size(first.affine, len(shape)),
         "GridRule": GRID_RULE,
         "DegradationAssumed": DEGRADATION,
+        "DataConsistencyWeight": each("consistency"),
         "DataConsistencyResidual": max(result.residual for result in results),
         "IntensityOffset": each("offset"),
         "IntensityScale": each("scale"),

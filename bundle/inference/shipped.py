@@ -11,6 +11,8 @@ import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+from bundle.options import DEFAULT_NETWORK
+
 MODELS_VARIABLE = "ICONET_MODELS"
 """Environment variable that names another folder of weights."""
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -65,13 +67,13 @@ def _inside_or_beside(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
-def weights_path(models_dir: str | os.PathLike[str], name: str = "iconet_small", scale: int = 2) -> str:
+def weights_path(models_dir: str | os.PathLike[str], name: str = DEFAULT_NETWORK, scale: int = 2) -> str:
     """Where the weights of a network lie in ``models_dir``, shipped or not: the only place that spells their names.
 
-    ``model.pt`` is the small ICONet 2x, as MONAI expects a bundle's weights to be called.
+    ``model.pt`` is the default network 2x, as MONAI expects a bundle's weights to be called.
     """
-    network = "" if name == "iconet_small" else f"_{name}"
-    factor = "" if (name, scale) == ("iconet_small", 2) else f"_x{scale}"
+    network = "" if name == DEFAULT_NETWORK else f"_{name}"
+    factor = "" if (name, scale) == (DEFAULT_NETWORK, 2) else f"_x{scale}"
     return str(Path(models_dir) / f"model{network}{factor}.pt")
 
 

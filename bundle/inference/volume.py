@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,8 @@ class SuperResolved:
             (:func:`bundle.physics.consistency_residual`).
         set_to_zero: fraction of the voxels that were negative and were set to zero; None for an input with negative
             values, whose result keeps them.
-        notes: what was done because memory was short.
+        consistency: mean weight of data consistency over the slices that are not constant; 0 without that step.
+        notes: what was done because memory was short, and slices that were taken for filtered.
     """
 
     voxels: np.ndarray
@@ -48,6 +49,7 @@ class SuperResolved:
     scale: float
     residual: float
     set_to_zero: float | None
+    consistency: float
     notes: tuple[str, ...]
 
 
@@ -89,14 +91,29 @@ def super_resolve(
     signed = bool(image.min() < 0) if signed is None else signed
     offset, scale = intensity_window(image)
     image = image.sub(offset).div(scale)
-    pred, notes = walker(image, network, axis, signed, *args, **kwargs)
+    walked = walker(image, network, axis, signed, *args, **kwargs)
+    pred = walked.volume
     share = None
     if not signed:  # the offset is 0 in this case
         share = float((pred < 0).float().mean())
         pred = pred.clamp_(min=0)
     residual = _residual(pred, image, axis)
     fine = pred.mul_(scale).add_(offset).numpy()
-    return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, notes)
+    weights = walked.weights
+    consistency = sum(weights) / len(weights) if weights else 0.0
+    notes = (*walked.notes, *_filtered(weights, walker))
+    return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, consistency, notes)
+
+
+def _filtered(weights: Sequence[float], walker: SliceWalker) -> list[str]:
+    """A note if the network took many slices for filtered."""
+    fewer = sum(weight < 0.5 for weight in weights)
+    if walker.data_consistency != "auto" or fewer <= 0.1 * len(weights):
+        return []
+    return [
+        f"the network takes k-space of {fewer} of {len(weights)} slices for filtered (blurred by the scanner): it "
+        "sharpens them, and the measured samples are not put back there; --data_consistency 1 puts them back"
+    ]
 
 
 def _check_memory(voxels: int) -> None:

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from monai.inferers import SliceInferer
 from torch import Tensor, nn
 
-from bundle.physics import in_plane_axes, restore_magnitude, restore_measured
+from bundle.physics import agreed_weight, in_plane_axes, restore_magnitude, restore_measured
+
+
+@dataclass(frozen=True, eq=False)
+class Walked:
+    """What a walk over a volume gives.
+
+    Attributes:
+        volume: (X, Y[, Z]) with in-plane axes ``scale`` times longer, on the CPU.
+        notes: what was done because memory was short.
+        weights: of data consistency, one per slice that is not constant; empty without that step.
+    """
+
+    volume: Tensor
+    notes: tuple[str, ...]
+    weights: tuple[float, ...]
 
 
 class SliceWalker:
@@ -23,24 +39,28 @@ class SliceWalker:
     Args:
         slice_batch: slices per call of the network.
         data_consistency: weight of the measured k-space of each input slice in its result: 1 replaces the network's
-            samples, 0 keeps them (the paper has no such step).
+            samples, 0 keeps them (the paper has no such step). "auto" is 1, and less for a slice that the network takes
+            for filtered (:func:`bundle.physics.agreed_weight`).
         progress: show a progress bar over the batches of slices, if stderr is a terminal.
 
     Raises:
         ValueError: an argument is out of range.
     """
 
-    def __init__(self, slice_batch: int = 4, data_consistency: float = 1.0, progress: bool = False) -> None:
+    def __init__(
+        self, slice_batch: int = 4, data_consistency: float | Literal["auto"] = "auto", progress: bool = False
+    ) -> None:
         if slice_batch < 1:
             raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
-        if not 0.0 <= data_consistency <= 1.0:
-            raise ValueError(f"data_consistency must be a weight from 0 to 1, got {data_consistency}")
-        self.slice_batch, self.data_consistency, self.progress = slice_batch, float(data_consistency), progress
+        if not (data_consistency == "auto" if isinstance(data_consistency, str) else 0.0 <= data_consistency <= 1.0):
+            raise ValueError(f"data_consistency must be auto or a weight from 0 to 1, got {data_consistency}")
+        self.slice_batch, self.progress = slice_batch, progress
+        self.data_consistency: float | Literal["auto"] = data_consistency
 
     @torch.no_grad()
     def __call__(
         self, volume: Tensor, network: Callable[..., Any], slice_axis: int, signed: bool, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, tuple[str, ...]]:
+    ) -> Walked:
         """Super-resolve one normalised image or volume.
 
         Args:
@@ -52,15 +72,12 @@ class SliceWalker:
                 (:func:`bundle.physics.restore_magnitude`).
             args, kwargs: further arguments of the network.
 
-        Returns:
-            The same with in-plane axes ``scale`` times longer, on the CPU, and notes on what was done because memory
-            was short.
-
         Raises:
             MemoryError: not even one slice fits.
         """
         restore = restore_measured if signed else restore_magnitude
         scale = scale_of(network)
+        weights: list[float] = []
 
         def by_slice(slices: Tensor) -> Tensor:
             """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
@@ -72,20 +89,37 @@ class SliceWalker:
             if busy.numel():
                 images = slices[busy]
                 fine = network(images, *args, **kwargs)
-                fine = restore(fine, images, self.data_consistency) if self.data_consistency else fine
+                if self.data_consistency != 0:
+                    weight = self._weight(fine, images)
+                    fine = restore(fine, images, weight)
+                    weights.extend(weight.flatten().tolist())
                 out[busy] = fine.to(out.dtype)
             return out
 
-        return self._within_memory(volume[None, None], network, slice_axis, by_slice)
+        fine, notes = self._within_memory(volume[None, None], network, slice_axis, by_slice, weights.clear)
+        return Walked(fine, notes, tuple(weights))
+
+    def _weight(self, fine: Tensor, images: Tensor) -> Tensor:
+        """(B, 1, 1, 1): the weight of data consistency for each slice."""
+        if isinstance(self.data_consistency, str):
+            return agreed_weight(fine, images)
+        return fine.new_full((len(fine), 1, 1, 1), self.data_consistency)
 
     def _within_memory(
-        self, volume: Tensor, network: Any, slice_axis: int, by_slice: Callable[[Tensor], Tensor]
+        self,
+        volume: Tensor,
+        network: Any,
+        slice_axis: int,
+        by_slice: Callable[[Tensor], Tensor],
+        start: Callable[[], None],
     ) -> tuple[Tensor, tuple[str, ...]]:
+        """The result on the CPU and the notes; `start` is called before each attempt."""
         notes: list[str] = []
         module = _module_of(network)
         home = device = _device_of(module)
         try:
             while True:
+                start()
                 try:
                     return self._walk(volume.to(device), slice_axis, by_slice)[0, 0].cpu(), tuple(notes)
                 except (RuntimeError, MemoryError) as error:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from bundle.options import DEFAULT_NETWORK
+
 
 @dataclass(frozen=True)
 class NetworkEntry:
@@ -66,7 +68,7 @@ NETWORKS: dict[str, NetworkEntry] = {
 """One entry per network; configs, programs, tables and figures read it."""
 
 
-def build_network(name: str = "iconet_small", scale: int = 2, **kwargs: Any) -> nn.Module:
+def build_network(name: str = DEFAULT_NETWORK, scale: int = 2, **kwargs: Any) -> nn.Module:
     """Build a network of :data:`NETWORKS`: slices (B, C, h, w) in, (B, C, scale * h, scale * w) out.
 
     Args:

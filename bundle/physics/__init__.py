@@ -1,6 +1,12 @@
 """k-space and grid mathematics on plain tensors: no MONAI, no files, nothing above this folder."""
 
-from bundle.physics.consistency import consistency_residual, restore_magnitude, restore_measured
+from bundle.physics.consistency import (
+    agreed_weight,
+    band_edge_gain,
+    consistency_residual,
+    restore_magnitude,
+    restore_measured,
+)
 from bundle.physics.grid import divisible_size, fine_grid, lowres_affine, superres_affine
 from bundle.physics.kspace import (
     fft2c,
@@ -16,6 +22,8 @@ from bundle.physics.shift import measure_grid_shift
 from bundle.physics.slices import choose_slice_axis, in_plane_axes
 
 __all__ = [
+    "agreed_weight",
+    "band_edge_gain",
     "choose_slice_axis",
     "consistency_residual",
     "divisible_size",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from bundle.physics.kspace import crop_kspace, fft2c, ifft2c, pad_kspace, truncate
 
+EDGE = 0.6
+"""The edge of the measured band starts at this fraction of its half width, for :func:`band_edge_gain`."""
+TRUSTED, FILTERED = 1.1, 1.4
+"""Gains at the band edge up to which the measured samples are put back in full, and from which on not at all."""
 
-def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Tensor:
+
+def restore_measured(image: Tensor, measured: Tensor, weight: float | Tensor = 1.0) -> Tensor:
     """Put measured k-space samples back into an image.
 
     With ``weight`` 1 the result is the real image nearest to ``image`` whose truncation is ``measured``:
@@ -19,7 +26,8 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Te
         image: real, ``(..., H, W)``.
         measured: ``(..., h, w)``, at most ``(H, W)``; real, or complex as returned by
             :func:`bundle.physics.truncate_kspace` (then only the part that a real image can hold is restored).
-        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own.
+        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own. A tensor (..., 1, 1) has one
+            weight per image.
 
     Returns:
         real image ``(..., H, W)``.
@@ -27,7 +35,7 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float = 1.0) -> Te
     return image + _correction(fft2c(image), measured, weight).to(image.dtype)
 
 
-def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> Tensor:
+def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float | Tensor = 1.0) -> Tensor:
     """Data consistency with a magnitude image, as the project's degradation makes it.
 
     The magnitude has lost its sign (negative where truncation rings below zero) and the phase of an unpaired Nyquist
@@ -37,7 +45,8 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> 
     Args:
         image: real, ``(..., H, W)``.
         magnitude: real and non-negative, ``(..., h, w)``.
-        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own.
+        weight: weight of the measured samples, in [0, 1]; 1 replaces the image's own. A tensor (..., 1, 1) has one
+            weight per image.
 
     Returns:
         real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
@@ -49,7 +58,38 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float = 1.0) -> 
     return image + _correction(spectrum, magnitude * phase, weight).to(image.dtype)
 
 
-def _correction(spectrum: Tensor, measured: Tensor, weight: float) -> Tensor:
+def band_edge_gain(image: Tensor, measured: Tensor) -> Tensor:
+    """How much larger than the measurement an image is at the edge of the measured band: ``(...)``, 1 if equal.
+
+    ``||E truncate(image)|| / ||E measured||``, where E keeps the k-space samples whose row or column is beyond
+    :data:`EDGE` of the half width. A network that takes an input for filtered in k-space raises its edge; one that
+    takes it for truncated leaves it as it is.
+
+    Args:
+        image: real, ``(..., H, W)``.
+        measured: real, ``(..., h, w)``.
+    """
+    h, w = measured.shape[-2], measured.shape[-1]
+    own, given = fft2c(truncate(image, (h, w))).abs(), fft2c(measured.abs()).abs()
+    rows, cols = ((torch.arange(n, device=image.device) - n // 2).abs() > EDGE * n / 2 for n in (h, w))
+    edge = rows[:, None] | cols
+    norm = (given * edge).square().sum((-2, -1)).sqrt()
+    gain = (own * edge).square().sum((-2, -1)).sqrt() / norm.clamp(min=torch.finfo(norm.dtype).tiny)
+    return torch.where(norm > 0, gain, 1.0)
+
+
+def agreed_weight(image: Tensor, measured: Tensor) -> Tensor:
+    """Weight of data consistency by :func:`band_edge_gain`, ``(..., 1, 1)``: 1 up to :data:`TRUSTED`, then falling.
+
+    Data consistency is right for truncated k-space. If the scanner has also filtered it, the measured samples are too
+    small, most of all at the edge of the band, and putting them back would undo what the network has restored. The
+    weight falls to 0 at :data:`FILTERED`, with the logarithm of the gain.
+    """
+    gain = band_edge_gain(image, measured).clamp(min=1e-6)
+    return (1.0 - torch.log(gain / TRUSTED) / math.log(FILTERED / TRUSTED)).clamp(0.0, 1.0)[..., None, None]
+
+
+def _correction(spectrum: Tensor, measured: Tensor, weight: float | Tensor) -> Tensor:
     """The correction (..., H, W) to add to the image of a centred spectrum, see :func:`restore_measured`."""
     height, width = spectrum.shape[-2], spectrum.shape[-1]
     h, w = measured.shape[-2], measured.shape[-1]
