@@ -96,7 +96,7 @@ class _Run:
     def walker(self) -> SliceWalker:
         from bundle.inference.walker import SliceWalker
 
-        return SliceWalker(self.options.slice_batch, self.options.data_consistency)
+        return SliceWalker(self.options.slice_batch, self.options.data_consistency, quality=self.options.quality)
 
     def prepare(self) -> None:
         """Load the network before anything is written, if it will be needed.

@@ -59,6 +59,7 @@ def super_resolve(
     device: str | None = None,
     slice_axis: SliceAxis = "auto",
     data_consistency: float | Literal["auto"] = "auto",
+    quality: Literal["standard", "best"] = "standard",
     slice_batch: int = 4,
     nonfinite: Literal["error", "zero"] = "error",
     modality: str | None = None,
@@ -74,8 +75,8 @@ def super_resolve(
         image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
             MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
         affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
-        scale, network_name, weights, device, slice_axis, data_consistency, slice_batch, nonfinite: as the options of
-            the command (:class:`bundle.options.InferenceOptions`).
+        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite: as the
+            options of the command (:class:`bundle.options.InferenceOptions`).
         modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
@@ -90,7 +91,7 @@ def super_resolve(
     """
     given = _given(image, affine, nonfinite)
     model = _kept_model(network_name, scale, *_identity(weights), device)
-    walker = SliceWalker(slice_batch, data_consistency)
+    walker = SliceWalker(slice_batch, data_consistency, quality=quality)
     signed = any(bool((frame < 0).any()) for frame in given.frames)
     results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, signed) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
@@ -104,6 +105,7 @@ def super_resolve(
         "Network": network_name,
         "WeightsSha256": model.digest,
         "DataConsistency": data_consistency,
+        "Quality": quality,
     }
     for warning in warnings:
         logger.warning("%s: %s", given.name, warning)

@@ -31,6 +31,7 @@ class VolumeInferer(Inferer):
         slice_batch: slices per call of the network, halved when memory is short.
         data_consistency: see :class:`bundle.inference.walker.SliceWalker`.
         progress: show a progress bar over the batches of slices.
+        quality: see :class:`bundle.inference.walker.SliceWalker`.
 
     Raises:
         ValueError: an argument is out of range.
@@ -42,10 +43,11 @@ class VolumeInferer(Inferer):
         slice_batch: int = 4,
         data_consistency: float | Literal["auto"] = "auto",
         progress: bool = False,
+        quality: Literal["standard", "best"] = "standard",
     ) -> None:
         super().__init__()
         self.slice_axis: SliceAxis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
-        self.walker = SliceWalker(slice_batch, data_consistency, progress)
+        self.walker = SliceWalker(slice_batch, data_consistency, progress, quality)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         """Return the volumes with in-plane axes ``scale`` times longer; a MetaTensor also gets the fine affine."""

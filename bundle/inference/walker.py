@@ -11,6 +11,7 @@ import torch
 from monai.inferers import SliceInferer
 from torch import Tensor, nn
 
+from bundle.inference.flips import flip_average
 from bundle.physics import agreed_weight, in_plane_axes, restore_magnitude, restore_measured
 
 
@@ -42,19 +43,26 @@ class SliceWalker:
             samples, 0 keeps them (the paper has no such step). "auto" is 1, and less for a slice that the network takes
             for filtered (:func:`bundle.physics.agreed_weight`).
         progress: show a progress bar over the batches of slices, if stderr is a terminal.
+        quality: "best" averages the network over the flips of each slice (:func:`bundle.inference.flips.flip_average`).
 
     Raises:
         ValueError: an argument is out of range.
     """
 
     def __init__(
-        self, slice_batch: int = 4, data_consistency: float | Literal["auto"] = "auto", progress: bool = False
+        self,
+        slice_batch: int = 4,
+        data_consistency: float | Literal["auto"] = "auto",
+        progress: bool = False,
+        quality: Literal["standard", "best"] = "standard",
     ) -> None:
         if slice_batch < 1:
             raise ValueError(f"slice_batch must be at least 1, got {slice_batch}")
         if not (data_consistency == "auto" if isinstance(data_consistency, str) else 0.0 <= data_consistency <= 1.0):
             raise ValueError(f"data_consistency must be auto or a weight from 0 to 1, got {data_consistency}")
-        self.slice_batch, self.progress = slice_batch, progress
+        if quality not in ("standard", "best"):
+            raise ValueError(f"quality must be standard or best, got {quality!r}")
+        self.slice_batch, self.progress, self.quality = slice_batch, progress, quality
         self.data_consistency: float | Literal["auto"] = data_consistency
 
     @torch.no_grad()
@@ -88,7 +96,10 @@ class SliceWalker:
             busy = (high > low).nonzero().squeeze(1)
             if busy.numel():
                 images = slices[busy]
-                fine = network(images, *args, **kwargs)
+                if self.quality == "best":
+                    fine = flip_average(network, images, scale, *args, **kwargs)
+                else:
+                    fine = network(images, *args, **kwargs)
                 if self.data_consistency != 0:
                     weight = self._weight(fine, images)
                     fine = restore(fine, images, weight)

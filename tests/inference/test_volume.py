@@ -10,7 +10,7 @@ from torch import nn
 from bundle.inference import volume as pipeline
 from bundle.inference.volume import SuperResolved, super_resolve
 from bundle.inference.walker import SliceWalker
-from bundle.physics import consistency_residual, fourier_upsample
+from bundle.physics import consistency_residual, fft2c, fourier_upsample, ifft2c
 from bundle.physics.grid import fine_grid
 from bundle.physics.slices import choose_slice_axis
 
@@ -160,3 +160,41 @@ def test_a_result_larger_than_the_memory_of_the_machine_is_refused_before_the_ne
     with pytest.raises(MemoryError, match="this machine has"):
         resolved(voxels(), network)
     assert network.batches == []
+
+
+class Sharpens(ZeroFill):
+    """Inverts a filter of k-space: :class:`ZeroFill` with the outer measured samples raised threefold."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        spectrum = fft2c(image)
+        spectrum[..., :6, :] *= 3
+        spectrum[..., -5:, :] *= 3
+        return super().forward(ifft2c(spectrum).real)
+
+
+def test_data_consistency_keeps_its_hands_off_slices_that_the_network_takes_for_filtered():
+    volume = voxels((24, 20, 3)) + 100
+    sharp, forced, alone = (resolved(volume, Sharpens(), data_consistency=w) for w in ("auto", 1.0, 0.0))
+    np.testing.assert_array_equal(sharp.voxels, alone.voxels)
+    assert sharp.consistency == 0.0 and forced.consistency == 1.0 and forced.residual < 1e-3 < sharp.residual
+    (note,) = sharp.notes
+    assert "3 of 3 slices" in note and "--data_consistency 1" in note
+    assert not forced.notes and not alone.notes
+
+
+def test_data_consistency_is_complete_where_the_network_agrees_with_the_measurement():
+    volume = voxels((24, 20, 3))
+    auto, full = (resolved(volume, ZeroFill(), data_consistency=w) for w in ("auto", 1.0))
+    np.testing.assert_array_equal(auto.voxels, full.voxels)
+    assert auto.consistency == 1.0 and auto.notes == ()
+
+
+def test_weights_of_an_attempt_that_ran_out_of_memory_are_not_counted():
+    walked = SliceWalker(slice_batch=4)(torch.rand(8, 8, 5), ZeroFill(most=1), 2, False)
+    assert walked.weights == (1.0,) * 5
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, "half"])
+def test_a_weight_that_means_nothing_is_refused(weight):
+    with pytest.raises(ValueError, match="auto or a weight from 0 to 1"):
+        SliceWalker(data_consistency=weight)

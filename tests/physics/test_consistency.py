@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bundle.physics import (
+    agreed_weight,
+    band_edge_gain,
     consistency_residual,
     fourier_upsample,
     restore_magnitude,
@@ -16,6 +18,8 @@ from bundle.physics import (
     truncate,
     truncate_kspace,
 )
+from bundle.physics.consistency import FILTERED, TRUSTED
+from bundle.physics.degradation import acquire, kspace_window
 
 few = settings(max_examples=20, deadline=None)
 Size = tuple[int, int]
@@ -169,3 +173,50 @@ def test_the_residual_is_relative_and_zero_for_nothing() -> None:
     image = random_image((8, 8)).abs()
     assert consistency_residual(2.0 * image, truncate(image, (4, 4))) == pytest.approx(1.0)
     assert consistency_residual(torch.zeros(8, 8), torch.zeros(4, 4)) == 0.0
+
+
+# ------------------------------------------------------------------------------------------------- filtered k-space
+
+
+def brain_like(size: int = 64) -> Tensor:
+    """Boxes of different size and brightness, so that all frequencies are present."""
+    image = box(size)
+    image[size // 3 : size // 3 + 4, size // 2 : size // 2 + 9] = 0.4
+    image[size // 2 : size // 2 + 2] += 0.2
+    return image
+
+
+def test_the_band_edge_gain_of_an_image_and_its_own_truncation_is_one() -> None:
+    image = brain_like()
+    assert band_edge_gain(image, truncate(image, (32, 32))) == pytest.approx(1.0, abs=0.05)
+    assert agreed_weight(image, truncate(image, (32, 32))).shape == (1, 1)
+    assert float(agreed_weight(image, truncate(image, (32, 32)))) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["hamming", "hann", "gaussian"])
+def test_samples_that_a_filter_made_smaller_are_not_put_back(kind: str) -> None:
+    image = brain_like()
+    line = kspace_window(kind, 32, 0.4 if kind == "gaussian" else None).double()
+    low = acquire(image, (32, 32), window=line[:, None] * line)
+    assert float(band_edge_gain(image, low)) > 2
+    weight = agreed_weight(image, low)
+    assert float(weight) == 0.0
+    assert torch.equal(restore_magnitude(image, low, weight), image)
+
+
+def test_the_weight_falls_from_one_to_zero_between_the_two_gains() -> None:
+    low = torch.rand(15, 15, dtype=torch.float64) + 1.0  # odd: no unpaired row; positive: no sign is lost
+    image = fourier_upsample(low, (30, 30))
+    gains = [1.0, TRUSTED, (TRUSTED * FILTERED) ** 0.5, FILTERED, 2.0]
+    weights = [float(agreed_weight(gain * image, low)) for gain in gains]
+    assert weights == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0], abs=0.02)
+
+
+def test_each_image_of_a_batch_has_its_own_weight_and_an_empty_one_keeps_it() -> None:
+    image = brain_like()
+    low = truncate(image, (32, 32))
+    batch = torch.stack([image, 3.0 * image, 0.0 * image])[:, None]
+    measured = torch.stack([low, low, 0.0 * low])[:, None]
+    assert agreed_weight(batch, measured).flatten().tolist() == [1.0, 0.0, 1.0]
+    out = restore_magnitude(batch, measured, agreed_weight(batch, measured))
+    assert torch.equal(out[1], batch[1]) and not torch.equal(out[0], batch[0])
