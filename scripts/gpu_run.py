@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="tiny sizes on the sample volume")
     parser.add_argument("--pack", type=Path, metavar="DATA", help="pack the volumes of a folder, and stop")
     parser.add_argument(
-        "--slices", type=int, nargs=2, default=(15, 5), metavar=("TRAIN", "VAL"), help="a volume, about"
+        "--slices", type=int, nargs=2, default=(14, 5), metavar=("TRAIN", "VAL"), help="a volume, about"
     )
     parser.add_argument("--limit", type=float, default=34, help="largest pack, MiB")
     parser.add_argument("--restore", type=Path, metavar="RETURNED", help="unpack files that came back, and stop")

@@ -40,7 +40,7 @@ class PackError(DatasetError):
 class Slices:
     """About how many slices a volume keeps, by split. Other splits are not packed."""
 
-    train: int = 15
+    train: int = 14
     val: int = 5
 
     def of(self, split: str) -> int:

@@ -163,7 +163,7 @@ def test_the_plan_of_the_repository_has_the_queue_in_order_with_options_that_exi
     trained = {(e.network_name, e.scale) for e in plan.queue if not e.configs}
     assert trained == {(name, scale) for name in NETWORKS.keys() | TO_COME["networks"] for scale in (2, 4)}
     rows = [entry for entry in plan.queue if entry.configs]
-    assert len(rows) == 17 and all(entry.network_name == "iconet_paper" for entry in rows)
+    assert len(rows) == 16 and all(entry.network_name == "iconet_paper" for entry in rows)
     assert {entry.scale for entry in rows} == {2, 4}
     for entry in plan.queue:
         assert entry.network_name in NETWORKS.keys() | TO_COME["networks"]
