@@ -66,6 +66,11 @@ TWO_PROCESSES = NotRun(
     "covered by tests/workflow/test_distributed.py::test_two_processes_train_as_one_with_the_doubled_batch"
 )
 
+GPU_RUN = NotRun(
+    "minutes to hours; covered by tests/scripts/test_gpu_run.py::"
+    "test_a_run_on_the_cpu_is_stopped_goes_on_and_gives_the_weights_of_an_undisturbed_one"
+)
+
 COMMANDS: dict[str, Run | NotRun] = {
     # environments, make
     "make demo": NotRun("CI runs it"),
@@ -190,6 +195,25 @@ COMMANDS: dict[str, Run | NotRun] = {
     ),
     "python scripts/benchmark.py": NotRun("a quarter of an hour of timing"),
     "python scripts/benchmark.py --quick": NotRun("minutes of timing"),
+    # a GPU for a short time
+    "python scripts/gpu_run.py --pack DATA --split_file DATA/manifest.csv --output .gpu/data.pack": Run(
+        ".gpu/data.pack"
+    ),
+    "python3 -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl monai==1.6.1 "
+    "pytorch-ignite==0.5.5 nibabel==5.4.2 fire==0.7.1 termcolor==3.3.0": ENVIRONMENT,
+    "python scripts/gpu_run.py configs/gpu/plan.yaml --check --output runs/check": NotRun(
+        "two minutes; covered by tests/scripts/test_gpu_run.py::test_a_check_runs_every_part"
+    ),
+    "python3 -m pip install --no-index --no-deps --no-compile --target .site .whl/*.whl": ENVIRONMENT,
+    "export PYTHONPATH=$PWD/.site:$PWD PYTHONUNBUFFERED=1": ENVIRONMENT,
+    "python3 scripts/gpu_run.py configs/gpu/plan.yaml --minutes 3 --data .gpu/data.pack --output runs/queue "
+    "--parts kernels speed": GPU_RUN,
+    "python3 scripts/gpu_run.py configs/gpu/plan.yaml --minutes 8 --data .gpu/data.pack --output runs/queue "
+    "--returns RETURNED": GPU_RUN,
+    "python scripts/gpu_run.py --restore RETURNED --output runs/queue": NotRun(
+        "covered by tests/scripts/test_gpu_run.py::test_what_returns_is_enough_to_go_on_and_to_evaluate"
+    ),
+    "nice -n 19 python scripts/gpu_run.py configs/gpu/plan.yaml --minutes 600 --data DATA --output runs/queue": GPU_RUN,
 }
 """What is done with each command of the documents, by its text with single blanks and without comments."""
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bundle.ops.native.threads import ForkSafeLock, in_fresh_thread
+from bundle.ops.precision import float32_proper
 
 logger = logging.getLogger("iconet")
 
@@ -263,7 +264,7 @@ def _scan_is_right(backend: Backend, device: torch.device) -> bool:
     tensors = [torch.randn(shape, generator=random, dtype=torch.float32) for shape in shapes]
     inputs = [tensor.to(device).requires_grad_() for tensor in tensors]
     results = []
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), float32_proper():  # TF32 in the torch form's products would look like our error
         for form in (backend, named_backend("torch")):
             x, proj, dt_weight, dt_bias, rate, skip = inputs
             y = form.scan_function(x, proj, dt_weight, dt_bias, -rate.abs(), skip)

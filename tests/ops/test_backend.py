@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -196,3 +197,24 @@ def test_a_forced_native_kernel_names_the_types_that_it_takes() -> None:
         pytest.skip(f"no native kernels here: {why}")
     with use_backend("native"), pytest.raises(RuntimeError, match="it takes float32 tensors on cpu, not torch.float64"):
         select_backend(torch.zeros(1, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("setting", ["highest", "high"])
+def test_the_check_on_a_gpu_takes_its_reference_without_tf32(monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """With TF32 in its products the torch form would differ from a right kernel, and the kernel be put aside."""
+    allowed = []
+
+    def scan(*args: Tensor) -> Tensor:
+        allowed.append(torch.backends.cuda.matmul.allow_tf32)
+        return named_backend("reference").scan_function(*args)
+
+    row = Backend("torch", scan=scan, search=scan)
+    monkeypatch.setattr(backend, "named_backend", lambda name: row)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(setting)
+        assert backend._scan_is_right(row, torch.device("cpu"))
+        assert allowed == [False, False] and torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bundle.ops.precision import float32_proper
 from bundle.ops.scan.triton import _jit, is_available, reason
 from bundle.ops.search.plain import inverse_patch_norm
 
@@ -38,36 +38,6 @@ def _check(query: Tensor, key: Tensor) -> None:
 # ------------------------------------------------------------------------------------------------------------- tiled
 
 
-@contextlib.contextmanager
-def _float32_proper() -> Iterator[None]:
-    """No TF32 in matrix products, whatever the caller allows; his setting is put back.
-
-    PyTorch keeps the setting in an older and a newer place and raises when asked in the older one for what was set in
-    the newer. ``high`` is put back through the CUDA switch alone, as the common one would change the CPU's setting too.
-    """
-    cuda = torch.backends.cuda.matmul
-    try:
-        kept = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        kept, cuda.fp32_precision = cuda.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            cuda.fp32_precision = kept
-        return
-    try:
-        if kept == "high":
-            cuda.allow_tf32 = False
-        elif kept == "medium":
-            torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        if kept == "high":
-            cuda.allow_tf32 = True
-        elif kept == "medium":
-            torch.set_float32_matmul_precision(kept)
-
-
 def _patches(padded: Tensor, first: int, last: int) -> Tensor:
     """Unfolded rows ``first`` to ``last`` of an image (H + 2, W + 2, C) with its border: (rows * W, 9 C)."""
     width = padded.shape[1] - 2
@@ -88,7 +58,7 @@ def _tiled(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
     rows = _rows_per_tile(height, width, channels, query.element_size(), memory_limit)
     index = torch.zeros(batch, height * width, dtype=torch.int64, device=query.device)
     inverse_norm = inverse_patch_norm(key).flatten(1)
-    with torch.autocast(query.device.type, enabled=False), _float32_proper():
+    with torch.autocast(query.device.type, enabled=False), float32_proper():
         for image in range(batch):
             q, k = pad(query[image], (0, 0, 1, 1, 1, 1)), pad(key[image], (0, 0, 1, 1, 1, 1))
             for top in range(0, height, rows):

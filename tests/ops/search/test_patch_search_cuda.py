@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bundle.ops.precision import float32_proper
 from bundle.ops.search import cuda as patch_search_cuda
 from bundle.ops.search.cuda import patch_search_tiled, patch_search_triton
 
@@ -147,7 +148,7 @@ def test_products_are_float32_proper_and_the_callers_setting_is_put_back(setting
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(setting)
-        with patch_search_cuda._float32_proper():
+        with float32_proper():
             assert not torch.backends.cuda.matmul.allow_tf32
         assert torch.get_float32_matmul_precision() == setting
         assert torch.backends.cuda.matmul.allow_tf32 == (setting != "highest")
@@ -161,9 +162,9 @@ def test_products_are_float32_proper_and_the_callers_setting_is_put_back(setting
 )
 def test_a_setting_of_the_newer_kind_is_put_back_too():
     program = (
-        "import torch; from bundle.ops.search.cuda import _float32_proper, patch_search_tiled;"
+        "import torch; from bundle.ops.precision import float32_proper;"
         "m = torch.backends.cuda.matmul; m.fp32_precision = 'tf32';"
-        "context = _float32_proper(); context.__enter__(); assert m.fp32_precision == 'ieee';"
+        "context = float32_proper(); context.__enter__(); assert m.fp32_precision == 'ieee';"
         "context.__exit__(None, None, None); assert m.fp32_precision == 'tf32'"
     )
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).resolve().parents[3], check=True, timeout=300)
