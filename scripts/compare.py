@@ -1,12 +1,15 @@
 """Compare networks with interpolation on volumes with known truth.
 
-    python scripts/compare.py DATA [--split_file DATA/manifest.csv [--split test]] [--degradation lines]
+    python scripts/compare.py DATA [--split_file DATA/manifest.csv [--split test]] [--degradation lines | --robustness]
 
 Every volume is degraded slice by slice and reconstructed with each method: interpolation and every network with weights
 in models/. Writes the metrics of every volume and slice (compare_x2.csv, compare_x2_slices.csv ...) and the costs
 (cost.csv) to docs/results, and generates compare.md and docs/results.md from everything there. The columns subject,
 modality and contrast of a split file are used; without one, every volume of DATA is compared, and its subject is the
 BIDS label sub-... in its path, or else the file itself.
+
+--robustness measures instead what the networks gain with other acquisitions (filters, noise, phase ...), with data
+consistency as in inference, and writes robustness_x2.csv and robustness_x4.csv. Rows of the other split are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,6 +35,8 @@ from comparison.protocol import (
     known_volumes,
 )
 from comparison.records import Row, joined, read_rows, write_rows, write_slices, write_text
+from comparison.robustness import NAMES, evaluate, with_old
+from comparison.robustness_tables import about, robustness_file, robustness_tables
 from comparison.tables import Results, summary_table
 from torch import nn
 
@@ -149,9 +155,11 @@ def prepare(scale: int, volumes: list[KnownVolume], args: argparse.Namespace) ->
     if args.records is not None:
         for name, path in files.items():
             check_weights(path, args.records / f"training_{name}_x{scale}.json")
-    target = comparison_file(args.output_dir, args.degradation, scale)
+    robust = args.robustness is not None
+    find = robustness_file if robust else partial(comparison_file, degradation=args.degradation)
+    target = find(args.output_dir, scale=scale)
     keep = args.only is not None and target.is_file()
-    if keep:
+    if keep and not robust:
         methods = [ZERO_FILLED, BICUBIC, *networks]
         rows_with_old(target, [{**protocol.about(v), "method": method} for v in volumes for method in methods])
     return Comparison(scale, protocol, networks, list(files.values()), target, keep)
@@ -163,6 +171,19 @@ def rows_with_old(target: Path, rows: list[Row]) -> list[Row]:
         return joined(read_rows(target), rows)
     except ValueError as error:
         sys.exit(f"{target}: {error}; give another --output_dir, or compare all without --only")
+
+
+def robustness(this: Comparison, volumes: list[KnownVolume], args: argparse.Namespace) -> None:
+    """Measure the gains of one scale with other acquisitions, and write its file."""
+    weights = {title: sha256_of(path) for title, path in zip(this.networks, this.weights, strict=True)}
+    split = "" if args.split_file is None else args.split or "test"
+    rows = evaluate(this.protocol, volumes, split, this.networks, weights, args.robustness or NAMES)
+    if not rows:
+        sys.exit(f"x{this.scale}: no rows; a slice is dimmed only in volumes of at least three slices")
+    write_rows(this.target, with_old(this.target, rows, this.keep))
+    for title in this.networks:
+        mine = [row for row in rows if row["method"] == title]
+        print(f"x{this.scale}, {title}. {about(mine)}\n\n{robustness_tables(mine)}")
 
 
 def compare(this: Comparison, volumes: list[KnownVolume], args: argparse.Namespace) -> None:
@@ -198,6 +219,13 @@ def main() -> None:
     )
     parser.add_argument("--degradation", choices=DEGRADATIONS, default="truncation")
     parser.add_argument(
+        "--robustness",
+        nargs="*",
+        choices=NAMES,
+        metavar="NAME",
+        help=f"measure robustness to other acquisitions: to all, or to those named ({', '.join(NAMES)})",
+    )
+    parser.add_argument(
         "--acceleration", type=float, default=6.0, help="acceleration of the line mask: all lines / kept lines"
     )
     parser.add_argument(
@@ -227,6 +255,10 @@ def main() -> None:
     args = parser.parse_args()
     if args.split is not None and args.split_file is None:
         sys.exit(f"--split {args.split}: needs a split file; give --split_file, or leave out --split")
+    if args.robustness is not None and args.degradation != "truncation":
+        sys.exit(f"--robustness and --degradation {args.degradation} are two measurements; give one of them")
+    if args.robustness is not None and args.only == []:
+        sys.exit("--robustness measures networks: name one after --only, or leave out --only")
     if args.models_dir is None:
         args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 
@@ -234,7 +266,7 @@ def main() -> None:
     datalist = evaluation_data(str(args.data), args.split or "test", args.split_file)
     volumes = known_volumes(args.data, datalist, args.split_file)
     for comparison in [prepare(scale, volumes, args) for scale in args.scales]:
-        compare(comparison, volumes, args)
+        (compare if args.robustness is None else robustness)(comparison, volumes, args)
     for record in records:
         write_text(args.output_dir / record.name, record.read_text(encoding="utf-8"))
     own = args.output_dir.resolve() == ROOT / "docs" / "results"

@@ -11,6 +11,7 @@ from bundle.networks import NETWORKS
 from comparison.alike import BUDGET_HEADER, COMPUTE, UPDATES, budget_rows
 from comparison.protocol import ZERO_FILLED
 from comparison.records import read_rows, write_text
+from comparison.robustness_tables import robustness_section
 from comparison.tables import (
     METRICS,
     Results,
@@ -102,7 +103,7 @@ def summary(folder: Path) -> str:
 
 
 def page(folder: Path, link: str) -> str:
-    """The page of all tables: every degradation and scale, costs, ablations.
+    """The page of all tables: every degradation and scale, other acquisitions, costs, ablations.
 
     Args:
         folder: of the result files.
@@ -112,6 +113,7 @@ def page(folder: Path, link: str) -> str:
     for _, scale, path in comparison_files(folder):
         results = Results(read_rows(path))
         parts.append(f"## {scale}x, {results.degradation}\n\n{_volumes(results, path, link)}\n\n{_tables(results)}")
+    parts.append(robustness_section(folder, link))
     parts += [_alike(folder / name, f"{link}/{name}") for name in _ALIKE if (folder / name).is_dir()]
     if (folder / COSTS).is_file():
         costs = read_rows(folder / COSTS)

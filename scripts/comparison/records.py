@@ -14,10 +14,13 @@ Row = dict[str, Any]
 """One line of a result file; metrics are floats."""
 
 FIGURES = {"consistency", "psnr", "ssim", "nmse", "hfen", "residual", "seconds"}
+FIGURES |= {"brightness", "fourier_psnr", "gain", "worst_slice_gain", "noise_ratio", "hot_spot", "fourier_hot_spot"}
 COUNTS = {"scale", "slice", "parameters", "products_and_convolutions", "scan", "patch_search", "threads"}
+COUNTS |= {"every", "slices", "below", "worst_slice"}
 SHARED = ("file", "subject", "modality", "contrast", "degradation")
 """Columns whose values must agree between methods; otherwise the comparison would mix different things."""
 DIGITS = {"psnr": 4, "ssim": 6, "nmse": 8, "hfen": 6, "residual": 6, "seconds": 3}
+DIGITS |= {"fourier_psnr": 4, "gain": 4, "worst_slice_gain": 4, "noise_ratio": 4, "hot_spot": 4, "fourier_hot_spot": 4}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,16 +30,16 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows with the same columns as CSV, metrics rounded to meaningful digits."""
+    """Write rows with the same columns as CSV, metrics rounded to meaningful digits; "" is an empty cell."""
     out = io.StringIO()
     writer = csv.DictWriter(out, rows[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({k: round(v, DIGITS[k]) if k in DIGITS else v for k, v in row.items()} for row in rows)
+    writer.writerows({k: round(v, DIGITS[k]) if k in DIGITS and v != "" else v for k, v in row.items()} for row in rows)
     write_text(path, out.getvalue())
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows written by :func:`write_rows`; an empty ``consistency`` stays empty."""
+    """Rows written by :func:`write_rows`; empty cells stay empty."""
     with open(path, newline="", encoding="utf-8") as file:
         return [{k: _value(k, v) for k, v in row.items()} for row in csv.DictReader(file)]
 

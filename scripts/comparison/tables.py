@@ -175,7 +175,7 @@ def readme_table(comparisons: Iterable[tuple[int, Results]]) -> str:
     for scale, results in comparisons:
         methods = [method for method in results.methods if method.startswith(NETWORKS["iconet_small"].title)]
         found += [(scale, results, group, methods[-1]) for group in results.modalities if methods]
-    found.sort(key=lambda row: _modality_place(row[2]))  # keeps the order of the scales
+    found.sort(key=lambda row: modality_place(row[2]))  # keeps the order of the scales
     rows = []
     for scale, results, group, method in found:
         subjects = results.subjects(group)
@@ -193,7 +193,8 @@ def readme_table(comparisons: Iterable[tuple[int, Results]]) -> str:
     return markdown(["", "volumes (subjects)", "PSNR gain, dB", "SSIM", "worst volume, dB"], rows)
 
 
-def _modality_place(group: str) -> int:
+def modality_place(group: str) -> int:
+    """Sort key of modalities: those of :data:`MODALITY_ORDER` first."""
     return MODALITY_ORDER.index(group) if group in MODALITY_ORDER else len(MODALITY_ORDER)
 
 
