@@ -6,8 +6,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from bundle.networks.single_step import SingleStepNetwork, check_interpolation, interpolate
 from bundle.networks.initial import he_convolution
+from bundle.networks.single_step import SingleStepNetwork, check_interpolation, interpolate
 
 
 class VDSR(SingleStepNetwork):
