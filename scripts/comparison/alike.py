@@ -39,7 +39,7 @@ class Budget:
 
     Attributes:
         updates: for the weights in ``equal_updates``.
-        seconds: for the weights in ``equal_compute``, including the making of patches: processor time summed over threads
+        seconds: for the weights in ``equal_compute``, including making patches: processor time summed over threads
             on a CPU, wall-clock time elsewhere.
         learning_rates: candidates.
         search_updates: updates per candidate. The rate with the smallest loss over the second half is used: every trial

@@ -14,7 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
-from bundle.networks import ICONet
+from bundle.networks import ICONet, build_network
 from bundle.training.degradation import PLAIN, Shares
 
 WORKFLOWS = [("train.json", "training"), ("evaluate.json", "evaluation"), ("inference.json", "inference")]
@@ -113,7 +113,8 @@ def test_monai_bundle_load_gives_the_network_with_the_shipped_weights(bundle_roo
     run_in_root(monkeypatch, bundle_root)
     loaded = monai.bundle.load("iconet_sr", bundle_dir=str(parent), source="github", repo="local/local/local")
     weights = torch.load(bundle_root / "models/model.pt", weights_only=True)
-    assert type(loaded).__name__ == "ICONet"
+    name = json.loads((bundle_root / "configs/train.json").read_text())["network_name"]
+    assert type(loaded).__name__ == type(build_network(name)).__name__
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
