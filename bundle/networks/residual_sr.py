@@ -54,7 +54,6 @@ class ResidualSR(SingleStepNetwork):
         self.last = nn.Conv2d(features, in_channels * scale**2, 3, padding=1, bias=False)
         with torch.no_grad():
             self.last.weight.mul_(0.003)  # close to the image skip, see bundle.networks.initial.start_small
-        self.to(memory_format=torch.channels_last)
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         maps = self.first(image.contiguous(memory_format=torch.channels_last))

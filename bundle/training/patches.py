@@ -132,7 +132,7 @@ class PatchBatches:
 def prepare_batch(
     batch: Mapping[str, Tensor], device: Any = None, non_blocking: bool = False, **kwargs: Any
 ) -> tuple[Tensor, Tensor, tuple[()], dict[str, Tensor]]:
-    """Inputs, targets, and for :class:`bundle.training.inferers.StageInferer` which inputs hold measured k-space."""
+    """Inputs, targets, and for :class:`bundle.training.inferers.StageInferer` which inputs are measured as they are."""
     image, label, measured = (
         batch[key].to(device, non_blocking=non_blocking) for key in (CommonKeys.IMAGE, CommonKeys.LABEL, "measured")
     )

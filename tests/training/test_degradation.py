@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -157,6 +158,12 @@ def test_lines_are_dropped_from_the_input_as_the_transform_drops_them():
     assert torch.equal(targets, sharp)
     for image, truth in zip(inputs, low(sharp), strict=True):
         torch.testing.assert_close(image, CartesianLineMask(2)(truth))
+
+
+def test_the_page_on_training_gives_the_shares(bundle_root):
+    page = (bundle_root / "docs/training.md").read_text()
+    rows = re.findall(r"^\| (\d+) % \| ", page, re.MULTILINE)
+    assert sorted(map(int, rows)) == sorted(round(100 * share) for share in astuple(Shares()))
 
 
 def test_an_unknown_name_of_shares_is_answered_with_the_known_ones():
