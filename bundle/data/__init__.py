@@ -9,7 +9,7 @@ from bundle.data.find import find_volumes, inference_datalist
 from bundle.data.nifti.read import Volume, VolumeFile, check_volume_file, read_header, read_volume
 from bundle.data.nifti.write import write_volume, writing_volume
 from bundle.data.outputs import check_folders, output_paths
-from bundle.data.splits import evaluation_datalist, training_datalist, voxel_counts
+from bundle.data.splits import evaluation_datalist, training_datalist
 
 if TYPE_CHECKING:
     from bundle.data.nifti.reader import NiftiVolumeReader
@@ -29,7 +29,6 @@ __all__ = [
     "read_header",
     "read_volume",
     "training_datalist",
-    "voxel_counts",
     "write_volume",
     "writing_volume",
 ]

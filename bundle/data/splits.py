@@ -8,11 +8,9 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from bundle.data.errors import fail_dataset
 from bundle.data.find import find_volumes, inference_datalist, split_name
@@ -83,23 +81,6 @@ def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike 
     if split_file is None:
         return inference_datalist(dataset_dir)
     return training_datalist(dataset_dir, split, split_file)
-
-
-def voxel_counts(datalist: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Number of voxels of each item, read from the headers alone; usable as sampling weights.
-
-    Raises:
-        VolumeError: a header is unusable.
-    """
-    return [_voxels(item) for item in datalist]
-
-
-def _voxels(item: Mapping[str, Any]) -> int:
-    shape = list(read_header(item["image"]).get_data_shape())
-    if "slices" in item:
-        axis, first, stop = item["slices"]
-        shape[axis] = stop - first
-    return int(np.prod(shape, dtype=np.int64))
 
 
 def _subjects(root: Path) -> dict[str, list[Path]]:

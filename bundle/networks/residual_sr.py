@@ -37,7 +37,7 @@ class ResidualSR(SingleStepNetwork):
     a > 0 (for denoising: Mohan et al., ICLR 2020). A slice at the end of a coil, or the tissue beside a bright bladder,
     is therefore treated exactly as it would be at full brightness.
 
-    1.22 million parameters for one channel at 2x with the defaults.
+    1,182,528 parameters for one channel at 2x with the defaults.
 
     Args:
         scale, in_channels: see :class:`bundle.networks.single_step.SingleStepNetwork`.

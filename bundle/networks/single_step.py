@@ -1,4 +1,4 @@
-"""The common base of the baselines: ICONet's interface for a single-step network."""
+"""The common base of the single-step networks: ICONet's interface for them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def interpolate(image: Tensor, scale: int, method: str) -> Tensor:
 
 
 class SingleStepNetwork(nn.Module):
-    """Base class of the baselines: a subclass implements :meth:`estimate`; the image skip is added here.
+    """Base class of the single-step networks: a subclass implements :meth:`estimate`; the image skip is added here.
 
     Args:
         scale: 2, 4 or 8.
         in_channels: channels of the image; the output has as many.
         image_skip: ``none``, or the interpolation of the input that is added to the output: ``bicubic`` or
-            ``fourier``. Each baseline's default follows its paper; other values show what the skip alone contributes.
+            ``fourier``. The default of a baseline follows its paper; other values show what the skip alone contributes.
 
     Raises:
         ValueError: an argument is not one of these.

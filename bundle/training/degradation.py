@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +120,7 @@ class RandomAcquisition:
         sigma = _log_uniform((batch, 1, 1, 1), 0.1 * NOISE[0], 0.5 * NOISE[1], generator)
         if not chosen.any():
             return targets
-        noise = torch.randn(targets.shape, generator=generator, dtype=torch.complex64)
+        noise = _complex_normal(targets.shape, generator)
         phase = smooth_phase(coefficients, (side, side)).to(targets.device)
         image = with_phase(targets, phase, sigma.to(targets), noise.to(targets.device))
         return torch.where(chosen[:, None, None, None].to(targets.device), image, targets.to(image.dtype))
@@ -131,12 +132,17 @@ class RandomAcquisition:
         coils = 4 if torch.rand((), generator=generator) < 0.25 else 1
         if not chosen.any():
             return None, sigma
-        return torch.randn(coils, batch, 1, coarse, coarse, generator=generator, dtype=torch.complex64), sigma
+        return _complex_normal((coils, batch, 1, coarse, coarse), generator), sigma
 
     def _without_lines(self, inputs: Tensor) -> Tensor:
         if self.line_acceleration == 1:
             return inputs
         return CartesianLineMask(self.line_acceleration)(inputs[:, 0])[:, None]
+
+
+def _complex_normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Real and imaginary parts of variance 1 each; those of torch's complex normal numbers have half of that."""
+    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator))
 
 
 def _log_uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:

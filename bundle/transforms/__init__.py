@@ -1,6 +1,5 @@
-"""MONAI transforms that MONAI lacks: k-space truncation, geometry, intensity, training patches, saving."""
+"""MONAI transforms that MONAI lacks: k-space truncation, geometry, intensity, saving."""
 
-from bundle.transforms.edge_taper import RandEdgeTaper, RandEdgeTaperd
 from bundle.transforms.geometry import CropToMultiple, CropToMultipled
 from bundle.transforms.intensity import NormalizeVolume, NormalizeVolumed
 from bundle.transforms.line_mask import CartesianLineMask, CartesianLineMaskd
@@ -18,8 +17,6 @@ __all__ = [
     "KSpaceTruncationd",
     "NormalizeVolume",
     "NormalizeVolumed",
-    "RandEdgeTaper",
-    "RandEdgeTaperd",
     "SaveVolumed",
     "SlicesLast",
     "SlicesLastd",

@@ -25,10 +25,10 @@ from bundle.networks import NETWORKS
 from comparison.protocol import image_skip_option
 from comparison.records import write_text
 
-SETTLED = {"network_name", "learning_rate", "output_dir", "resume", "weights", "num_workers"}.union(
+SETTLED = {"network_name", "learning_rate", "output_dir", "resume", "weights"}.union(
     *(entry.training for entry in NETWORKS.values())
 )
-"""Options that cannot be set: each network has its own, and processor time would not include loader processes."""
+"""Options that cannot be set: each network has its own."""
 UPDATES, COMPUTE = "equal_updates", "equal_compute"
 """Folders for the weights."""
 
@@ -39,8 +39,8 @@ class Budget:
 
     Attributes:
         updates: for the weights in ``equal_updates``.
-        seconds: for the weights in ``equal_compute``, including data loading: processor time summed over threads on a
-            CPU, wall-clock time elsewhere.
+        seconds: for the weights in ``equal_compute``, including making patches: processor time summed over threads
+            on a CPU, wall-clock time elsewhere.
         learning_rates: candidates.
         search_updates: updates per candidate. The rate with the smallest loss over the second half is used: every trial
             sees the same patches, each once.
@@ -62,7 +62,7 @@ class _Course:
 
 
 class Trainings:
-    """Trainings of several networks on one cached dataset.
+    """Trainings of several networks on the same patches, cut from one pool of slices.
 
     Args:
         scale: of all networks.
@@ -79,7 +79,7 @@ class Trainings:
         self.scale, self.folder, self.image_skip = scale, folder, image_skip
         self.options = {**options, "scale": scale, "bundle_root": str(root)}
         self.files = [str(root / "configs/train.json"), str(root / "configs/experiments/alike.yaml")]
-        self._dataset: Any = None
+        self._batches: Any = None
 
     def start(self, name: str) -> str:
         """SHA-256 of a network's initial weights.
@@ -164,14 +164,13 @@ class Trainings:
         return config
 
     def _config_of_run(self, name: str, rate: float) -> ConfigParser:
-        """The same with a learning rate and the dataset, which is built once and kept in memory."""
+        """The same with a learning rate and the batches, whose pool of slices is built once."""
         config = self._config(name)
         config["learning_rate"] = rate
-        if self._dataset is None:
-            self._dataset = config.get_parsed_content("train#dataset")
-        config.globals["cached_dataset"] = self._dataset
-        config["train#dataset"] = "$cached_dataset"
-        config["train#sampler#weights#datalist"] = "$cached_dataset.data"
+        if self._batches is None:
+            self._batches = config.get_parsed_content("train#batches")
+        config.globals["shared_batches"] = self._batches
+        config["train#batches"] = "$shared_batches"
         return config
 
     def _run(self, name: str, rate: float, limits: Mapping[str, float], keep: bool = True) -> _Course:

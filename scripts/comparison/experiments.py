@@ -19,8 +19,10 @@ from comparison.records import write_text
 
 LABELS = ("experiment_name", "run_name")
 """Keys of an overlay that name its table and row, as in MONAI's experiment tracking."""
-MACHINE_OPTIONS = {"device", "num_workers", "cache_rate", "amp"}
+MACHINE_OPTIONS = {"device"}
 """Options that may change when a training is resumed."""
+OWN_CHOICE = {"network_name"}
+"""Options of paper.yaml that the command line may set: a table can be made of another size of ICONet."""
 BUDGET = ("network_name", "epochs", "updates_per_epoch", "batch_size", "patch_size", "learning_rate", "seed")
 
 
@@ -159,7 +161,8 @@ def train(experiment: Experiment, folder: Path, options: Mapping[str, str], root
             other options or configs, or the training failed.
     """
     for file in (*experiment.base[1:], experiment.path):
-        check_not_set(options, ConfigParser.load_config_file(file), f"{file.name} sets it")
+        settled = set(ConfigParser.load_config_file(file)) - OWN_CHOICE
+        check_not_set(options, settled, f"{file.name} sets it")
     run = folder / experiment.run_name
     record = run / "experiment.json"
     asked = {k: v for k, v in options.items() if k not in MACHINE_OPTIONS}

@@ -19,7 +19,6 @@ from bundle.data import (
     output_paths,
     read_volume,
     training_datalist,
-    voxel_counts,
 )
 
 
@@ -214,7 +213,6 @@ def test_the_slices_of_a_single_subject_are_divided_with_one_between_them(
     for split, part in (("train", train), ("val", val)):
         items = training_datalist(tmp_path, split, slice_axis=2)
         assert [item["slices"] for item in items] == [[2, *part]] * 2
-        assert voxel_counts(items) == [30 * (part[1] - part[0])] * 2
 
 
 def test_the_slices_are_divided_along_the_axis_that_is_given_or_has_the_largest_voxels(tmp_path: Path) -> None:
@@ -267,15 +265,6 @@ def test_a_test_split_needs_a_table(tmp_path: Path) -> None:
 def test_bad_arguments_are_errors(options: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"split must be|val_fraction must be"):
         training_datalist(tmp_path, **options)
-
-
-# ------------------------------------------------------------------------------------------------------- weights
-
-
-def test_voxels_are_counted_from_the_headers(tmp_path: Path) -> None:
-    for name, shape in {"a.nii.gz": (4, 5, 6), "b.nii": (3, 3)}.items():
-        nib.save(nib.Nifti1Image(np.zeros(shape, np.uint8), np.eye(4)), tmp_path / name)
-    assert voxel_counts(inference_datalist(tmp_path)) == [120, 9]
 
 
 # ------------------------------------------------------------------------------------------------------- outputs

@@ -30,7 +30,6 @@ def trainings(training_folder, tmp_path, bundle_root):
         "batch_size": 2,
         "patch_size": 16,
         "device": "cpu",
-        "cache_rate": 1.0,
     }
     return lambda name: Trainings(2, tmp_path / name, options, "fourier", bundle_root)
 
@@ -124,7 +123,8 @@ def test_a_network_that_diverges_at_every_rate_is_an_error(trainings, monkeypatc
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--batch_size", "3"], "--batch_size 3: must be a multiple of --patches_per_volume"),
+        (["--patch_size", "15"], "--patch_size 15: must be a multiple of --scale, which is 2"),
+        (["--degradation", "wide"], "--degradation: alike.yaml sets it; leave the option out"),
         (["--batchsize", "4"], "unknown option --batchsize: nothing in the configuration uses it; did you mean"),
         (["--epochs", "2"], "--epochs: alike.yaml sets it; leave the option out"),
         (["--alpha", "0.5"], "--alpha: every network has its own"),

@@ -196,7 +196,9 @@ def test_a_run_by_other_configs_is_left_alone(trainings, tmp_path, bundle_root):
     row = table_experiments(5, bundle_root)[0]
     train(row, tmp_path / "runs", {}, bundle_root)
     other = tmp_path / "train.json"
-    other.write_text((bundle_root / "configs/train.json").read_text().replace('"prob": 0.5', '"prob": 0.25'))
+    other.write_text(
+        (bundle_root / "configs/train.json").read_text().replace('"warmup_updates": 200', '"warmup_updates": 100')
+    )
     with pytest.raises(ExperimentError, match="or configs"):
         train(Experiment(row.path, (other, *row.base[1:])), tmp_path / "runs", {}, bundle_root)
 

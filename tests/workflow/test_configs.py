@@ -14,8 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
-from bundle.networks import ICONet
-from bundle.transforms import KSpaceTruncation
+from bundle.networks import ICONet, build_network
+from bundle.training.degradation import PLAIN, Shares
 
 WORKFLOWS = [("train.json", "training"), ("evaluate.json", "evaluation"), ("inference.json", "inference")]
 
@@ -113,7 +113,8 @@ def test_monai_bundle_load_gives_the_network_with_the_shipped_weights(bundle_roo
     run_in_root(monkeypatch, bundle_root)
     loaded = monai.bundle.load("iconet_sr", bundle_dir=str(parent), source="github", repo="local/local/local")
     weights = torch.load(bundle_root / "models/model.pt", weights_only=True)
-    assert type(loaded).__name__ == "ICONet"
+    name = json.loads((bundle_root / "configs/train.json").read_text())["network_name"]
+    assert type(loaded).__name__ == type(build_network(name)).__name__
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in weights.items())
 
 
@@ -125,36 +126,25 @@ def training_config(bundle_root: Path, overlay: str = "", **options: Any) -> Con
 
 
 @pytest.mark.parametrize(
-    ("options", "smooths"),
+    ("options", "shares"),
     [
-        ({}, True),
-        ({"smooth_prob": 0}, False),
-        ({"scale": 4}, False),
-        ({"scale": 4, "smooth_prob": 0.1}, True),
-        ({"overlay": "configs/experiments/paper.yaml"}, False),
-        ({"overlay": "configs/experiments/alike.yaml"}, False),
+        ({}, Shares()),
+        ({"scale": 4}, Shares()),
+        ({"degradation": "plain"}, PLAIN),
+        ({"overlay": "configs/experiments/paper.yaml"}, PLAIN),
+        ({"overlay": "configs/experiments/alike.yaml"}, PLAIN),
     ],
 )
-def test_patches_are_smoothed_where_the_options_say_so(options, smooths, bundle_root):
-    chain = training_config(bundle_root, **options).get_parsed_content("train#preprocessing")
-    assert ("RandGaussianSmoothd" in {type(t).__name__ for t in chain.transforms}) == smooths
+def test_inputs_are_degraded_as_the_options_and_the_papers_say(options, shares, bundle_root):
+    acquisition = training_config(bundle_root, **options).get_parsed_content("train#acquisition")
+    assert acquisition.shares == shares and acquisition.scale == options.get("scale", 2)
 
 
-def test_smoothed_patches_lack_fine_detail_in_truth_and_input_alike(bundle_root, training_folder):
-    file = {"image": str(sorted(training_folder.iterdir())[0])}
-
-    def patches(smooth_prob: float) -> list[dict[str, Any]]:
-        options = {"smooth_prob": smooth_prob, "patch_size": 16, "patches_per_volume": 12}
-        chain = training_config(bundle_root, **options).get_parsed_content("train#preprocessing")
-        return chain.set_random_state(seed=0)(file)
-
-    def roughness(patch: torch.Tensor) -> float:
-        return float(patch.diff(dim=-1).square().mean() / patch.square().mean())
-
-    sharp, smooth = patches(0), patches(1.0)
-    assert {tuple(p["label"].shape) for p in smooth} == {(1, 16, 16)}
-    assert {tuple(p["image"].shape) for p in smooth} == {(1, 8, 8)}
-    rough = [[sum(roughness(p[key]) for p in group) for group in (smooth, sharp)] for key in ("label", "image")]
-    assert rough[0][0] < 0.7 * rough[0][1] and rough[1][0] < 0.9 * rough[1][1]
-    for patch in smooth:
-        torch.testing.assert_close(patch["image"], KSpaceTruncation(2)(patch["label"][..., None])[..., 0])
+@pytest.mark.parametrize(("options", "consistency"), [({}, True), ({"line_mask_acceleration": 2}, False)])
+def test_the_batches_of_the_config_are_those_of_its_options(options, consistency, bundle_root, training_folder):
+    size = {"patch_size": 24, "batch_size": 3, "updates_per_epoch": 2}
+    config = training_config(bundle_root, dataset_dir=str(training_folder), device="cpu", **size, **options)
+    batches = list(config.get_parsed_content("train#batches"))
+    assert [tuple(b["image"].shape) for b in batches] == [(3, 1, 12, 12)] * 2
+    assert [tuple(b["label"].shape) for b in batches] == [(3, 1, 24, 24)] * 2
+    assert config.get_parsed_content("train#inferer").data_consistency is consistency

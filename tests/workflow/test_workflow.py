@@ -103,17 +103,13 @@ def test_a_patch_that_the_scale_does_not_divide_is_one_line():
         ("network_name", "huge"),
         ("device", "gpu"),
         ("nonfinite", "skip"),
+        ("degradation", "some"),
+        ("bf16", 1.5),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_one_line(key, value):
     (line,) = wrong_values({key: value})
     assert line.startswith(f"--{key} {value}: must be")
-
-
-def test_a_batch_that_the_patches_of_a_volume_do_not_divide_is_one_line():
-    assert wrong_values({"batch_size": 8, "patches_per_volume": 2}) == []
-    (line,) = wrong_values({"batch_size": 3, "patches_per_volume": 2})
-    assert line == "--batch_size 3: must be a multiple of --patches_per_volume, which is 2"
 
 
 def test_expressions_are_not_judged():
