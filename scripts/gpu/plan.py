@@ -64,9 +64,9 @@ class Entry:
 
     def overlay(self, root: Path) -> dict[str, Any]:
         """What its configs change in configs/train.json."""
-        if not self.configs:
-            return {}
-        content: dict[str, Any] = ConfigParser.load_config_files([str(root / path) for path in self.configs])
+        content: dict[str, Any] = {}
+        for path in self.configs:  # by hand: MONAI's merging would look for the keys before each "#"
+            content |= ConfigParser.load_config_file(str(root / path))
         return {key: value for key, value in content.items() if key not in LABELS}
 
     def network_options(self, root: Path) -> dict[str, Any]:

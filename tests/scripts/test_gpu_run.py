@@ -78,7 +78,7 @@ def test_an_unpacked_volume_has_the_values_of_the_same_places_within_half_a_step
     for name, (_, _, axis, _) in CASES.items():
         old, new = (nib.load(folder / "a" / name) for folder in (volumes, table.parent))
         assert new.get_data_dtype() == np.int16
-        step = new.header["scl_slope"]
+        step = new.dataobj.slope
         assert step <= np.abs(old.get_fdata()).max() / 500
         corners = np.array([[0, 0, 0, 1], [*(n - 1 for n in new.shape), 1]]).T
         there = np.linalg.inv(old.affine) @ new.affine @ corners
