@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from comparison.acquisitions import ACQUISITIONS, Acquisition, seeded, tissue
 from comparison.protocol import KnownVolume, Protocol
 from comparison.records import Row, read_rows
 
-CONSISTENCY = 1.0
+CONSISTENCY: float | Literal["auto"] = "auto"
 """Weight of data consistency: that of inference."""
 DIMMED = "dimmed"
 """Name of the check in which one slice of a volume is dimmed."""
