@@ -4,6 +4,7 @@ from bundle.physics.consistency import (
     agreed_weight,
     band_edge_gain,
     consistency_residual,
+    measured_as,
     restore_magnitude,
     restore_measured,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "in_plane_axes",
     "lowres_affine",
     "measure_grid_shift",
+    "measured_as",
     "restore_magnitude",
     "restore_measured",
     "smooth_truncate",

@@ -11,7 +11,7 @@ from bundle.physics.kspace import crop_kspace, fft2c, ifft2c, pad_kspace, trunca
 
 EDGE = 0.6
 """The edge of the measured band starts at this fraction of its half width, for :func:`band_edge_gain`."""
-TRUSTED, FILTERED = 1.1, 1.4
+TRUSTED, FILTERED = 1.15, 1.4
 """Gains at the band edge up to which the measured samples are put back in full, and from which on not at all."""
 
 
@@ -52,10 +52,23 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float | Tensor =
         real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
     """
     spectrum = fft2c(image)
-    own = ifft2c(crop_kspace(spectrum, (magnitude.shape[-2], magnitude.shape[-1])))
+    measured = _with_phase_of(crop_kspace(spectrum, (magnitude.shape[-2], magnitude.shape[-1])), magnitude)
+    return image + _correction(spectrum, measured, weight).to(image.dtype)
+
+
+def measured_as(image: Tensor, magnitude: Tensor) -> Tensor:
+    """What a magnitude image was before its magnitude was taken, if `image` is right: complex, ``(..., h, w)``.
+
+    ``restore_measured(image, measured_as(image, magnitude))`` is ``restore_magnitude(image, magnitude)``. Training
+    detaches this: signs have no gradient, and that of the phase explodes where the image is nearly zero.
+    """
+    return _with_phase_of(crop_kspace(fft2c(image), (magnitude.shape[-2], magnitude.shape[-1])), magnitude)
+
+
+def _with_phase_of(spectrum: Tensor, magnitude: Tensor) -> Tensor:
+    own = ifft2c(spectrum)
     size = own.abs()
-    phase = torch.where(size > 0, own / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
-    return image + _correction(spectrum, magnitude * phase, weight).to(image.dtype)
+    return magnitude * torch.where(size > 0, own / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
 
 
 def band_edge_gain(image: Tensor, measured: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from monai.inferers import SimpleInferer
 from torch import Tensor
 
 from bundle.networks import ICONetOutput
-from bundle.physics import restore_magnitude
+from bundle.physics import measured_as, restore_measured
 
 
 class StageInferer(SimpleInferer):
@@ -46,7 +46,7 @@ class StageInferer(SimpleInferer):
             out = _single(network(inputs, *args, return_stages=self.return_stages, **kwargs))
         if self.data_consistency:
             own = out.super_resolved[-1]
-            restored = restore_magnitude(own, inputs)
+            restored = restore_measured(own, measured_as(own.detach(), inputs))
             keep = None if measured is None else measured[:, None, None, None]
             out.super_resolved.append(restored if keep is None else torch.where(keep, restored, own))
         return out

@@ -56,3 +56,19 @@ def test_the_network_sees_all_eight_orientations() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
     flip_average(Watches(2), image, 2)
     assert len({tuple(one.flatten().tolist()) for one in seen}) == 8
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_rows_beyond_the_last_coarse_one_come_from_slices_that_are_not_flipped_there(scale: int) -> None:
+    class Counts(Fourier):
+        """Marks its own last rows, which lie before the first row of a flipped slice."""
+
+        def forward(self, image: Tensor) -> Tensor:
+            out = torch.zeros(1, 1, scale * image.shape[-2], scale * image.shape[-1])
+            out[..., 1 - scale :, :] = 1.0
+            return out
+
+    out = flip_average(Counts(scale), torch.rand(1, 1, 6, 6), scale)[0, 0]
+    edge = 6 * scale - (scale - 1)
+    assert torch.equal(out[edge:, :edge], torch.full_like(out[edge:, :edge], 0.5))  # transposed ones mark columns
+    assert torch.equal(out[:edge, :edge], torch.zeros_like(out[:edge, :edge]))

@@ -13,6 +13,7 @@ from bundle.physics import (
     band_edge_gain,
     consistency_residual,
     fourier_upsample,
+    measured_as,
     restore_magnitude,
     restore_measured,
     truncate,
@@ -173,6 +174,13 @@ def test_the_residual_is_relative_and_zero_for_nothing() -> None:
     image = random_image((8, 8)).abs()
     assert consistency_residual(2.0 * image, truncate(image, (4, 4))) == pytest.approx(1.0)
     assert consistency_residual(torch.zeros(8, 8), torch.zeros(4, 4)) == 0.0
+
+
+def test_a_magnitude_is_restored_as_what_it_was_before() -> None:
+    image, magnitude = random_image((12, 10)), random_image((6, 5), 1).abs()
+    measured = measured_as(image, magnitude)
+    assert torch.allclose(measured.abs(), magnitude)
+    assert torch.allclose(restore_measured(image, measured), restore_magnitude(image, magnitude))
 
 
 # ------------------------------------------------------------------------------------------------- filtered k-space
