@@ -170,9 +170,9 @@ class TrainingOptions:
     )
     batch_size: int = option(8, "Patches per update and process.", kind="whole", minimum=1)
     patch_size: int = option(
-        96, "Side of a patch in high-resolution voxels.", kind="whole", minimum=1, default_text="96 (4x: 128)"
+        64, "Side of a patch in high-resolution voxels.", kind="whole", minimum=1, default_text="32 times the scale"
     )
-    learning_rate: float = option(0.001, "Learning rate of Adam after the warm-up.", kind="number", minimum=0)
+    learning_rate: float = option(0.0005, "Learning rate of Adam after the warm-up.", kind="number", minimum=0)
     warmup_updates: int = option(200, "Updates over which the learning rate rises.", kind="whole", minimum=0)
     ema_momentum: float = option(
         0.002, "Share of the new weights in the moving average, which is validated and kept.", kind="share"

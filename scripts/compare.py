@@ -247,7 +247,7 @@ def main() -> None:
     )
     parser.add_argument("--every", type=int, default=1, help="use only every n-th slice of each volume")
     parser.add_argument(
-        "--data_consistency", type=consistency_weight, nargs="+", default=[0.0, 1.0], help="weights to compare"
+        "--data_consistency", type=consistency_weight, nargs="+", default=[0.0, "auto"], help="weights to compare"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results")
@@ -259,6 +259,8 @@ def main() -> None:
         sys.exit(f"--robustness and --degradation {args.degradation} are two measurements; give one of them")
     if args.robustness is not None and args.only == []:
         sys.exit("--robustness measures networks: name one after --only, or leave out --only")
+    if {1.0, "auto"} <= set(args.data_consistency):
+        sys.exit("--data_consistency: give 1 or auto, not both: the tables call both + DC")
     if args.models_dir is None:
         args.models_dir = ROOT / ("models" if args.degradation == "truncation" else "models/lines")
 

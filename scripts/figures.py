@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument(
         "--data_consistency",
         type=consistency_weight,
-        default=1.0,
+        default="auto",
         help="data consistency weight of the networks' images",
     )
     parser.add_argument("--models_dir", type=Path, default=ROOT / "models")

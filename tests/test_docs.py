@@ -57,21 +57,21 @@ def test_the_tables_are_those_of_the_raw_rows(bundle_root):
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_table_has_the_means_over_subjects_of_the_raw_rows(scale, bundle_root):
     with open(bundle_root / f"docs/results/compare_x{scale}.csv", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["modality"] == "MR" and r["method"] == "ICONet small"]
-    rows = [r for r in rows if float(r["consistency"]) == 1]
+        rows = [r for r in csv.DictReader(file) if r["modality"] == "MR" and r["method"] == "Residual SR"]
+    rows = [r for r in rows if r["consistency"] == "auto"]
     subjects = {r["subject"] for r in rows}
     value = mean(mean(float(r["psnr"]) for r in rows if r["subject"] == s) for s in subjects)
     table = (bundle_root / "docs/results/compare.md").read_text().split(f"### x{scale}")[1]
-    row = next(line for line in table.splitlines() if line.startswith("| ICONet small + DC |"))
+    row = next(line for line in table.splitlines() if line.startswith("| Residual SR + DC |"))
     assert row.split("|")[2].strip().startswith(f"{value:.2f} ±")
 
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_figures_are_those_of_the_shipped_weights(scale, bundle_root):
-    with open(weights_path(bundle_root / "models", "iconet_small", scale), "rb") as file:
+    with open(weights_path(bundle_root / "models", scale=scale), "rb") as file:
         shipped = hashlib.sha256(file.read()).hexdigest()
     costs = read_rows(bundle_root / "docs/results/cost.csv")
-    measured = [row["weights"] for row in costs if row["method"] == "ICONet small" and row["scale"] == scale]
+    measured = [row["weights"] for row in costs if row["method"] == "Residual SR" and row["scale"] == scale]
     assert measured == [shipped], "run scripts/compare.py again: docs/results are of other weights"
 
 

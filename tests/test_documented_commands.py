@@ -113,11 +113,11 @@ COMMANDS: dict[str, Run | NotRun] = {
     # the MONAI bundle
     f"{INFER} --dataset_dir IN --output_dir OUT": Run("OUT/**/*_SRx2.nii.gz"),
     f"{INFER} --scale 4 --dataset_dir IN --output_dir OUT": Run("OUT/**/*_SRx4.nii.gz"),
-    f"{EVALUATE} --dataset_dir DATA": Run("eval/iconet_small_x2/metrics.csv"),
-    f"{EVALUATE} --dataset_dir HR_FOLDER --weights runs/mine/model.pt": Run("eval/iconet_small_x2/metrics.csv"),
-    f"{TRAIN} --epochs 1 --updates_per_epoch 20": Run("runs/iconet_small_x2/model.pt", TINY),
-    f"{TRAIN} --dataset_dir DATA": Run("runs/iconet_small_x2/model.pt", TINY),
-    f"{TRAIN} --dataset_dir DATA --resume True": Run("runs/iconet_small_x2/model.pt", TINY),
+    f"{EVALUATE} --dataset_dir DATA": Run("eval/residual_sr_x2/metrics.csv"),
+    f"{EVALUATE} --dataset_dir HR_FOLDER --weights runs/mine/model.pt": Run("eval/residual_sr_x2/metrics.csv"),
+    f"{TRAIN} --epochs 1 --updates_per_epoch 20": Run("runs/residual_sr_x2/model.pt", TINY),
+    f"{TRAIN} --dataset_dir DATA": Run("runs/residual_sr_x2/model.pt", TINY),
+    f"{TRAIN} --dataset_dir DATA --resume True": Run("runs/residual_sr_x2/model.pt", TINY),
     f"{TRAIN} --dataset_dir HR_FOLDER --output_dir runs/mine": Run("runs/mine/last.pt", TINY),
     f"{TRAIN} --dataset_dir HR_FOLDER --output_dir runs/mine --resume True": Run("runs/mine/last.pt", TINY),
     f"{TRAIN} --dataset_dir DATA --split_file DATA/manifest.csv --scale 4 --output_dir runs/mine_x4": Run(

@@ -52,8 +52,8 @@ def test_the_manifest_gives_its_splits(split):
 
 @pytest.mark.parametrize("scale", [2, 4])
 def test_the_shipped_weights_beat_fourier_interpolation_on_every_unseen_mr_volume(scale, bundle_root):
-    network = build_network("iconet_small", scale).eval()
-    load_weights(network, weights_path(bundle_root / "models", "iconet_small", scale))
+    network = build_network(scale=scale).eval()
+    load_weights(network, weights_path(bundle_root / "models", scale=scale))
     gains = {}
     for row in rows(split="test", modality="MR"):
         truth = middle_slices(row)

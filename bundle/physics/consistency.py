@@ -13,6 +13,8 @@ EDGE = 0.6
 """The edge of the measured band starts at this fraction of its half width, for :func:`band_edge_gain`."""
 TRUSTED, FILTERED = 1.15, 1.4
 """Gains at the band edge up to which the measured samples are put back in full, and from which on not at all."""
+FEWEST = 16
+"""Rows and columns from which on the band edge can tell something."""
 
 
 def restore_measured(image: Tensor, measured: Tensor, weight: float | Tensor = 1.0) -> Tensor:
@@ -96,8 +98,11 @@ def agreed_weight(image: Tensor, measured: Tensor) -> Tensor:
 
     Data consistency is right for truncated k-space. If the scanner has also filtered it, the measured samples are too
     small, most of all at the edge of the band, and putting them back would undo what the network has restored. The
-    weight falls to 0 at :data:`FILTERED`, with the logarithm of the gain.
+    weight falls to 0 at :data:`FILTERED`, with the logarithm of the gain. It stays 1 for images with fewer than
+    :data:`FEWEST` rows or columns.
     """
+    if min(measured.shape[-2:]) < FEWEST:
+        return image.new_ones((*image.shape[:-2], 1, 1))
     gain = band_edge_gain(image, measured).clamp(min=1e-6)
     return (1.0 - torch.log(gain / TRUSTED) / math.log(FILTERED / TRUSTED)).clamp(0.0, 1.0)[..., None, None]
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,12 +34,15 @@ from comparison.records import Row
 BICUBIC = "aligned bicubic"
 DEGRADATIONS = ("truncation", "lines")
 
-Method = tuple[str, float | None]
+Consistency = float | Literal["auto"]
+Method = tuple[str, Consistency | None]
 """Name of a method and its data consistency weight (``None`` for interpolation, which has no such step)."""
 
 
-def consistency_weight(text: str) -> float:
-    """A data consistency weight from the command line, from 0 to 1."""
+def consistency_weight(text: str) -> Consistency:
+    """A data consistency weight from the command line: from 0 to 1, or auto, as inference chooses it."""
+    if text == "auto":
+        return "auto"
     if not 0 <= float(text) <= 1:
         raise argparse.ArgumentTypeError(f"{text}: must be from 0 to 1")
     return float(text)
@@ -198,7 +202,7 @@ class Protocol:
         return volume[..., :: self.every] if self.every > 1 else volume
 
     def predictions(
-        self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[float] = (0.0,)
+        self, low: Tensor, networks: Mapping[str, nn.Module], consistency: Sequence[Consistency] = (0.0,)
     ) -> Iterator[tuple[Method, Tensor]]:
         """Each method's volume (1, X, Y, Z) for a degraded one; a network runs once for all data consistency weights.
 
@@ -209,10 +213,11 @@ class Protocol:
         yield (BICUBIC, None), self._to_volume(aligned_bicubic_upsample(slices, self.scale))
         for name, network in networks.items():
             once = RunsOnce(network)
-            for weight in (0.0,) if self.masked else consistency:
+            weights: Sequence[Consistency] = (0.0,) if self.masked else consistency
+            for weight in weights:
                 yield (name, weight), self.super_resolve(low, once, weight)
 
-    def super_resolve(self, low: Tensor, network: RunsOnce, consistency: float) -> Tensor:
+    def super_resolve(self, low: Tensor, network: RunsOnce, consistency: Consistency) -> Tensor:
         """A degraded volume (1, X, Y, Z) through a network, exactly as in inference."""
         network.again()
         walker = SliceWalker(data_consistency=consistency)
@@ -246,7 +251,7 @@ class Protocol:
         self,
         volumes: Sequence[KnownVolume],
         networks: Mapping[str, nn.Module],
-        consistency: Sequence[float] = (0.0,),
+        consistency: Sequence[Consistency] = (0.0,),
     ) -> tuple[list[Row], list[Row]]:
         """Every method on every volume.
 

@@ -45,15 +45,15 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _value(column: str, text: str) -> Any:
-    if text and column in FIGURES:
+    if text and column in FIGURES and text != "auto":
         return float(text)
     return int(text) if text and column in COUNTS else text
 
 
 def label(row: Row) -> str:
-    """Method of a row with its data consistency: "X", "X + DC", "X + DC 0.5"."""
+    """Method of a row with its data consistency: "X", "X + DC" (auto or 1), "X + DC 0.5"."""
     weight = row.get("consistency") or 0.0
-    return row["method"] + ("" if weight == 0 else " + DC" if weight == 1 else f" + DC {weight:g}")
+    return row["method"] + ("" if weight == 0 else " + DC" if weight in (1, "auto") else f" + DC {weight:g}")
 
 
 def joined(old: Sequence[Row], new: Sequence[Row]) -> list[Row]:

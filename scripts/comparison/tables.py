@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from bundle.networks import NETWORKS
+from bundle.options import DEFAULT_NETWORK
 from comparison.protocol import BICUBIC, ZERO_FILLED
 from comparison.records import Row, label
 from comparison.statistics import Difference, paired_difference, spread, subject_means
@@ -67,8 +68,8 @@ class Results:
 def _place(row: Row) -> tuple[int, float]:
     """Sort key: interpolation first, then the networks in :data:`TABLE_ORDER`, then others in their order."""
     names = [ZERO_FILLED, BICUBIC, *(NETWORKS[name].title for name in TABLE_ORDER)]
-    method = row["method"]
-    return (names.index(method) if method in names else len(names)), float(row.get("consistency") or 0.0)
+    method, weight = row["method"], row.get("consistency") or 0.0
+    return (names.index(method) if method in names else len(names)), 1.0 if weight == "auto" else float(weight)
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -173,7 +174,7 @@ def readme_table(comparisons: Iterable[tuple[int, Results]]) -> str:
     """
     found = []
     for scale, results in comparisons:
-        methods = [method for method in results.methods if method.startswith(NETWORKS["iconet_small"].title)]
+        methods = [method for method in results.methods if method.startswith(NETWORKS[DEFAULT_NETWORK].title)]
         found += [(scale, results, group, methods[-1]) for group in results.modalities if methods]
     found.sort(key=lambda row: modality_place(row[2]))  # keeps the order of the scales
     rows = []

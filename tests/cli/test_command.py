@@ -252,7 +252,7 @@ def test_two_runs_do_not_share_an_output_folder(one: Path, tmp_path: Path) -> No
 
 def test_the_log_has_one_json_object_a_line_and_grows(one: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        command(tmp_path / "in", tmp_path / "out", "--log-json", tmp_path / "log.jsonl")
+        command(tmp_path / "in", tmp_path / "out", "--data-consistency", "1", "--log-json", tmp_path / "log.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     events = [line["event"] for line in lines if "event" in line]
     assert events == ["start", "device", "volume", "done", "end", "start", "skipped", "end"]
@@ -266,7 +266,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
     (tmp_path / "in" / "bad.nii").write_bytes(b"")
     assert command(tmp_path / "in", tmp_path / "out", "--report").exit_code == 1
     page = (tmp_path / "out" / "report.html").read_text()
-    for text in ("a/x.nii.gz", "&lt;b&gt;&amp;.nii", "bad.nii: empty file", "iconet_small"):
+    for text in ("a/x.nii.gz", "&lt;b&gt;&amp;.nii", "bad.nii: empty file", "residual_sr"):
         assert text in page
     assert "<b>&.nii" not in page and str(tmp_path / "out") not in page
     assert command(one, tmp_path / "fine.nii.gz", "--report").exit_code == 0
@@ -292,9 +292,9 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("empty", "out"), "no NIfTI volumes"),
         (("empty.nii", "out"), "no NIfTI volumes"),
         (("notes.txt", "out"), "notes.txt"),
-        (("in", "out", "--network-name", "nonet"), "no network 'nonet'; there are iconet_small"),
+        (("in", "out", "--network-name", "nonet"), "no network 'nonet'; there are residual_sr"),
         (("in", "out", "--device", "abacus"), "no device 'abacus'"),
-        (("in", "out", "--scale", "8"), "no weights of iconet_small 8x"),
+        (("in", "out", "--scale", "8"), "no weights of residual_sr 8x"),
         (("in", "out", "--weights", "notes.txt"), "not a file of plain tensors"),
         (("in", "out", "--log-json", "notes.txt"), "is not a log of JSON lines"),
         (("in", "out", "--log-json", "notes.txt/log"), "the log cannot be written"),

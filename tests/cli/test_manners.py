@@ -127,7 +127,10 @@ def test_what_needs_no_network_loads_neither_pytorch_nor_monai(
 
 def test_a_network_without_shipped_weights_is_answered_with_those_that_have_some(scan: Path, tmp_path: Path) -> None:
     line = one_line(scan, tmp_path / "out", "--network-name", "vdsr")
-    assert "there: iconet_small 2x, iconet_small 4x" in line and "weights of your own" in line
+    assert (
+        "there: residual_sr 2x, residual_sr 4x, iconet_small 2x, iconet_small 4x" in line
+        and "weights of your own" in line
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), [("--nan", "--nonfinite"), ("--network", "--network-name")])

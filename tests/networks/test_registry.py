@@ -11,6 +11,7 @@ from monai.bundle import ConfigParser
 from bundle.inference.shipped import weights_path
 from bundle.networks import NETWORKS, build_network, iconet
 from bundle.networks.single_step import SingleStepNetwork
+from bundle.options import DEFAULT_NETWORK
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -52,8 +53,9 @@ def test_an_unknown_argument_is_an_error_that_names_it(name: str) -> None:
         build_network(name, widths=3)
 
 
-def test_without_a_name_the_small_iconet_is_built() -> None:
-    assert build_network().state_dict().keys() == iconet("small", 2).state_dict().keys()
+def test_without_a_name_the_default_network_is_built() -> None:
+    assert type(build_network()) is type(build_network(DEFAULT_NETWORK, 2))
+    assert build_network().state_dict().keys() == build_network(DEFAULT_NETWORK, 2).state_dict().keys()
 
 
 def test_further_arguments_reach_the_network() -> None:
@@ -68,9 +70,10 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "file"),
     [
-        ("iconet_small", 2, "model.pt"),
-        ("iconet_small", 4, "model_x4.pt"),
-        ("iconet_small", 8, "model_x8.pt"),
+        ("residual_sr", 2, "model.pt"),
+        ("residual_sr", 4, "model_x4.pt"),
+        ("residual_sr", 8, "model_x8.pt"),
+        ("iconet_small", 2, "model_iconet_small_x2.pt"),
         ("iconet_paper", 2, "model_iconet_paper_x2.pt"),
         ("t2net", 4, "model_t2net_x4.pt"),
     ],

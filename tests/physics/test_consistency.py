@@ -213,11 +213,16 @@ def test_samples_that_a_filter_made_smaller_are_not_put_back(kind: str) -> None:
 
 
 def test_the_weight_falls_from_one_to_zero_between_the_two_gains() -> None:
-    low = torch.rand(15, 15, dtype=torch.float64) + 1.0  # odd: no unpaired row; positive: no sign is lost
-    image = fourier_upsample(low, (30, 30))
+    low = torch.rand(17, 17, dtype=torch.float64) + 1.0  # odd: no unpaired row; positive: no sign is lost
+    image = fourier_upsample(low, (34, 34))
     gains = [1.0, TRUSTED, (TRUSTED * FILTERED) ** 0.5, FILTERED, 2.0]
     weights = [float(agreed_weight(gain * image, low)) for gain in gains]
     assert weights == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0], abs=0.02)
+
+
+def test_small_images_tell_too_little_to_take_them_for_filtered() -> None:
+    image = brain_like()[20:50, 20:50]
+    assert float(agreed_weight(3.0 * image, truncate(image, (15, 15)))) == 1.0
 
 
 def test_each_image_of_a_batch_has_its_own_weight_and_an_empty_one_keeps_it() -> None:

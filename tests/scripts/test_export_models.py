@@ -259,8 +259,10 @@ def test_the_script_keeps_no_file_that_is_not_the_network(
 def test_what_has_weights_is_exported_and_shown_as_a_table(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert script.shipped() == [("iconet_small", 2), ("iconet_small", 4)]
-    monkeypatch.setattr(sys, "argv", ["export.py", "--scales", "2", "--output_dir", str(tmp_path / "out")])
+    assert script.shipped() == [(name, scale) for name in ("residual_sr", "iconet_small") for scale in (2, 4)]
+    monkeypatch.setattr(
+        sys, "argv", ["export.py", "--scales", "2", "--networks", "iconet_small", "--output_dir", str(tmp_path / "out")]
+    )
     script.main()
     head, *lines, _ = capsys.readouterr().out.splitlines()
     assert head.split()[:3] == ["network", "slice", "form"]
@@ -285,7 +287,7 @@ def test_the_script_names_a_wrong_argument(
 
 
 def load(network: ICONet) -> str:
-    return load_weights(network, ROOT / "models" / "model.pt")
+    return load_weights(network, ROOT / "models" / "model_iconet_small_x2.pt")
 
 
 def test_the_tensorrt_overlay_parses_over_the_inference_config() -> None:

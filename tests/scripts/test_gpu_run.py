@@ -30,7 +30,6 @@ from bundle.networks import NETWORKS
 from bundle.options import CONFIG_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-TO_COME = {"networks": {"residual_sr"}, "options": {"bf16"}}
 
 # --------------------------------------------------------------------------------------------------------------- data
 
@@ -161,14 +160,13 @@ def test_the_plan_of_the_repository_has_the_queue_in_order_with_options_that_exi
     assert sum(plan.shares.values()) == pytest.approx(1)
     assert plan.at_once == (1 if device == "cpu" else 3)
     trained = {(e.network_name, e.scale) for e in plan.queue if not e.configs}
-    assert trained == {(name, scale) for name in NETWORKS.keys() | TO_COME["networks"] for scale in (2, 4)}
+    assert trained == {(name, scale) for name in NETWORKS for scale in (2, 4)}
     rows = [entry for entry in plan.queue if entry.configs]
     assert len(rows) == 16 and all(entry.network_name == "iconet_paper" for entry in rows)
     assert {entry.scale for entry in rows} == {2, 4}
     for entry in plan.queue:
-        assert entry.network_name in NETWORKS.keys() | TO_COME["networks"]
-        known = CONFIG_OPTIONS.keys() | TO_COME["options"]
-        assert not [key for key in entry.options if key not in known and not key.startswith("network_def#")]
+        assert entry.network_name in NETWORKS
+        assert not [key for key in entry.options if key not in CONFIG_OPTIONS and not key.startswith("network_def#")]
     baselines = [e for e in plan.queue if e.network_name in NETWORKS and NETWORKS[e.network_name].is_baseline]
     assert len({e.updates for e in baselines}) == 1 and not any(e.fit for e in baselines), "compared at equal updates"
 
