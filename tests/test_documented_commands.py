@@ -179,7 +179,7 @@ COMMANDS: dict[str, Run | NotRun] = {
         "tests/scripts/test_alike.py::test_one_command_trains_and_another_makes_the_tables"
     ),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --split val --scales 2 "
-    "--network iconet_small=runs/mine/model.pt --output_dir eval/mine": Run("eval/mine/results.md", "--device cpu"),
+    "--network residual_sr=runs/mine/model.pt --output_dir eval/mine": Run("eval/mine/results.md", "--device cpu"),
     "python scripts/compare.py DATA --split_file DATA/manifest.csv --scales 2 "
     "--network iconet_small=head_alone_x{scale}.pt --only iconet_small --output_dir eval/head_alone": NotRun(
         "needs the weights that the block before it makes; the command of the page on training is the same with others"

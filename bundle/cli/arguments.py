@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,15 @@ class _NumberOrWord(click.FloatRange):
         self.name = " or ".join([*words, "0 to 1"])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value in self.words else super().convert(value, param, ctx)
+        if value in self.words:
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not 0.0 <= number <= 1.0:
+            self.fail(f"{value!r} is not {' or '.join([*self.words, 'a number from 0 to 1'])}", param, ctx)
+        return number
 
 
 def _type(about: Option) -> Any:

@@ -56,7 +56,7 @@ class ResidualSR(SingleStepNetwork):
             self.last.weight.mul_(0.003)  # close to the image skip, see bundle.networks.initial.start_small
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        maps = self.first(image.contiguous(memory_format=torch.channels_last))
+        maps = self.first(image).contiguous(memory_format=torch.channels_last)  # which the convolutions keep
         return [], torch.pixel_shuffle(self.last(self.body(maps) + maps), self.scale)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bundle.networks.config import SCALES
 from bundle.networks.iconet import ICONetOutput
 from bundle.networks.initial import start_small
-from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+from bundle.networks.upsample import FourierUpsample, aligned_bicubic_upsample, fourier_image_upsample
 
 INTERPOLATIONS = ("bicubic", "fourier")
 IMAGE_SKIPS = ("none", *INTERPOLATIONS)
@@ -43,6 +43,7 @@ class SingleStepNetwork(nn.Module):
         self.scale = scale
         self.in_channels = in_channels
         self.image_skip = image_skip
+        self.fourier = FourierUpsample(scale) if image_skip == "fourier" else None  # a module, which exporters exchange
 
     def forward(self, image: Tensor, return_stages: bool = False) -> Tensor | ICONetOutput:
         """Super-resolve a batch of slices.
@@ -58,7 +59,9 @@ class SingleStepNetwork(nn.Module):
         if image.ndim != 4 or image.shape[1] != self.in_channels:
             raise ValueError(f"expected slices (B, {self.in_channels}, h, w), got shape {list(image.shape)}")
         reconstructions, super_resolved = self.estimate(image)
-        if self.image_skip != "none":
+        if self.fourier is not None:
+            super_resolved = super_resolved + self.fourier(image)
+        elif self.image_skip != "none":
             super_resolved = super_resolved + interpolate(image, self.scale, self.image_skip)
         if return_stages:
             return ICONetOutput(reconstructions, [super_resolved])

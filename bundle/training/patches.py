@@ -37,7 +37,7 @@ class SlicePool:
         device: for the voxels.
 
     Raises:
-        ValueError: no volumes.
+        ValueError: no volumes, or one of another shape.
     """
 
     def __init__(self, volumes: Iterable[Tensor], patch_size: int, device: torch.device | str = "cpu") -> None:
@@ -141,6 +141,8 @@ def prepare_batch(
 
 def _slices(volume: Tensor) -> Tensor:
     """(1, X, Y[, Z]) -> (Z, X, Y) float32 on the CPU, without empty slices; what lies below the window is set to 0."""
+    if volume.shape[0] != 1 or volume.ndim not in (3, 4):
+        raise ValueError(f"patches are cut from volumes (1, X, Y, Z), got shape {list(volume.shape)}")
     plain = volume.as_subclass(Tensor)[0].to("cpu", torch.float32).clamp(min=0.0)
     slices = plain[None] if plain.ndim == 2 else plain.permute(2, 0, 1)
     busy = slices.amax(dim=(1, 2)) > 0

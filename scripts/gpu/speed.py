@@ -51,7 +51,9 @@ def measure(entry: Entry, device: str, seconds: float, tiny: bool = False) -> di
         seconds: for the updates, and again for the slices.
         tiny: one patch of 32 and one slice of 16 in place of the plan's.
     """
-    batch, patch = (1, 32) if tiny else (int(entry.options["batch_size"]), int(entry.options["patch_size"]))
+    batch, patch = (
+        (1, 32) if tiny else (int(entry.options["batch_size"]), int(entry.options.get("patch_size", 32 * entry.scale)))
+    )
     slices, side = (1, 16) if tiny else (SLICES if device == "cuda" else 1, SIDE)
     half = bool(entry.options.get("bf16", False))
     network = build_network(entry.network_name, entry.scale, **entry.network_options(ROOT)).to(device)

@@ -283,7 +283,7 @@ def test_a_report_shows_what_is_done_now_and_what_was_done_before(one: Path, tmp
         (("gone", "out"), "no such file or folder; check the path"),
         (("in", "out", "--scale", "3"), "'3' is not one of '2', '4', '8'"),
         (("in", "out", "--slice-axes", "1"), "no such option"),
-        (("in", "out", "--data-consistency", "2"), "not in the range"),
+        (("in", "out", "--data-consistency", "2"), "auto or a number from 0 to 1"),
         (("in", "in"), "input and output folder are the same"),
         (("in", "in/a/x.nii.gz"), "would overwrite an input"),
         (("in/a/x.nii.gz", "in/a/x.nii.gz"), "would overwrite an input"),

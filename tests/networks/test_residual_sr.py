@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bundle.networks import ICONetOutput, build_network
 from bundle.networks.residual_sr import ResidualSR
-from bundle.networks.upsample import fourier_image_upsample
+from bundle.networks.upsample import FourierUpsample, fourier_image_upsample
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -65,7 +65,17 @@ def test_any_matrix_is_super_resolved_to_scale_times_its_size(scale, size):
 def test_nothing_in_it_depends_on_absolute_brightness():
     network = build_network("residual_sr")
     assert not [name for name, _ in network.named_parameters() if not name.endswith("weight")]
-    assert {type(m) for m in network.modules() if not list(m.children())} == {nn.Conv2d}
+    assert {type(m) for m in network.modules() if not list(m.children())} == {nn.Conv2d, FourierUpsample}
+
+
+def test_the_maps_of_all_blocks_have_their_channels_last() -> None:
+    network, last = build_network("residual_sr"), []
+    for block in network.body:
+        block.register_forward_hook(
+            lambda _m, _i, out: last.append(out.is_contiguous(memory_format=torch.channels_last))
+        )
+    network(torch.rand(2, 1, 12, 10))
+    assert len(last) == 16 and all(last)
     assert all(m.bias is None for m in network.modules() if isinstance(m, nn.Conv2d))
     assert not list(network.buffers())
 

@@ -215,9 +215,16 @@ def test_samples_that_a_filter_made_smaller_are_not_put_back(kind: str) -> None:
 def test_the_weight_falls_from_one_to_zero_between_the_two_gains() -> None:
     low = torch.rand(17, 17, dtype=torch.float64) + 1.0  # odd: no unpaired row; positive: no sign is lost
     image = fourier_upsample(low, (34, 34))
-    gains = [1.0, TRUSTED, (TRUSTED * FILTERED) ** 0.5, FILTERED, 2.0]
+    gains = [1.0, TRUSTED, (TRUSTED * FILTERED) ** 0.5, FILTERED, 3.0]
     weights = [float(agreed_weight(gain * image, low)) for gain in gains]
     assert weights == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0], abs=0.02)
+
+
+def test_an_interpolated_image_with_an_empty_edge_is_not_taken_for_filtered() -> None:
+    smooth = fourier_upsample(truncate(brain_like(), (9, 9)), (32, 32)) + 1.0
+    sharper = fourier_upsample(smooth + 0.1 * torch.rand(32, 32, dtype=torch.float64), (64, 64))
+    assert float(band_edge_gain(sharper, smooth)) > FILTERED
+    assert float(agreed_weight(sharper, smooth)) == 1.0
 
 
 def test_small_images_tell_too_little_to_take_them_for_filtered() -> None:

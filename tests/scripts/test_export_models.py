@@ -37,12 +37,12 @@ from release.exports.operators import (
     selective_scan_segments,
     with_onnx_parts,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.inference.weights import load_weights
-from bundle.networks import ICONet, iconet
+from bundle.networks import ICONet, build_network, iconet
 from bundle.networks.fusion import SemanticAttentionBlock
 from bundle.networks.upsample import FourierUpsample, fourier_image_upsample
 from bundle.ops import use_backend
@@ -178,8 +178,8 @@ def test_a_wrong_file_is_seen() -> None:
 
 def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency(tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), flags=re.S)
-    network = iconet("small", 2).eval()
-    write_onnx(network, tmp_path / "exports" / "iconet_small_x2.onnx", describe("iconet_small", 2, load(network)))
+    network = build_network("residual_sr", 2).eval()
+    write_onnx(network, tmp_path / "exports" / "residual_sr_x2.onnx", describe("residual_sr", 2, load(network)))
     source = nib.load(SAMPLE)
     voxels = np.asarray(source.dataobj, dtype=np.float32)[40:69, 50:74, 4:7].copy()
     voxels[..., 2] = 7.0  # a constant slice
@@ -286,8 +286,8 @@ def test_the_script_names_a_wrong_argument(
     assert f"error: argument {arguments[0]}: invalid" in capsys.readouterr().err
 
 
-def load(network: ICONet) -> str:
-    return load_weights(network, ROOT / "models" / "model_iconet_small_x2.pt")
+def load(network: nn.Module) -> str:
+    return load_weights(network, ROOT / "models" / "model.pt")
 
 
 def test_the_tensorrt_overlay_parses_over_the_inference_config() -> None:

@@ -24,7 +24,7 @@ class OnnxForm(nn.Module):
     """A network that is traced in the forms of this module; when it is called otherwise, it runs as usual.
 
     Args:
-        network: an :class:`bundle.networks.ICONet`.
+        network: ICONet, or another with the Fourier upsampling module.
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -67,7 +67,7 @@ def write_onnx(network: nn.Module, path: Path, description: Mapping[str, str]) -
     minute of reasoning about symbolic sizes (loops written as its ``scan`` operator), docs/exports.md.
 
     Args:
-        network: an :class:`bundle.networks.ICONet` on the CPU; put into evaluation mode.
+        network: ICONet or the default network, on the CPU; put into evaluation mode.
         path: ends in ``.onnx``; written as a whole or not at all. The description becomes its ``metadata_props``.
     """
     import onnx
