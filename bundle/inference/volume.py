@@ -111,7 +111,7 @@ def _filtered(weights: Sequence[float], walker: SliceWalker) -> list[str]:
     if walker.data_consistency != "auto" or fewer <= 0.1 * len(weights):
         return []
     return [
-        f"the network takes k-space of {fewer} of {len(weights)} slices for filtered (blurred by the scanner): it "
+        f"{fewer} of {len(weights)} slices look as if k-space was filtered, or show a very smooth object: the network "
         "sharpens them, and the measured samples are not put back there; --data_consistency 1 puts them back"
     ]
 

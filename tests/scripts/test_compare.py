@@ -355,7 +355,8 @@ def test_one_subject_shows_neither_deviation_nor_limits():
 def test_the_pages_are_made_of_the_files_and_put_into_the_readme(tmp_path):
     folder = tmp_path / "results"
     for scale in (2, 4):
-        write_rows(comparison_file(folder, "truncation", scale), two_methods())
+        shipped = [{**r, "method": r["method"].replace("ICONet small", "Residual SR")} for r in two_methods()]
+        write_rows(comparison_file(folder, "truncation", scale), shipped)
     write_rows(comparison_file(folder, "lines", 2), [{**r, "degradation": "lines"} for r in two_methods()])
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- results -->\nold\n<!-- /results -->\nb\n")
@@ -366,7 +367,7 @@ def test_the_pages_are_made_of_the_files_and_put_into_the_readme(tmp_path):
         f"| MR {scale}x | 3 (2) | {gain}" for scale in (2, 4)
     ]
     assert f"| {ZERO_FILLED} | 33.00 ± 2.83 | 0.9000 ± 0.0000 |  |  |" in summary(folder)
-    assert "| ICONet small | 34.00 ± 2.12 | 0.9000 ± 0.0000 | +1.00 [+0.50, +1.50] | +0.50 |" in summary(folder)
+    assert "| Residual SR | 34.00 ± 2.12 | 0.9000 ± 0.0000 | +1.00 [+0.50, +1.50] | +0.50 |" in summary(folder)
     text = (tmp_path / "results.md").read_text()
     assert text == page(folder, "results")
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
