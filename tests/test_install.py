@@ -102,7 +102,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
 
 
 def test_the_wheel_holds_the_package_with_weights_configs_and_licences_and_is_small(wheel):
-    assert wheel.stat().st_size <= 12e6
+    assert wheel.stat().st_size <= 14e6  # two networks, two scales
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         pt = archive.read("bundle/models/model_x4.pt")
