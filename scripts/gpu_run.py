@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
                 plan, args.data = small(plan), sample_pack(args.output)
             Run(args, plan, device).go()
     except Timeout:
-        sys.exit(f"{args.output}: another run is at work there")
+        sys.exit(f"{args.output}: another run is using this folder")
     print((args.output / "table.md").read_text(), flush=True)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
+from state_files import load_through_file
 from torch import Tensor, nn
 
 from bundle.networks import NETWORKS, ICONetOutput, build_network
@@ -193,10 +193,7 @@ def test_weights_are_plain_float32_and_give_the_same_result_when_loaded_or_copie
     network, other, x = tiny(name, seed=0), tiny(name, seed=1), noise(1, 1, 9, 10)
     assert all(t.dtype == torch.float32 for t in network.state_dict().values())
     assert not torch.equal(network(x), other(x))
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    load_through_file(network, other)
     assert torch.equal(network(x), other(x))
     assert torch.equal(network(x), copy.deepcopy(network)(x))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
 
 import pytest
 import torch
+from state_files import load_through_file
 from torch import Tensor, nn
 
 from bundle.networks import NETWORK_SIZES, ICONet, ICONetConfig, ICONetOutput, iconet
@@ -303,10 +303,7 @@ def test_arguments_override_those_of_a_named_size() -> None:
 def test_weights_saved_and_loaded_give_the_same_result(share_stages: bool) -> None:
     network, other, x = tiny(4, 0, share_stages=share_stages), tiny(4, 1, share_stages=share_stages), image(1, 1, 6, 5)
     assert not torch.equal(network(x), other(x))
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    load_through_file(network, other)
     assert torch.equal(network(x), other(x))
 
 

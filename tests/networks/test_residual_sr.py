@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from state_files import load_through_file
 from torch import Tensor, nn
 
 from bundle.networks import ICONetOutput, build_network
@@ -105,10 +105,7 @@ def test_weights_are_plain_float32_and_give_the_same_result_when_loaded():
     network, other, x = small(seed=0), small(seed=1), noise(1, 1, 9, 10)
     assert all(t.dtype == torch.float32 for t in network.state_dict().values())
     assert not torch.equal(network(x), other(x))
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    file.seek(0)
-    other.load_state_dict(torch.load(file, weights_only=True))
+    load_through_file(network, other)
     assert torch.equal(network(x), other(x))
 
 
