@@ -29,10 +29,10 @@ class Shares:
         noisy: Rician or, in one case of four, non-central chi noise of four coils; the target has no added noise.
     """
 
-    blurred: float = 0.3
+    blurred: float = 0.5
     faded: float = 0.75
     phase: float = 0.2
-    filtered: float = 0.25
+    filtered: float = 0.15
     partial: float = 0.04
     noisy: float = 0.25
 
