@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bundle.data.dicom.frame import CLASSIC, Image
+from bundle.data.dicom.header import read_dataset
 from bundle.data.dicom.scaling import Encoding
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ _REMOVED = (
 
 _LOSSY = {"1.2.840.10008.1.2.4.50": "ISO_10918_1", "1.2.840.10008.1.2.4.51": "ISO_10918_1"}
 """Transfer syntaxes that are always lossy, and their LossyImageCompressionMethod."""
+
+
+_TORN = ("PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber", "FrameOfReferenceUID")
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,22 @@ def derive_instance(dataset: Dataset, image: Image, derivation: Derivation, inst
     _keep_lossy(dataset, image)
 
 
+def adopt(dataset: Dataset, image: Image, lead: Image) -> Image:
+    """Give an instance the patient, study, series and frame of reference of the volume's first one.
+
+    They differ where slices were joined that an anonymiser has torn apart.
+    """
+    source = read_dataset(lead.path, list(_TORN))
+    for name in _TORN:
+        if name in source:
+            dataset[name] = source[name]
+        elif name in dataset:
+            del dataset[name]
+    return replace(
+        image, study=lead.study, series=lead.series, patient=lead.patient, frame_of_reference=lead.frame_of_reference
+    )
+
+
 def source_item(image: Image, frames: list[int] | None = None) -> Dataset:
     """An item of SourceImageSequence; `frames` (from 0) for a multi-frame source."""
     from pydicom.dataset import Dataset
@@ -136,6 +156,7 @@ def set_pixels(dataset: Dataset, encoding: Encoding, rows: int, columns: int, pi
 
     dataset.Rows, dataset.Columns = rows, columns
     dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = dataset.get("PhotometricInterpretation") or "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, encoding.bits, encoding.bits - 1
     _set_sign(dataset, encoding)
     dataset.PixelRepresentation = int(encoding.signed)

@@ -40,7 +40,7 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
 
     groups = dataset.PerFrameFunctionalGroupsSequence
     frames = [deepcopy(groups[index]) for index in indices]
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared = _shared_groups(dataset)
     for group in (shared, *frames):
         _divide_spacing(group, derivation.scale)
         for name in _FRAME_TYPES:
@@ -72,7 +72,7 @@ def set_scaling(dataset: Dataset, slopes: Sequence[float], intercepts: Sequence[
     """Give each frame its own linear scaling, replacing the source's."""
     from pydicom.dataset import Dataset
 
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared = _shared_groups(dataset)
     frames = dataset.PerFrameFunctionalGroupsSequence
     if "PixelValueTransformationSequence" in shared:
         kept = shared.PixelValueTransformationSequence[0].get("RescaleType", "US")
@@ -87,6 +87,16 @@ def set_scaling(dataset: Dataset, slopes: Sequence[float], intercepts: Sequence[
     for group in (shared, *frames):
         if "RealWorldValueMappingSequence" in group:
             del group.RealWorldValueMappingSequence
+
+
+def _shared_groups(dataset: Dataset) -> Dataset:
+    """The item of the shared functional groups, made if there is none (every group may be per frame)."""
+    from pydicom.dataset import Dataset
+
+    if not dataset.get("SharedFunctionalGroupsSequence"):
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]
+    item: Dataset = dataset.SharedFunctionalGroupsSequence[0]
+    return item
 
 
 def _divide_spacing(group: Dataset, scale: int) -> None:

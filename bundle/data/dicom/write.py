@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bundle.data.dicom.derive import Derivation, decimal_text, derivation_from, derive_instance, set_pixels, values_of
+from bundle.data.dicom.derive import (
+    Derivation,
+    adopt,
+    decimal_text,
+    derivation_from,
+    derive_instance,
+    set_pixels,
+    values_of,
+)
 from bundle.data.dicom.enhanced import derive_frames, set_scaling
 from bundle.data.dicom.frame import ENHANCED, Image
 from bundle.data.dicom.header import read_dataset
@@ -86,12 +94,12 @@ def write_series(
     _check_folder(target, volume)
     derivation = derivation_from(provenance or {}, scale, volume.series.label, _version(), _creation_time())
     encoding = plan_encoding(volume.frames, voxels_sr)
-    numbers = _instance_numbers(volume)
+    numbers, lead = _instance_numbers(volume), _lead(volume)
     names: list[str] = []
     with disk_errors(target), _replacing_folder(target) as partial:
         for image, slices in _by_file(volume).items():
             number = numbers[image]
-            dataset = _derived(image, slices, voxels_sr, encoding, derivation, number)
+            dataset = _derived(image, slices, voxels_sr, encoding, derivation, number, lead)
             names.append(f"{PREFIX}{number:05d}.dcm")
             _save(partial / names[-1], dataset, image)
     return SeriesWritten([target / name for name in sorted(names)], tuple(_doubts(encoding)))
@@ -101,7 +109,13 @@ def write_series(
 
 
 def _derived(
-    image: Image, slices: list[int], voxels: np.ndarray, encoding: Encoding, derivation: Derivation, number: int
+    image: Image,
+    slices: list[int],
+    voxels: np.ndarray,
+    encoding: Encoding,
+    derivation: Derivation,
+    number: int,
+    lead: Image | None,
 ) -> Dataset:
     """The derived data set of one source file; `slices` are the volume's slices in that file."""
     dataset = read_dataset(image.path)
@@ -109,6 +123,8 @@ def _derived(
     if len(pixels) > MAX_PIXEL_BYTES:
         fail(image.path, f"{len(pixels)} bytes of pixels do not fit into one DICOM object", "write NIfTI or split it")
     with guarded(image.path, "an attribute cannot be copied", "correct the header or write NIfTI"):
+        if lead is not None:
+            image = adopt(dataset, image, lead)
         derive_instance(dataset, image, derivation, number)
         if image.sop_class in ENHANCED:
             derive_frames(dataset, image, [encoding.frames[at].index for at in slices], derivation)
@@ -180,6 +196,13 @@ def _by_file(volume: DicomVolume) -> dict[Image, list[int]]:
     for at, frame in enumerate(volume.frames):
         files.setdefault(frame.image, []).append(at)
     return files
+
+
+def _lead(volume: DicomVolume) -> Image | None:
+    """The image whose patient, study and series all others take, if these differ (joined slices)."""
+    images = [frame.image for frame in volume.frames]
+    known = {(image.patient, image.study, image.series, image.frame_of_reference) for image in images}
+    return images[0] if len(known) > 1 else None
 
 
 def _instance_numbers(volume: DicomVolume) -> dict[Image, int]:
