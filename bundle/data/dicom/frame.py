@@ -24,7 +24,6 @@ VALUES = (
     *("DiffusionDirectionality", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase"),
     *("NominalPercentageOfRespiratoryPhase", "InversionTime", "InversionTimes", "FlipAngle", "RepetitionTime", "KVP"),
     *("ConvolutionKernel", "ReceiveCoilName", "VelocityEncodingDirection", "SequenceName", "ScanOptions"),
-    *("FrameAcquisitionNumber", "AcquisitionNumber"),
 )
 """Attributes of a whole volume, the most meaningful first; they are compared by value."""
 
@@ -37,20 +36,23 @@ TIMES = (
 )
 """Attributes of a volume that may drift from slice to slice; where they do, they are compared by rank in a place."""
 
+ACQUISITIONS = ("FrameAcquisitionNumber", "AcquisitionNumber")
+"""They number volumes, or what is acquired at a time: compared as TIMES."""
+
 PRIVATE = {
-    **{(0x0019, 0x0C): "Siemens b-value", (0x0019, 0x0E): "Siemens gradient direction"},
+    **{(0x0019, 0x0C): "Siemens b-value", (0x0043, 0x39): "GE b-value"},
+    **{(0x2001, 0x03): "Philips b-value", (0x0065, 0x09): "UIH b-value"},
+    **{(0x0019, 0x0E): "Siemens gradient direction", (0x0065, 0x37): "UIH gradient direction"},
     **{(0x0019, 0xBB): "GE gradient x", (0x0019, 0xBC): "GE gradient y", (0x0019, 0xBD): "GE gradient z"},
-    **{(0x0043, 0x39): "GE b-value", (0x0065, 0x09): "UIH b-value", (0x0065, 0x37): "UIH gradient direction"},
-    **{(0x2001, 0x03): "Philips b-value", (0x2001, 0x04): "Philips diffusion direction"},
-    **{(0x2001, 0x08): "Philips phase number", (0x2005, 0x29): "Philips label type"},
     **{(0x2005, 0xB0): "Philips gradient x", (0x2005, 0xB1): "Philips gradient y"},
-    **{(0x2005, 0xB2): "Philips gradient z", (0x2005, 0x12): "Philips b-value number"},
-    **{(0x2005, 0x13): "Philips gradient number"},
+    **{(0x2005, 0xB2): "Philips gradient z", (0x2001, 0x04): "Philips diffusion direction"},
+    **{(0x2005, 0x12): "Philips b-value number", (0x2005, 0x13): "Philips gradient number"},
+    **{(0x2001, 0x08): "Philips phase number", (0x2005, 0x29): "Philips label type"},
 }
 """(group, offset in a private block) of values that tell volumes apart, whether or not the block names its creator:
 anonymisers remove creators, and a value that means something else is either the same in all volumes or no obstacle."""
 
-TRAITS = (*VALUES, *PRIVATE.values(), *TEXTS, *TIMES)
+TRAITS = (*VALUES, *PRIVATE.values(), *TEXTS, *TIMES, *ACQUISITIONS)
 """What distinguishes frames, in the order of `Frame.traits`."""
 
 

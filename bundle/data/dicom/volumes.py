@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bundle.data.dicom.frame import TIMES, TRAITS, VALUES, Frame
+from bundle.data.dicom.frame import ACQUISITIONS, PRIVATE, TEXTS, TIMES, TRAITS, VALUES, Frame
 
 NEAR = 0.01
 """Numbers within this fraction of each other are one value that jitters."""
@@ -29,15 +29,18 @@ NEAR = 0.01
 AGREE = 0.5
 """Values agree across places if on average each occurs in more than this fraction of the other places."""
 
+UNEVEN = 0.1
+"""Largest deviation of a slice from even steps, as a fraction of the step."""
+
 SAME_PLACE_MM, LOOSE_MM = 1e-3, 0.1
 """Frames closer than the first are always in one place; farther apart than the second never."""
 
 _NUMBER, _ACQUIRED, _CONTENT, _INDEX = "InstanceNumber", "AcquisitionTime", "ContentTime", "number in the file"
 _DIMENSION = "DimensionIndexValues"
 _IN_PLANE = "position in the plane"
-_RANKED = (*TIMES, "NominalPercentageOfCardiacPhase", "NominalPercentageOfRespiratoryPhase", "AcquisitionNumber")
+_RANKED = (*TIMES, "NominalPercentageOfCardiacPhase", "NominalPercentageOfRespiratoryPhase", *ACQUISITIONS)
 LAST_RESORTS = (_ACQUIRED, _NUMBER, _CONTENT, _INDEX)
-_BY_VALUE = frozenset(TRAITS) - {*_RANKED, "FrameAcquisitionNumber"}
+_BY_VALUE = frozenset(TRAITS) - {*_RANKED}
 _MEASURED = frozenset(
     (
         *(*TIMES, "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "InversionTime", "FlipAngle", "RepetitionTime"),
@@ -48,7 +51,8 @@ _TELLING = (
     *("ImageType", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "InversionTime"),
     *("TemporalPositionIdentifier", "TemporalPositionIndex"),
 )
-_SHOWN = {*VALUES, *TIMES} - {"ReceiveCoilName", "ScanOptions", "ConvolutionKernel"}
+_CONTRASTS = ("EchoTime", "EffectiveEchoTime", "DiffusionBValue")
+_SHOWN = {*VALUES, *TIMES, *ACQUISITIONS, *PRIVATE.values()} - {"ReceiveCoilName", "ScanOptions", "ConvolutionKernel"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,11 +189,11 @@ def _laterals(flat: np.ndarray, tolerance: float) -> list[int]:
 def _attributes(members: Sequence[Placed]) -> Iterator[Attribute]:
     """Names and values of what varies, the most meaningful first."""
     every: list[Attribute] = [(_IN_PLANE, lambda item: float(item.lateral))]
-    every += [(name, _trait(TRAITS.index(name))) for name in VALUES[:-2]]
+    every += [(name, _trait(name)) for name in VALUES]
     names = members[0].frame.image.dimensions
     if all(item.frame.image.dimensions == names and len(item.frame.indices) == len(names) for item in members):
         every += [(name, _index(at)) for at, name in enumerate(names)]
-    every += [(name, _trait(at)) for at, name in enumerate(TRAITS) if name not in VALUES[:-2]]
+    every += [(name, _trait(name)) for name in (*PRIVATE.values(), *TEXTS, *TIMES, *ACQUISITIONS)]
     every.append((_ACQUIRED, lambda item: item.frame.acquired))
     every.append((_NUMBER, lambda item: item.frame.image.instance_number))
     every.append((_CONTENT, lambda item: item.frame.content))
@@ -200,7 +204,8 @@ def _attributes(members: Sequence[Placed]) -> Iterator[Attribute]:
             yield name, value
 
 
-def _trait(at: int) -> Callable[[Placed], Any]:
+def _trait(name: str) -> Callable[[Placed], Any]:
+    at = TRAITS.index(name)
     return lambda item: item.frame.traits[at]
 
 
@@ -231,12 +236,12 @@ def _order(group: _Group) -> tuple[Any, ...]:
 def _told_apart(group: _Group, attributes: Sequence[Attribute]) -> Iterator[_Group]:
     """The group, or the groups that it falls into; those that cannot be told apart stay together."""
     if group.told_apart:
-        yield group
+        yield from _separate_stacks(group, attributes)
         return
     left = [(name, value, [value(item) for item in group.members]) for name, value in attributes]
     left = [(name, value, values) for name, value, values in left if _tells(group, values)]
     telling = {name: values for name, _, values in left}
-    for way in (_even, _even_nearly, _even_ranks, _mostly):
+    for way in (_even, _even_nearly, _even_ranks, _mostly, _stacks_apart):
         for name in telling:
             if parts := way(group, name, telling):
                 for part in parts:
@@ -293,6 +298,33 @@ def _mostly(group: _Group, name: str, telling: Telling) -> list[_Group]:
         if name in _BY_VALUE or max(pairs.values()) == len(set(values)):
             return _parts(group, name, values)
     return []
+
+
+def _stacks_apart(group: _Group, name: str, telling: Telling) -> list[_Group]:
+    """Groups by echo time or b-value, if each is a stack in even steps, wherever it lies."""
+    near = _near(name, telling[name])
+    if name not in _CONTRASTS or len(set(near)) < 2:
+        return []
+    parts = _parts(group, name, near)
+    return parts if all(part.told_apart and len(part.at) > 2 and _is_stack(part) for part in parts) else []
+
+
+def _separate_stacks(group: _Group, attributes: Sequence[Attribute]) -> list[_Group]:
+    """The group, or the stacks by contrast that it consists of if it is not in even steps as a whole."""
+    if not _is_stack(group):
+        for name, value in attributes:
+            if parts := _stacks_apart(group, name, {name: [value(item) for item in group.members]}):
+                return parts
+    return [group]
+
+
+def _is_stack(group: _Group) -> bool:
+    """Whether slices of different places lie in even steps."""
+    lines = np.array([item.frame.position for item in sorted(group.members, key=lambda item: item.place)])
+    even = np.linspace(lines[0], lines[-1], len(lines))
+    return bool(
+        np.linalg.norm(lines - even, axis=1).max() <= UNEVEN * np.linalg.norm(lines[-1] - lines[0]) / len(lines)
+    )
 
 
 def _is_even(group: _Group, values: Sequence[Hashable]) -> bool:
