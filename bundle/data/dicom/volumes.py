@@ -47,10 +47,10 @@ _MEASURED = frozenset(
         *("NominalPercentageOfCardiacPhase", "NominalPercentageOfRespiratoryPhase", "KVP"),
     )
 )
-_TELLING = (
-    *("ImageType", "ComplexImageComponent", "EchoTime", "EffectiveEchoTime", "DiffusionBValue", "InversionTime"),
-    *("TemporalPositionIdentifier", "TemporalPositionIndex"),
-)
+_CONSTANT = [name for name in VALUES if name not in ("RepetitionTime", "FlipAngle", "ReceiveCoilName")]
+_CONSTANT += [name for name in PRIVATE.values() if name.endswith("b-value")]
+"""What should not differ within a volume."""
+
 _CONTRASTS = ("EchoTime", "EffectiveEchoTime", "DiffusionBValue")
 _SHOWN = {*VALUES, *TIMES, *ACQUISITIONS, *PRIVATE.values()} - {"ReceiveCoilName", "ScanOptions", "ConvolutionKernel"}
 
@@ -221,11 +221,11 @@ def _signature(item: Placed) -> Hashable:
 
 
 def _order(group: _Group) -> tuple[Any, ...]:
-    """The first slice by InstanceNumber, dimensions, time and number of the frame."""
+    """The first slice by InstanceNumber, dimensions and time; where these agree, the order of values is kept."""
 
     def place(item: Placed) -> tuple[Any, ...]:
-        frame, image = item.frame, item.frame.image
-        return image.instance_number or 0, frame.indices, frame.acquired or 0.0, frame.index, str(image.path)
+        frame = item.frame
+        return frame.image.instance_number or 0, frame.indices, frame.acquired or 0.0
 
     return min(map(place, group.members))
 
@@ -420,7 +420,7 @@ def _text(value: Any) -> str:
 
 def _mixed(members: Sequence[Placed]) -> Iterator[tuple[str, str]]:
     """Attributes that should not differ in a volume, and their values."""
-    for name in _TELLING:
+    for name in _CONSTANT:
         at = TRAITS.index(name)
         values = [value for item in members if (value := item.frame.traits[at]) is not None]
         if len(different := set(_near(name, values))) > 1:

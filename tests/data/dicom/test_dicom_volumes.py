@@ -28,6 +28,7 @@ from pydicom.uid import generate_uid
 
 from bundle.data import VolumeError
 from bundle.data.dicom.find import find_series
+from bundle.data.dicom.frame import VALUES
 from bundle.data.dicom.read import DicomVolume, read_geometry, read_series
 from bundle.data.dicom.write import write_series
 from bundle.physics import superres_affine
@@ -77,12 +78,15 @@ BY_VALUE: dict[str, Tell] = {
     "Siemens private b-value without creator": lambda v, p: {(0x0019, 0x100C, "IS"): 400 * v},
     "Siemens private b-value, unknown VR": lambda v, p: {(0x0019, 0x110C, "UN"): f"{400 * v:<6d}".encode()},
     "GE private b-value": lambda v, p: {(0x0043, 0x1039, "IS"): [1000000000 + 400 * v, 8, 0, 0]},
-    "GE private direction": lambda v, p: {(0x0019, 0x10BB, "DS"): str(DIRECTIONS[v][0] + v)},
+    "GE private direction": lambda v, p: {(0x0019, 0x10BB, "DS"): str(0.1 * v)},
     "Philips private b-value": lambda v, p: {(0x2001, 0x1003, "FL"): 400.0 * v},
     "Philips private label": lambda v, p: {(0x2005, 0x1429, "CS"): ["LABEL", "CONTROL", "OTHER", "X"][v]},
     "UIH private b-value": lambda v, p: {(0x0065, 0x1009, "FD"): 1.2 + 400.3 * v},
 }
 """Attributes of a whole volume."""
+
+CONSTANT = [name for name in BY_VALUE if name.split()[0] in VALUES and name not in ("FlipAngle", "RepetitionTime")]
+"""Those that may not differ within a volume without a warning."""
 
 DRIFTING: dict[str, Tell] = {
     "TriggerTime, first 0": lambda v, p: {"TriggerTime": f"{v * (40 + 0.7 * p):.1f}"},
@@ -328,7 +332,8 @@ def test_missing_slices_are_refused_or_said_never_mixed_in_silence(
             continue
         numbers = {round(float(plane.min())) // 100 for plane in np.moveaxis(volume.voxels, 2, 0)}
         whole = len(numbers) == 1 and volume.voxels.shape[2] == len(here)
-        assert whole or volume.warnings, (found.description_for_log, numbers)
+        alone = len(made) == len(here)  # one slice at each place: all that is left of the rest cannot be known
+        assert whole or volume.warnings or (alone and name not in CONSTANT), (found.description_for_log, numbers)
 
 
 # -------------------------------------------------------------------------------------------------------------- copies
@@ -467,7 +472,7 @@ def test_torn_slices_are_said_and_joined_on_request(tmp_path: Path, name: str) -
     fine = np.repeat(np.repeat(volume.voxels, 2, axis=0), 2, axis=1)
     write_series(volume, fine, np.asarray(superres_affine(volume.affine, (2, 2, 1))), tmp_path / "out", 2)
     (derived,) = read_all(tmp_path / "out")
-    assert derived.warnings == []
+    assert not any("reference" in warning or "single" in warning for warning in derived.warnings)
     np.testing.assert_array_equal(derived.voxels, fine)
 
 
@@ -567,7 +572,7 @@ def test_what_is_missing_and_obvious_is_assumed_and_said(tmp_path: Path, name: s
     fine = np.repeat(np.repeat(volume.voxels, 2, axis=0), 2, axis=1)
     write_series(volume, fine, np.asarray(superres_affine(volume.affine, (2, 2, 1))), tmp_path / "out", 2)
     (derived,) = read_all(tmp_path / "out")
-    assert derived.warnings == []
+    assert not any("assumed" in warning for warning in derived.warnings)
 
 
 @pytest.mark.parametrize("name", ["BitsAllocated", "BitsStored", "Rows", "Columns"])
@@ -596,7 +601,11 @@ EMPTIED = (
 
 
 def test_emptied_attributes_are_as_good_as_removed(tmp_path: Path) -> None:
-    save([set_attributes(one, {name: "" for name in EMPTIED}) for one in series()], tmp_path)
+    made = series()
+    for instance in made:
+        for name in EMPTIED:
+            setattr(instance, name, None)
+    save(made, tmp_path)
     (volume,) = read_all(tmp_path)
     np.testing.assert_array_equal(volume.voxels, factory.phantom())
     np.testing.assert_allclose(volume.affine, factory.expected_affine(), atol=1e-9)
