@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, combinations
 from pathlib import Path
 
-from bundle.data.dicom.frame import CONTRASTS, PHASES, Broken, Frame
+from bundle.data.dicom.frame import CONTRASTS, PHASES, Broken, Frame, Image
+from bundle.data.dicom.order import result_numbers, volume_order
 
 PARALLEL = 1e-3
 """Slices have the same orientation if no component of their direction vectors differs by more than this."""
@@ -27,6 +28,9 @@ class DicomSeries:
         label: a file name for results, unique for each volume of a tree and the same in every run.
         problem: why it cannot be read, if the headers already show it; `read_series` raises it.
         broken: files of the series that cannot be used.
+        origin: a hash of the patient, study and series; the volumes split from one series share it.
+        volume: its number among the volumes of its series, from 1, and how many there are.
+        numbers: InstanceNumber of the result of each file, unique in the series.
     """
 
     uid: str
@@ -36,6 +40,9 @@ class DicomSeries:
     label: str
     problem: str | None = None
     broken: tuple[Path, ...] = ()
+    origin: str = ""
+    volume: tuple[int, int] = (1, 1)
+    numbers: Mapping[Image, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -53,7 +60,12 @@ def split_volumes(members: Sequence[Frame | Broken]) -> list[DicomSeries]:
     if not frames:
         return [_lost(broken)]
     volumes = list(chain.from_iterable(_by_phase(key, group) for key, group in _by_contrast(frames)))
-    return [_series(key, group, tag, broken) for (key, group), tag in zip(volumes, _tags(volumes), strict=True)]
+    volumes.sort(key=lambda volume: volume_order(volume[1]))
+    numbers = result_numbers([group for _, group in volumes])
+    return [
+        _series(key, group, tag, broken, (at + 1, len(volumes)), numbers[at])
+        for at, ((key, group), tag) in enumerate(zip(volumes, _tags(volumes), strict=True))
+    ]
 
 
 def _lost(broken: list[Broken]) -> DicomSeries:
@@ -133,21 +145,33 @@ def _tags(volumes: list[Volume]) -> Iterator[str]:
         yield ", ".join(parts)
 
 
-def _series(key: tuple[Hashable, ...], frames: list[Frame], tag: str, broken: list[Broken]) -> DicomSeries:
+def _series(
+    key: tuple[Hashable, ...],
+    frames: list[Frame],
+    tag: str,
+    broken: list[Broken],
+    volume: tuple[int, int],
+    numbers: dict[Image, int],
+) -> DicomSeries:
     image = frames[0].image
     number = image.series_number or 0
     # If an anonymiser blanked the series UID, the folder identifies it.
     identity = (image.study, image.series or str(image.path.parent), image.patient)
-    label = f"{image.modality}-{max(number, 0):04d}-{_digest((identity, key))}"
+    of_series = f"volume {volume[0]} of {volume[1]}, " if volume[1] > 1 else ""
+    in_series = f"v{volume[0]:0{len(str(volume[1]))}d}-" if volume[1] > 1 else ""
+    label = f"{image.modality}-{max(number, 0):04d}-{in_series}{_digest((identity, key))}"
     size = f"{len(frames)} slice{'s' * (len(frames) != 1)} of {image.columns}x{image.rows}"
     return DicomSeries(
         uid=image.series,
         modality=image.modality,
         frames=tuple(frames),
-        description_for_log=f"{image.modality} series {number}, {size}{', ' * bool(tag)}{tag} [{label}]",
+        description_for_log=f"{image.modality} series {number}, {of_series}{size}{', ' * bool(tag)}{tag} [{label}]",
         label=label,
         problem=broken[0].error if broken else None,
         broken=tuple(item.path for item in broken),
+        origin=_digest(identity),
+        volume=volume,
+        numbers=numbers,
     )
 
 

@@ -184,7 +184,7 @@ def test_one_echo_of_an_enhanced_object_stays_valid(tmp_path: Path) -> None:
         assert dataset.NumberOfFrames == len(groups) == factory.SLICES
         assert len({group.MREchoSequence[0].EffectiveEchoTime for group in groups}) == 1
         indices = [list(group.FrameContentSequence[0].DimensionIndexValues) for group in groups]
-        assert indices == [[number + 1, 1] for number in range(factory.SLICES)]
+        assert indices == [[slice_ + 1, number + 1] for slice_ in range(factory.SLICES)]
         sources = [group.DerivationImageSequence[0].SourceImageSequence[0] for group in groups]
         assert len({item.ReferencedFrameNumber for item in sources}) == factory.SLICES
         if shutil.which("dciodvfy"):
@@ -361,11 +361,11 @@ def test_mr_beyond_12_bits_takes_all_16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(written[3])[::2, ::2], phantom()[:, :, 3] + 4000)
 
 
-def test_mr_beyond_16_bits_keeps_its_meaning_by_a_real_world_mapping(tmp_path: Path) -> None:
+def test_mr_beyond_16_bits_gets_a_rescale(tmp_path: Path) -> None:
     written = derive(tmp_path, series(), _twice(phantom() * 100.0))
     for number, new in enumerate(written):
-        (mapping,) = new.RealWorldValueMappingSequence
-        assert mapping.RealWorldValueSlope == 2 and (new.WindowCenter, new.WindowWidth) == (200, 450)
+        assert (new.RescaleSlope, new.RescaleIntercept, new.RescaleType) == (2, 0, "US")
+        assert (new.WindowCenter, new.WindowWidth) == (400, 900)  # windows apply to rescaled values
         assert np.abs(stored(new)[::2, ::2] * 2 - phantom()[:, :, number] * 100).max() <= 1
     if shutil.which("dciodvfy"):
         assert _errors("dciodvfy", "-new", str(next((tmp_path / "out").iterdir()))) == []
@@ -448,11 +448,17 @@ def test_a_second_run_gives_the_same_bytes_and_other_weights_other_uids(tmp_path
     assert not uids[0] & uids[1]
 
 
-def test_two_volumes_of_one_series_get_different_uids(tmp_path: Path) -> None:
+def test_two_volumes_of_one_series_become_one_series_again(tmp_path: Path) -> None:
     save(make("enhanced MR", echoes=(20.0, 40.0)), tmp_path / "in")
-    paths = [write(read_series(found), tmp_path / found.label)[0] for found in find_series(tmp_path / "in").series]
-    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
-        assert len({pydicom.dcmread(path)[name].value for path in paths}) == 2
+    found = find_series(tmp_path / "in").series
+    new = [pydicom.dcmread(write(read_series(one), tmp_path / one.label)[0]) for one in found]
+    assert [f"volume {number} of 2" in one.description_for_log for number, one in enumerate(found, 1)] == [True, True]
+    assert [one.label.startswith(f"MR-0005-v{number}-") for number, one in enumerate(found, 1)] == [True, True]
+    assert len({one.SOPInstanceUID for one in new}) == 2 and len({one.SeriesInstanceUID for one in new}) == 1
+    assert [one.InstanceNumber for one in new] == [1, 2] and len({one.SeriesDescription for one in new}) == 1
+    for number, one in enumerate(new, 1):
+        (step,) = one.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+        assert step.DerivationDescription.endswith(f"Volume {number} of 2 of its series.")
 
 
 @pytest.mark.parametrize("call", ["write", "sync"])
