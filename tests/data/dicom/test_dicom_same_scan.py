@@ -7,9 +7,7 @@ series below ICONET_DATA/dicom are checked if they are there, everything else on
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +18,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_factory import save
+from programs import program
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -29,6 +28,7 @@ from bundle.data.dicom.write import write_series
 from bundle.physics import superres_affine
 
 SCALE = 2
+DCM2NIIX = program("dcm2niix")
 Renumber = Callable[[list[Dataset]], list[Dataset]]
 REAL = Path(os.environ.get("ICONET_DATA", "")) / "dicom" if os.environ.get("ICONET_DATA") else None
 REAL_SERIES = ["dcm_qa_enh/Philips", "dcm_qa_enh/XA10"]
@@ -46,11 +46,10 @@ class Image(NamedTuple):
 
 def converted(folder: Path, out: Path) -> list[Image]:
     """The images that dcm2niix makes of a folder, the brightest last (names depend on how many there are)."""
-    program = shutil.which("dcm2niix", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if program is None:
+    if DCM2NIIX is None:
         pytest.skip("dcm2niix is not installed")
     out.mkdir()
-    subprocess.run([program, "-o", str(out), "-f", "x", "-b", "n", str(folder)], check=True, capture_output=True)
+    subprocess.run([DCM2NIIX, "-o", str(out), "-f", "x", "-b", "n", str(folder)], check=True, capture_output=True)
     images = []
     for path in sorted(out.glob("*.nii")):
         image = nib.load(path)

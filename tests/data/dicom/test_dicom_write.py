@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_factory import phantom, save, series
+from programs import program
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
@@ -28,6 +28,7 @@ from bundle.data.dicom.write import write_series
 from bundle.physics import superres_affine
 
 PROVENANCE = {"version": "1.2.3", "weights_sha256": "ab" * 32, "settings": {"network": "small"}}
+DCM2NIIX = program("dcm2niix")
 KINDS = ["MR", "CT", "PT", "enhanced MR", "enhanced PT"]
 
 
@@ -106,14 +107,13 @@ def test_highdicom_reads_the_result_in_the_same_place_with_the_same_values(tmp_p
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dcm2niix_gives_the_affine_and_the_voxels_of_our_nifti(tmp_path: Path, kind: str) -> None:
-    program = shutil.which("dcm2niix", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if program is None:
+    if DCM2NIIX is None:
         pytest.skip("dcm2niix is not installed")
     volume = read_one(save(make(kind), tmp_path / "in"))
     write(volume, tmp_path / "out")
     result = read_one(tmp_path / "out")
     (tmp_path / "theirs").mkdir()
-    command = [program, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
+    command = [DCM2NIIX, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
     subprocess.run(command, check=True, capture_output=True)
     (converted,) = (tmp_path / "theirs").glob("*.nii")
     ours = write_volume(tmp_path / "ours.nii", result.voxels, result.affine)
