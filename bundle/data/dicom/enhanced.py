@@ -44,7 +44,7 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
 
     groups = dataset.PerFrameFunctionalGroupsSequence
     frames = [deepcopy(groups[index]) for index in indices]
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared = _shared(dataset)
     for group in (shared, *frames):
         _divide_spacing(group, derivation.scale)
         for name in _FRAME_TYPES:
@@ -75,7 +75,7 @@ def set_scaling(dataset: Dataset, encoding: Encoding, slices: Sequence[int]) -> 
     """Let all that tells the meaning of the stored integers follow the encoding of these slices of the volume."""
     from pydicom.dataset import Dataset
 
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared = _shared(dataset)
     frames = dataset.PerFrameFunctionalGroupsSequence
     coarser = [float(encoding.coarser[at]) for at in slices]
     if len(set(coarser)) > 1:
@@ -92,6 +92,15 @@ def set_scaling(dataset: Dataset, encoding: Encoding, slices: Sequence[int]) -> 
             scaling.RescaleIntercept = decimal_text(encoding.frames[at].intercept)
             scaling.RescaleType = scaling.get("RescaleType", "US")
             group.PixelValueTransformationSequence = [scaling]
+
+
+def _shared(dataset: Dataset) -> Dataset:
+    """The shared functional groups; an empty item where the source has none."""
+    from pydicom.dataset import Dataset
+
+    if not dataset.get("SharedFunctionalGroupsSequence"):
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]
+    return dataset.SharedFunctionalGroupsSequence[0]
 
 
 def _share_no_more(shared: Dataset, frames: Sequence[Dataset], name: str) -> None:

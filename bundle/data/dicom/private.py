@@ -5,7 +5,9 @@ All others are removed: they may describe the old matrix or the patient, and not
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, MutableSequence
+from contextlib import suppress
 from struct import error as StructError
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -114,7 +116,8 @@ def precise_scaling(dataset: Dataset) -> Iterator[Any]:
 
 def _filter(dataset: Dataset, manufacturer: str) -> None:
     kept: set[int] = set()
-    for block in KEPT:
+    private = any(tag.is_private for tag in dataset.keys())  # noqa: SIM118
+    for block in KEPT if private else ():
         for number in _numbers(dataset, block, manufacturer):
             found = dict(_elements(dataset, block, number, block.elements))
             for element in found.values():
@@ -171,13 +174,18 @@ def _numbers(dataset: Dataset, block: Block, manufacturer: str) -> list[int]:
 
 
 def _elements(dataset: Dataset, block: Block, number: int, offsets: Iterable[int]) -> Iterator[tuple[int, Any]]:
-    """(tag, element) of those that are there, with their true VR if the file does not tell it."""
+    """(tag, element) of those that are there and sound, with their true VR if the file does not tell it."""
     for offset in offsets:
         tag = block.group << 16 | number << 8 | offset
-        if tag in dataset:
-            if dataset[tag].VR == "UN" and isinstance(dataset[tag].value, bytes):
-                dataset[tag] = _with_vr(dataset[tag], block.elements[offset])
-            yield tag, dataset[tag]
+        if tag not in dataset:
+            continue
+        element = None
+        with suppress(Exception):  # a damaged private value is lost, but not the image
+            element = dataset[tag]
+            if element.VR == "UN" and isinstance(element.value, bytes):
+                element = dataset[tag] = _with_vr(element, block.elements[offset])
+        if element is not None and element.VR != "UN":
+            yield tag, element
 
 
 def _with_vr(element: Any, vr: str) -> Any:
@@ -191,12 +199,13 @@ def _with_vr(element: Any, vr: str) -> Any:
 
 def _copy_diffusion_from_csa(dataset: Dataset, manufacturer: str) -> None:
     """Older Siemens software states b-value and direction only in a header (CSA) that also describes the old matrix."""
-    from nibabel.nicom.csareader import CSAReadError, read
-
     numbers = _numbers(dataset, _CSA, manufacturer)
     stored = [element.value for number in numbers for _, element in _elements(dataset, _CSA, number, (0x10,))]
     if not stored or not isinstance(stored[0], bytes):
         return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nibabel calls its readers of DICOM experimental
+        from nibabel.nicom.csareader import CSAReadError, read
     try:
         tags = read(stored[0])["tags"]
     except (CSAReadError, StructError, UnicodeDecodeError, ValueError):

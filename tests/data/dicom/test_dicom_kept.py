@@ -77,12 +77,31 @@ def test_only_listed_private_elements_stay_and_each_has_its_creator(
             assert group << 16 | number << 8 | offset in item  # nothing listed is lost
 
 
+def test_the_page_lists_every_private_element_that_is_kept() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "dicom.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip().removesuffix(" (UIH)"): line for line in page.splitlines() if "xx" in line}
+    for block in KEPT:
+        assert f"({block.group:04X},xx" in rows[block.creator]
+        for offset in block.elements:
+            assert f"{offset:02X}" in rows[block.creator]
+
+
 def test_an_unknown_vendor_keeps_nothing_without_a_creator() -> None:
     dataset = Dataset()
     dataset.Manufacturer = "Agfa"
     dataset.add_new(0x0019100C, "IS", "1000")
     keep_private(dataset)
     assert 0x0019100C not in dataset
+
+
+def test_a_damaged_private_value_does_not_cost_the_image(tmp_path: Path) -> None:
+    source = vendors.diffusion("Siemens")[: factory.SLICES]
+    for instance in source:
+        instance[0x0019100C].VR, instance[0x0019100C].value = "UN", b"\xff\xfe1x"
+        instance.add_new(0x0019100E, "UN", b"12345")
+        instance.private_block(0x0029, "SIEMENS CSA HEADER", create=True).add_new(0x10, "OB", b"SV10" + bytes(40))
+    for new in derived(volume_of(source, tmp_path / "in"), tmp_path / "out"):
+        assert 0x0019100E not in new and 0x00291010 not in new
 
 
 def test_a_block_that_belongs_to_another_is_not_taken_for_the_usual_one() -> None:

@@ -191,6 +191,22 @@ def test_one_echo_of_an_enhanced_object_stays_valid(tmp_path: Path) -> None:
             assert _errors("dciodvfy", "-new", str(path)) == []
 
 
+@pytest.mark.parametrize("state", ["no item", "no sequence"])
+def test_functional_groups_that_are_all_per_frame_are_written(tmp_path: Path, state: str) -> None:
+    dataset = factory.enhanced("MR")
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.update(shared)
+    dataset.SharedFunctionalGroupsSequence = []
+    if state == "no sequence":
+        del dataset.SharedFunctionalGroupsSequence
+    (new,) = derive(tmp_path, [dataset])
+    assert [float(size) for size in new.PerFrameFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing] == [
+        0.75,
+        0.625,
+    ]
+
+
 # ------------------------------------------------------------------------------------------------- attributes
 
 
