@@ -29,21 +29,27 @@ _PULSE_SEQUENCE = (
 """Attributes of the MR Pulse Sequence module (PS3.3 C.8.13.4), allowed only in ORIGINAL or MIXED images."""
 
 
+def select_frames(dataset: Dataset, indices: Sequence[int]) -> None:
+    """Keep only these frames of a source, in this order."""
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    dataset.PerFrameFunctionalGroupsSequence = [groups[index] for index in indices]
+    dataset.NumberOfFrames = len(indices)
+
+
 def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], derivation: Derivation) -> None:
-    """Keep the given frames of an enhanced image, in this order, and mark their functional groups as derived.
+    """Mark the functional groups of an enhanced image as derived.
 
     Their dimension indices stay: they count through the series, whose volumes are one object each now.
 
     Args:
-        dataset: of the derived instance (`derive_instance`).
+        dataset: of the derived instance (`derive_instance`), after `select_frames`.
         image: the source.
-        indices: frames of the source.
+        indices: what its frames are in the source.
         derivation: how it was made.
     """
     from pydicom.dataset import Dataset
 
-    groups = dataset.PerFrameFunctionalGroupsSequence
-    frames = [deepcopy(groups[index]) for index in indices]
+    frames = dataset.PerFrameFunctionalGroupsSequence
     shared = _shared(dataset)
     for group in (shared, *frames):
         _divide_spacing(group, derivation.scale)
@@ -59,8 +65,6 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
         group.DerivationImageSequence = [step]
     if "DerivationImageSequence" in shared:
         del shared.DerivationImageSequence
-    dataset.PerFrameFunctionalGroupsSequence = frames
-    dataset.NumberOfFrames = len(frames)
     dataset.ImageType = _derived_type(values_of(dataset, "ImageType"))
     for name in _PULSE_SEQUENCE:
         if name in dataset:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bundle.data.dicom.derive import Derivation, decimal_text, derivation_from, derive_instance, set_pixels
-from bundle.data.dicom.enhanced import derive_frames, set_scaling
+from bundle.data.dicom.enhanced import derive_frames, select_frames, set_scaling
 from bundle.data.dicom.frame import ENHANCED, Image
 from bundle.data.dicom.header import read_dataset
 from bundle.data.dicom.integers import follow_encoding
@@ -112,9 +112,12 @@ def _derived(
     if len(pixels) > MAX_PIXEL_BYTES:
         fail(image.path, f"{len(pixels)} bytes of pixels do not fit into one DICOM object", "write NIfTI or split it")
     with guarded(image.path, "an attribute cannot be copied", "correct the header or write NIfTI"):
+        indices = [encoding.frames[at].index for at in slices]
+        if image.sop_class in ENHANCED:
+            select_frames(dataset, indices)
         derive_instance(dataset, image, derivation, number)
         if image.sop_class in ENHANCED:
-            derive_frames(dataset, image, [encoding.frames[at].index for at in slices], derivation)
+            derive_frames(dataset, image, indices, derivation)
             set_scaling(dataset, encoding, slices)
         else:
             _finish_classic(dataset, image, slices[0], encoding, derivation)
