@@ -9,8 +9,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 import dicom_factory as factory
-from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 VOLUMES = ((0.0, (0.0, 0.0, 0.0)), (1000.0, (0.6, 0.8, 0.0)), (1000.0, (0.0, -0.6, 0.8)), (2000.0, (1.0, 0.0, 0.0)))
@@ -139,6 +139,45 @@ def philips_enhanced(slope: float = 1.5) -> Dataset:
     return dataset
 
 
+def siemens_enhanced() -> list[Dataset]:
+    """XA: one enhanced object per volume; the number of each frame in the series lies in a private sequence."""
+    made = []
+    for number, (b, direction) in enumerate(VOLUMES):
+        dataset = factory.enhanced("MR", factory.phantom() * (10 + number) // 10, orientation=AXIAL)
+        dataset.Manufacturer, dataset.SoftwareVersions = "Siemens Healthineers", "syngo MR XA30"
+        dataset.ManufacturerModelName, dataset.ProtocolName = "MAGNETOM Vida", "diffusion"
+        dataset.SOPInstanceUID = generate_uid(entropy_srcs=["XA", str(number)])
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.InstanceNumber = dataset.AcquisitionNumber = number + 1
+        dataset.DimensionIndexSequence[1].DimensionIndexPointer = 0x00209128
+        dataset.DimensionIndexSequence[1].FunctionalGroupPointer = 0x00209111
+        orientation = dataset.SharedFunctionalGroupsSequence[0].pop("PlaneOrientationSequence")
+        dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[::-1]
+        dataset.PixelData = dataset.pixel_array[::-1].tobytes()
+        for at, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            group.add(orientation)  # per frame and upwards, otherwise dcm2niix does not stack the objects
+            content = group.FrameContentSequence[0]
+            content.TemporalPositionIndex = number + 1
+            content.DimensionIndexValues = [content.InStackPositionNumber, number + 1]
+            group.MRDiffusionSequence = _diffusion_macro(b, direction)
+            frame = Dataset()
+            frame.private_block(0x0021, "SIEMENS MR SDI 02", create=True).add_new(
+                0x8A, "IS", str(number * factory.SLICES + at + 1)
+            )
+            group.private_block(0x0021, "SIEMENS MR SDI 02", create=True).add_new(0xFE, "SQ", [frame])
+        made.append(dataset)
+    return made
+
+
+def _diffusion_macro(b: float, direction: Sequence[float]) -> list[Dataset]:
+    macro = _item(DiffusionBValue=b, DiffusionDirectionality="DIRECTIONAL" if b else "NONE")
+    if b:
+        macro[0].DiffusionGradientDirectionSequence = _item(DiffusionGradientOrientation=list(direction))
+        macro[0].DiffusionAnisotropyType = "FRACTIONAL"
+    return macro
+
+
 def _item(**attributes: object) -> list[Dataset]:
     item = Dataset()
     for name, value in attributes.items():
@@ -149,12 +188,7 @@ def _item(**attributes: object) -> list[Dataset]:
 def _add_philips_frame(group: Dataset, slope: float, weighting: tuple[float, Sequence[float]]) -> None:
     b, direction = weighting
     group.PixelValueTransformationSequence = _item(RescaleIntercept="0", RescaleSlope=str(slope), RescaleType="US")
-    group.MRDiffusionSequence = _item(DiffusionBValue=b, DiffusionDirectionality="DIRECTIONAL" if b else "NONE")
-    if b:
-        group.MRDiffusionSequence[0].DiffusionGradientDirectionSequence = _item(
-            DiffusionGradientOrientation=list(direction)
-        )
-        group.MRDiffusionSequence[0].DiffusionAnisotropyType = "FRACTIONAL"
+    group.MRDiffusionSequence = _diffusion_macro(b, direction)
     unit = factory.code("1", "UCUM", "no units")
     mapping = _item(RealWorldValueSlope=slope, RealWorldValueIntercept=0.0, LUTExplanation="x", LUTLabel="Philips")
     mapping[0].MeasurementUnitsCodeSequence = [unit]

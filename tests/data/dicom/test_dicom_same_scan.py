@@ -142,6 +142,14 @@ def test_philips_enhanced_objects(tmp_path: Path, syntax: str, overshoot: float)
             assert "PixelSpacing" not in group[0x2005140F].value[0]
 
 
+def test_siemens_enhanced_objects_of_one_volume_each(tmp_path: Path) -> None:
+    source = save(vendors.siemens_enhanced(), tmp_path / "in")
+    (image,) = converted(source, tmp_path / "nii")
+    np.testing.assert_allclose(image.bval, [b for b, _ in vendors.VOLUMES])
+    derive_all(source, tmp_path / "out")
+    assert_same_scan(source, tmp_path / "out", tmp_path)
+
+
 def test_a_big_endian_source(tmp_path: Path) -> None:
     source = save(vendors.diffusion("Siemens"), tmp_path / "in", ExplicitVRBigEndian)
     derive_all(source, tmp_path / "out")
