@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from bundle.data.dicom.frame import SIDES, Broken, Frame
+from bundle.data.dicom.frame import SIDES, Broken, Frame, Image
+from bundle.data.dicom.order import result_numbers
 from bundle.data.dicom.volumes import Part, split_stack
 
 PARALLEL = 1e-3
@@ -33,6 +34,8 @@ class DicomSeries:
         warnings: doubts about which slices belong to it.
         doubt: "" unless several slices share a position and nothing tells them apart: how many there are.
         join: whether slices of several frames of reference may be joined.
+        lead: the image whose patient, study, series and frame of reference the result takes.
+        numbers: InstanceNumber of the result of each file, unique in the series.
     """
 
     uid: str
@@ -46,6 +49,8 @@ class DicomSeries:
     warnings: tuple[str, ...] = ()
     doubt: str = ""
     join: bool = False
+    lead: Image | None = None
+    numbers: Mapping[Image, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -77,7 +82,12 @@ def split_volumes(
         for number, part in enumerate(parts, start=1):
             count = (number, len(parts)) if len(parts) > 1 else None
             found.append(_series(key, part, tags, count, broken, (*warnings, *part.warnings), join))
-    return found
+    numbers = result_numbers([volume.frames for volume in found])
+    torn = len({(frame.image.study, frame.image.series, frame.image.patient) for frame in frames}) > 1
+    return [
+        replace(volume, lead=(frames if torn else volume.frames)[0].image, numbers=numbers[at])
+        for at, volume in enumerate(found)
+    ]
 
 
 def _lost(broken: list[Broken]) -> DicomSeries:
