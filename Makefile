@@ -4,10 +4,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint env clean docs test-docs zoo-check label-env label-server label-test export wheel docker
+.PHONY: ci-programs demo test test-all lint env clean docs test-docs zoo-check label-env label-server label-test export wheel docker
 
 demo: env
 	$(RUN) scripts/demo.py
+
+# Chromium and dicom3tools where apt may install them; the other programs that tests use come with pip
+ci-programs:
+	.ci/programs
 
 test: env lint
 	$(RUN) -m pytest -m "not slow and not label"

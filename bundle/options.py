@@ -213,6 +213,11 @@ class CommandOptions(InferenceOptions):
     input: Path = Path()
     output: Path = Path()
     allow_gap: bool = option(False, "Accept DICOM series with missing or unevenly spaced slices.", kind="flag")
+    join: bool = option(
+        False,
+        "Join single DICOM slices to which an anonymiser gave a series, study, patient or frame of reference each.",
+        kind="flag",
+    )
     dtype: Literal["float32", "same"] = option(
         "float32",
         "Number type of NIfTI results. same keeps that of the input, with a new slope where values do not fit.",
@@ -239,6 +244,7 @@ class CommandOptions(InferenceOptions):
             "Quality": self.quality,
             "NonFinite": self.nonfinite,
             "AllowGap": self.allow_gap,
+            "Join": self.join,
             "DataType": self.dtype,
         }
 

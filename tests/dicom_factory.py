@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ ROWS, COLUMNS, SLICES = 12, 10, 6
 SPACING = (1.5, 1.25)  # between rows, between columns
 STEP = 4.0
 OBLIQUE = (0.96, 0.28, 0.0, -0.28 * 0.8, 0.96 * 0.8, 0.6)  # two perpendicular unit vectors, exact in decimals
+AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 ORIGIN = (-40.0, -50.0, 30.0)
 
 CLASSES = {
@@ -404,3 +406,80 @@ def _frame_groups(modality: str, position: np.ndarray, indices: tuple[int, int],
     if modality == "MR":
         group.MREchoSequence = _item(EffectiveEchoTime=echo)
     return group
+
+
+# ------------------------------------------------------------------------------------------ several volumes in a series
+
+
+def volumes(
+    count: int, places: int, tell: Callable[[int, int], dict[Any, Any]], seed: str = "v", **common: Any
+) -> list[Dataset]:
+    """Classic MR slices of several volumes in one series, volume by volume; InstanceNumber and times are constant.
+
+    Args:
+        count: volumes.
+        places: slices of each.
+        tell: attributes of a slice, by volume and place, both from 0.
+        seed: of the UIDs.
+        common: attributes of all slices.
+    """
+    made = []
+    for volume in range(count):
+        for place, instance in enumerate(series(voxels=volume_pixels(volume, places), orientation=AXIAL, seed=seed)):
+            instance.SOPInstanceUID = generate_uid(entropy_srcs=[seed, str(volume), str(place)])
+            instance.InstanceNumber = 1
+            set_attributes(instance, {**common, **tell(volume, place)})
+            made.append(instance)
+    return made
+
+
+def volume_pixels(volume: int, places: int) -> np.ndarray:
+    """Stored integers (columns, rows, slices) of a volume, different in each."""
+    return phantom(6, 8, places) + 100 * volume
+
+
+def set_attributes(instance: Dataset, attributes: dict[Any, Any]) -> Dataset:
+    """Set attributes by keyword, or by (group, element, VR) those of private blocks; None deletes."""
+    for name, value in attributes.items():
+        if isinstance(name, tuple):
+            group, element, vr = name
+            instance.add_new((group, element), vr, value)
+        elif value is None:
+            if name in instance:
+                delattr(instance, name)
+        else:
+            setattr(instance, name, value)
+    return instance
+
+
+def enhanced_volumes(
+    count: int, places: int, tell: Callable[[int, int], dict[Any, Any]], pointers: Sequence[int], shared: bool = True
+) -> Dataset:
+    """One enhanced MR object with several volumes, volume by volume.
+
+    Args:
+        count, places: as for `volumes`.
+        tell: attributes of the FrameContentSequence of a frame; DimensionIndexValues is complete.
+        pointers: DimensionIndexPointer of each column.
+        shared: whether the shared groups are shared, or repeated in each frame.
+    """
+    dataset = enhanced(voxels=phantom(6, 8, 1), orientation=AXIAL)
+    template = dataset.PerFrameFunctionalGroupsSequence[0]
+    dataset.DimensionIndexSequence = [
+        _item(DimensionIndexPointer=pointer, DimensionOrganizationUID="2.25.1")[0] for pointer in pointers
+    ]
+    groups, pixels = [], []
+    for volume in range(count):
+        for place, position in enumerate(positions(places, AXIAL)):
+            group = deepcopy(template)
+            group.PlanePositionSequence[0].ImagePositionPatient = numbers(position)
+            set_attributes(group.FrameContentSequence[0], {"InStackPositionNumber": place + 1, **tell(volume, place)})
+            if not shared:
+                group.update(deepcopy(dataset.SharedFunctionalGroupsSequence[0]))
+            groups.append(group)
+            pixels.append(volume_pixels(volume, places)[:, :, place].T.astype("<u2").tobytes())
+    if not shared:
+        dataset.SharedFunctionalGroupsSequence = []
+    dataset.NumberOfFrames, dataset.PerFrameFunctionalGroupsSequence = len(groups), groups
+    dataset.add_new("PixelData", "OW", b"".join(pixels))
+    return dataset

@@ -99,7 +99,7 @@ def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
             raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
         return [options.input], []
     files = [] if options.input.is_file() else files_below(options.input, options.output)
-    series, left_out = find_series(options.input, files)
+    series, left_out = find_series(options.input, files, join=options.join)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
         wrong = f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"

@@ -10,7 +10,8 @@ from nibabel.nifti1 import Nifti1Header
 
 from bundle.cli.plan import Job
 from bundle.data import VolumeError, check_volume_file
-from bundle.data.dicom.read import DicomVolume, read_series
+from bundle.data.dicom.geometry import Stack
+from bundle.data.dicom.read import DicomVolume, read_geometry, read_pixels
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
 from bundle.data.nifti.geometry import Header
@@ -59,14 +60,24 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.signed, file.storage)
 
 
-def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
+def check_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Stack:
+    """Geometry of a series, from its headers alone.
+
+    Raises:
+        VolumeError: as for `open_source`, except for pixels that cannot be decoded.
+    """
     if job.to == "dicom" and options.slice_axis not in ("auto", 2):
         wrong = f"slice axis {options.slice_axis}, but the slices of a DICOM series are its images (axis 2)"
         raise VolumeError(error_line(job.name, wrong, "write NIfTI (--to nifti)"))
-    volume = read_series(series, allow_gap=options.allow_gap)
-    if job.to == "nifti" and not volume.regular:
+    stack = read_geometry(series, allow_gap=options.allow_gap)
+    if job.to == "nifti" and not stack.regular:
         wrong = "slices with gaps have no single affine, which NIfTI needs"
         raise VolumeError(error_line(job.name, wrong, "write DICOM (--to dicom)"))
+    return stack
+
+
+def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
+    volume = read_pixels(series, check_dicom(job, series, options))
     like = Nifti1Header()
     like.set_data_shape(volume.voxels.shape)
     like.set_sform(volume.affine, 1)

@@ -30,11 +30,13 @@ _LABELS = {
     "DataConsistency": "data consistency",
     "NonFinite": "NaN and infinite voxels",
     "AllowGap": "gaps in DICOM series allowed",
+    "Join": "single DICOM slices joined",
     "DataType": "data type of results",
 }
 _ANSWERS: dict[str, dict[Any, str]] = {
     "NonFinite": {"error": "refused", "zero": "set to 0"},
     "AllowGap": {False: "no", True: "yes"},
+    "Join": {False: "no", True: "yes"},
 }
 """Titles for settings of a record and their values; others are shown unchanged."""
 

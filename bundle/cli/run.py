@@ -19,6 +19,7 @@ from bundle.cli.log import logging_to
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
+from bundle.cli.read import check_dicom
 from bundle.cli.record import content_digest, read_record, tool_version, why_redo
 from bundle.cli.report import Report
 from bundle.cli.table import Row, write_results
@@ -115,13 +116,23 @@ class _Run:
         for job in self.plan.jobs:
             try:
                 reason = self._why(job, self._provenance(job))
-                shape = "x".join(map(str, _shape(job)))
+                shape = "x".join(map(str, self._checked_shape(job)))
                 _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'finished, would be skipped'}")
             except Exception as error:
                 failures += 1
                 _failed(job, error, 0.0)
         _say("end", f"{failures} of {len(self.plan.jobs)} volumes would fail; nothing was written")
         return int(failures > 0)
+
+    def _checked_shape(self, job: Job) -> tuple[int, ...]:
+        """As `_shape`, of a volume whose header passes the checks of a run; its warnings are logged."""
+        if not isinstance(job.source, DicomSeries):
+            return _shape(job)
+        stack = check_dicom(job, job.source, self.options)
+        for warning in stack.warnings:
+            _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
+        image = stack.frames[0].image
+        return image.columns, image.rows, len(stack.frames)
 
     def do(self) -> int:
         """Process the volumes; the table is rewritten after each one, so that a killed run leaves a complete table."""

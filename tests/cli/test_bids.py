@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,10 +13,11 @@ from cli_command import command, record, results
 from conftest import blob_volume
 from hypothesis import given
 from hypothesis import strategies as st
+from programs import program
 
 from bundle.cli.bids import Bids
 
-VALIDATOR = shutil.which("bids-validator-deno")
+VALIDATOR = program("bids-validator-deno")
 BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import program
 
 from bundle.physics import superres_affine
 from bundle.report import ReportEntry, section, write_report
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = program("chromium", "chromium-browser", "google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the report was not opened in a browser")
 
 # The page forbids scripts; this one is put into a copy to measure it in frames of given width.

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from bundle.data.dicom.frame import CLASSIC, Image
+from bundle.data.dicom.header import read_dataset
+from bundle.data.dicom.private import keep_private
 from bundle.data.dicom.scaling import Encoding
+from bundle.data.dicom.series import DicomSeries
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 NAME = "ICONet SR"
-
-_KEPT_PRIVATE = {
-    ("Philips PET Private Group", 0x7053): (0x00, 0x09),  # factors from counts to SUV and to Bq/ml
-    ("GEMS_PETD_01", 0x0009): (0x0D,),  # time of the scan, to which activity is decay corrected
-    ("SIEMENS MR HEADER", 0x0019): (0x0C, 0x0E),  # b-value and gradient direction
-    ("GEMS_PARM_01", 0x0043): (0x39,),  # b-value
-    ("Philips Imaging DD 001", 0x2001): (0x03,),  # b-value
-}
-"""(creator, group): offsets of elements without which values lose their meaning. Other private attributes are removed:
-they may describe the old matrix, and there is no way to tell which do."""
 
 _REMOVED = (
     *("IconImageSequence", "GraphicAnnotationSequence", "DigitalSignaturesSequence", "MACParametersSequence"),
@@ -41,8 +34,26 @@ _REMOVED = (
     *("ConcatenationFrameOffsetNumber", "PixelDataProviderURL", "StorageMediaFileSetUID"),
 )
 
-_LOSSY = {"1.2.840.10008.1.2.4.50": "ISO_10918_1", "1.2.840.10008.1.2.4.51": "ISO_10918_1"}
-"""Transfer syntaxes that are always lossy, and their LossyImageCompressionMethod."""
+_SYNTAX = "1.2.840.10008.1.2"
+_LOSSLESS = {
+    *(_SYNTAX + end for end in ("", ".1", ".1.99", ".2", ".5", ".8.1")),  # uncompressed, deflated, RLE
+    *(f"{_SYNTAX}.4.{end}" for end in (57, 58, 65, 66, 70, 80, 90, 92, 110, 201, 202)),
+    "1.2.840.113619.5.2",  # GE, uncompressed
+}
+"""Transfer syntaxes that lose nothing. All others are lossy, or may be."""
+
+_MAY_BE_LOSSLESS = {f"{_SYNTAX}.4.{end}" for end in (91, 93, 111, 112, 203)}
+"""JPEG 2000, JPEG XL and HTJ2K with or without loss: believed if the header says that nothing was lost."""
+
+_METHODS = {
+    **dict.fromkeys((f"{_SYNTAX}.4.{end}" for end in range(50, 65)), "ISO_10918_1"),
+    **{f"{_SYNTAX}.4.81": "ISO_14495_1", f"{_SYNTAX}.4.91": "ISO_15444_1", f"{_SYNTAX}.4.203": "ISO_15444_15"},
+    **{f"{_SYNTAX}.4.111": "ISO_18181_1", f"{_SYNTAX}.4.112": "ISO_18181_1"},
+}
+"""LossyImageCompressionMethod of lossy transfer syntaxes (PS3.3 C.7.6.1.1.5.1)."""
+
+
+_TORN = ("PatientName", "PatientID", "StudyInstanceUID", "StudyID", "AccessionNumber", "FrameOfReferenceUID")
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Derivation:
         weights: sha256 of the weights, "" if not given.
         settings: JSON text of all other settings that affect the voxels.
         created: time of creation.
-        series: label of the source volume, to tell the volumes of one source series apart.
+        source: the source series as read; its volumes become one derived series.
     """
 
     scale: int
@@ -63,23 +74,29 @@ class Derivation:
     weights: str
     settings: str
     created: datetime
-    series: str
+    source: DicomSeries
 
     def uid(self, *source: object) -> str:
         """A UID (PS3.5 B.2) determined by source, weights and settings."""
-        parts = [self.series, self.scale, self.version, self.weights, self.settings, *map(str, source)]
+        lead = self.source.lead
+        # If an anonymiser blanked the series UID, the folder identifies it.
+        origin = lead and [lead.study, lead.series or str(lead.path.parent), lead.patient]
+        parts = [origin, self.scale, self.version, self.weights, self.settings, *map(str, source)]
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([NAME, *parts])).int}"
 
     @property
     def text(self) -> str:
         weights = f", weights sha256 {self.weights[:16]}" if self.weights else ""
+        volume = " Volume {} of {} of its series.".format(*self.source.volume) if self.source.volume else ""
         return (
             f"Super-resolution x{self.scale} in the plane of the slices by {NAME} {self.version}{weights}. "
-            "Detail beyond the acquired band is estimated, not measured. Voxel 0 stays in place."
+            f"Detail beyond the acquired band is estimated, not measured. Voxel 0 stays in place.{volume}"
         )
 
 
-def derivation_from(provenance: Mapping[str, Any], scale: int, label: str, version: str, now: datetime) -> Derivation:
+def derivation_from(
+    provenance: Mapping[str, Any], scale: int, source: DicomSeries, version: str, now: datetime
+) -> Derivation:
     """Pick the keys of a provenance record that affect the voxels: "version", "weights_sha256", "settings"."""
     return Derivation(
         scale=scale,
@@ -87,7 +104,7 @@ def derivation_from(provenance: Mapping[str, Any], scale: int, label: str, versi
         weights=str(provenance.get("weights_sha256", "")),
         settings=json.dumps(provenance.get("settings", {}), sort_keys=True, default=str),
         created=now,
-        series=label,
+        source=source,
     )
 
 
@@ -98,18 +115,39 @@ def derive_instance(dataset: Dataset, image: Image, derivation: Derivation, inst
         Exception: pydicom cannot convert an attribute.
     """
     _remove_stale(dataset)
-    dataset.SOPInstanceUID = derivation.uid("instance", image.uid, instance_number)
-    dataset.SeriesInstanceUID = derivation.uid("series", image.study, image.series)
-    if not image.study:
-        dataset.StudyInstanceUID = derivation.uid("study")
-    if not image.frame_of_reference:
-        dataset.FrameOfReferenceUID = derivation.uid("frame of reference")
-    dataset.SeriesNumber = ((image.series_number or 0) * 100 + derivation.scale) % 2**31
+    dataset.SOPInstanceUID = derivation.uid("instance", derivation.source.label, image.uid, instance_number)
+    dataset.SeriesInstanceUID = derivation.uid("series")
+    dataset.StudyInstanceUID = image.study or derivation.uid("study")
+    dataset.FrameOfReferenceUID = image.frame_of_reference or derivation.uid("frame of reference")
+    first = derivation.source.lead or image
+    dataset.SeriesNumber = ((first.series_number or 0) * 100 + derivation.scale) % 2**31
     dataset.InstanceNumber = instance_number
     _describe(dataset, derivation)
     if image.sop_class in CLASSIC:
         _describe_classic(dataset, image, derivation)
     _keep_lossy(dataset, image)
+
+
+def adopt(dataset: Dataset, image: Image, lead: Image) -> Image:
+    """Give an instance the patient, study, series and frame of reference of the series' lead.
+
+    They differ where slices were joined that an anonymiser has torn apart.
+    """
+    if _identity(image) == _identity(lead):
+        return image
+    source = read_dataset(lead.path, list(_TORN))
+    for name in _TORN:
+        if name in source:
+            dataset[name] = source[name]
+        elif name in dataset:
+            del dataset[name]
+    return replace(
+        image, study=lead.study, series=lead.series, patient=lead.patient, frame_of_reference=lead.frame_of_reference
+    )
+
+
+def _identity(image: Image) -> tuple[str, ...]:
+    return image.patient, image.study, image.series, image.frame_of_reference
 
 
 def source_item(image: Image, frames: list[int] | None = None) -> Dataset:
@@ -136,8 +174,8 @@ def set_pixels(dataset: Dataset, encoding: Encoding, rows: int, columns: int, pi
 
     dataset.Rows, dataset.Columns = rows, columns
     dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = dataset.get("PhotometricInterpretation") or "MONOCHROME2"
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, encoding.bits, encoding.bits - 1
-    _set_sign(dataset, encoding)
     dataset.PixelRepresentation = int(encoding.signed)
     dataset["PixelData"] = DataElement("PixelData", "OW", pixels)
 
@@ -161,36 +199,11 @@ def _remove_stale(dataset: Dataset) -> None:
     for name in _REMOVED:
         if name in dataset:
             del dataset[name]
-    kept = _kept_private(dataset)
     for tag in list(dataset.keys()):
         overlay_or_curve = tag.group & 0xFF00 in (0x6000, 0x5000) and tag.group < 0x6100
-        if overlay_or_curve or tag.group <= 2 or (tag.is_private and tag not in kept):
+        if overlay_or_curve or tag.group <= 2:
             del dataset[tag]
-    for item in nested_items(dataset):
-        for tag in [tag for tag in list(item.keys()) if tag.is_private]:
-            del item[tag]
-
-
-def nested_items(dataset: Dataset) -> Iterator[Dataset]:
-    """Every item of every sequence below a data set. Only sequences are parsed; other values stay as read."""
-    from pydicom.datadict import dictionary_has_tag, dictionary_VR
-
-    for tag in list(dataset.keys()):
-        vr = dataset.get_item(tag).VR or (dictionary_VR(tag) if dictionary_has_tag(tag) else "UN")
-        for item in dataset[tag].value if vr == "SQ" else ():
-            yield item
-            yield from nested_items(item)
-
-
-def _kept_private(dataset: Dataset) -> set[int]:
-    """Tags of the private attributes to keep, and of their creators."""
-    kept: set[int] = set()
-    for (creator, group), offsets in _KEPT_PRIVATE.items():
-        for block in range(0x10, 0x100):
-            tag = group << 16 | block
-            if tag in dataset and str(dataset[tag].value).strip() == creator:
-                kept |= {tag, *(group << 16 | block << 8 | offset for offset in offsets)}
-    return kept
+    keep_private(dataset)
 
 
 def _describe(dataset: Dataset, derivation: Derivation) -> None:
@@ -234,18 +247,15 @@ def _equipment(derivation: Derivation) -> Dataset:
 
 def _keep_lossy(dataset: Dataset, image: Image) -> None:
     """Once lossy, always marked lossy (PS3.3 C.7.6.1.1.5), even if only the transfer syntax shows it."""
-    if image.transfer_syntax in _LOSSY and dataset.get("LossyImageCompression") != "01":
-        dataset.LossyImageCompression = "01"
-        dataset.LossyImageCompressionMethod = _LOSSY[image.transfer_syntax]
-
-
-def _set_sign(dataset: Dataset, encoding: Encoding) -> None:
-    """Set the VR of attributes that follow PixelRepresentation (US or SS) to match what is written."""
-    vr, (low, high) = ("SS", (-32768, 32767)) if encoding.signed else ("US", (0, 65535))
-    for item in nested_items(dataset):
-        for name in ("RealWorldValueFirstValueMapped", "RealWorldValueLastValueMapped"):
-            if name in item and item[name].VR in ("US", "SS"):
-                item[name].VR, item[name].value = vr, min(max(int(item[name].value), low), high)
+    mark = str(dataset.get("LossyImageCompression") or "")
+    syntax = image.transfer_syntax
+    if mark == "01" or syntax in _LOSSLESS or (mark == "00" and syntax in _MAY_BE_LOSSLESS):
+        return
+    dataset.LossyImageCompression = "01"
+    if syntax in _METHODS:
+        dataset.LossyImageCompressionMethod = _METHODS[syntax]
+    ratio = image.frames * image.rows * image.columns * image.bits_allocated / 8 / image.path.stat().st_size
+    dataset.LossyImageCompressionRatio = f"{max(ratio, 1):.2f}"
 
 
 def _code(value: str, meaning: str) -> Dataset:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from bundle.data.dicom.derive import Derivation, decimal_text, resampling_code, source_item, values_of
 from bundle.data.dicom.frame import Image
+from bundle.data.dicom.integers import follow_encoding
+from bundle.data.dicom.scaling import Encoding
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -27,20 +29,28 @@ _PULSE_SEQUENCE = (
 """Attributes of the MR Pulse Sequence module (PS3.3 C.8.13.4), allowed only in ORIGINAL or MIXED images."""
 
 
+def select_frames(dataset: Dataset, indices: Sequence[int]) -> None:
+    """Keep only these frames of a source, in this order."""
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    dataset.PerFrameFunctionalGroupsSequence = [groups[index] for index in indices]
+    dataset.NumberOfFrames = len(indices)
+
+
 def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], derivation: Derivation) -> None:
-    """Keep the given frames of an enhanced image, in this order, and mark their functional groups as derived.
+    """Mark the functional groups of an enhanced image as derived.
+
+    Their dimension indices stay: they count through the series, whose volumes are one object each now.
 
     Args:
-        dataset: of the derived instance (`derive_instance`).
+        dataset: of the derived instance (`derive_instance`), after `select_frames`.
         image: the source.
-        indices: frames of the source.
+        indices: what its frames are in the source.
         derivation: how it was made.
     """
     from pydicom.dataset import Dataset
 
-    groups = dataset.PerFrameFunctionalGroupsSequence
-    frames = [deepcopy(groups[index]) for index in indices]
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    shared = _shared_groups(dataset)
     for group in (shared, *frames):
         _divide_spacing(group, derivation.scale)
         for name in _FRAME_TYPES:
@@ -55,9 +65,6 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
         group.DerivationImageSequence = [step]
     if "DerivationImageSequence" in shared:
         del shared.DerivationImageSequence
-    _renumber(frames)
-    dataset.PerFrameFunctionalGroupsSequence = frames
-    dataset.NumberOfFrames = len(frames)
     dataset.ImageType = _derived_type(values_of(dataset, "ImageType"))
     for name in _PULSE_SEQUENCE:
         if name in dataset:
@@ -68,25 +75,45 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
         dataset.LossyImageCompression = "00"
 
 
-def set_scaling(dataset: Dataset, slopes: Sequence[float], intercepts: Sequence[float]) -> None:
-    """Give each frame its own linear scaling, replacing the source's."""
+def set_scaling(dataset: Dataset, encoding: Encoding, slices: Sequence[int]) -> None:
+    """Let all that tells the meaning of the stored integers follow the encoding of these slices of the volume."""
     from pydicom.dataset import Dataset
 
-    shared = dataset.SharedFunctionalGroupsSequence[0]
+    shared = _shared_groups(dataset)
     frames = dataset.PerFrameFunctionalGroupsSequence
-    if "PixelValueTransformationSequence" in shared:
-        kept = shared.PixelValueTransformationSequence[0].get("RescaleType", "US")
-        del shared.PixelValueTransformationSequence
+    coarser = [float(encoding.coarser[at]) for at in slices]
+    if len(set(coarser)) > 1:
+        _share_no_more(shared, frames, "RealWorldValueMappingSequence")
     else:
-        kept = "US"
-    for group, slope, intercept in zip(frames, slopes, intercepts, strict=True):
-        scaling = (group.get("PixelValueTransformationSequence") or [Dataset()])[0]
-        scaling.RescaleIntercept, scaling.RescaleSlope = decimal_text(intercept), decimal_text(slope)
-        scaling.RescaleType = scaling.get("RescaleType", kept)
-        group.PixelValueTransformationSequence = [scaling]
-    for group in (shared, *frames):
-        if "RealWorldValueMappingSequence" in group:
-            del group.RealWorldValueMappingSequence
+        follow_encoding(shared, coarser[0], encoding)
+    for group, factor in zip(frames, coarser, strict=True):
+        follow_encoding(group, factor, encoding)
+    if max(coarser) > 1:
+        _share_no_more(shared, frames, "PixelValueTransformationSequence")
+        for at, group in zip(slices, frames, strict=True):
+            scaling = (group.get("PixelValueTransformationSequence") or [Dataset()])[0]
+            scaling.RescaleSlope = decimal_text(float(encoding.slopes[at]))
+            scaling.RescaleIntercept = decimal_text(encoding.frames[at].intercept)
+            scaling.RescaleType = scaling.get("RescaleType", "US")
+            group.PixelValueTransformationSequence = [scaling]
+
+
+def _share_no_more(shared: Dataset, frames: Sequence[Dataset], name: str) -> None:
+    """Move a shared functional group into every frame."""
+    if name in shared:
+        for group in frames:
+            group[name] = deepcopy(shared[name])
+        del shared[name]
+
+
+def _shared_groups(dataset: Dataset) -> Dataset:
+    """The item of the shared functional groups, made if there is none (every group may be per frame)."""
+    from pydicom.dataset import Dataset
+
+    if not dataset.get("SharedFunctionalGroupsSequence"):
+        dataset.SharedFunctionalGroupsSequence = [Dataset()]
+    item: Dataset = dataset.SharedFunctionalGroupsSequence[0]
+    return item
 
 
 def _divide_spacing(group: Dataset, scale: int) -> None:
@@ -99,18 +126,6 @@ def _derived_type(source: Sequence[str]) -> list[str]:
     """Keep values 2 and 3; set value 4, derived pixel contrast, to RESAMPLED if it was NONE (C.8.16.1)."""
     values = [*source, *("ORIGINAL", "PRIMARY", "VOLUME", "NONE")[len(source) :]]
     return ["DERIVED", *values[1:3], "RESAMPLED" if values[3] == "NONE" else values[3], *values[4:]]
-
-
-def _renumber(frames: Sequence[Dataset]) -> None:
-    """Renumber dimension indices from 1 without gaps, even if frames were left out."""
-    contents = [content for group in frames for content in group.get("FrameContentSequence") or ()]
-    indices = [values_of(content, "DimensionIndexValues") for content in contents]
-    if len({len(values) for values in indices}) != 1:
-        return
-    columns = [sorted(set(column)) for column in zip(*indices, strict=True)]
-    for content, values in zip(contents, indices, strict=True):
-        if values:
-            content.DimensionIndexValues = [c.index(value) + 1 for c, value in zip(columns, values, strict=True)]
 
 
 def _evidence(image: Image) -> Dataset:

@@ -6,13 +6,14 @@ pydicom is needed only when a DICOM file is found, not to import this module.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from bundle.data.dicom.frame import Broken, Frame, Skipped
 from bundle.data.dicom.header import read_frames, starts_as_dicom
+from bundle.data.dicom.join import torn_apart
 from bundle.data.dicom.library import require_pydicom
 from bundle.data.dicom.series import DicomSeries, split_volumes
 from bundle.data.errors import VolumeError, error_line, fail
@@ -27,7 +28,8 @@ class SeriesFound(NamedTuple):
     """The result of `find_series`.
 
     Attributes:
-        series: sorted by the path of the first file; empty if there is no DICOM image of MR, CT or PET.
+        series: sorted by the path of their first file, the volumes of a series in their order; empty if there is no
+            DICOM image of MR, CT or PET.
         left_out: one line for each kind of other file: how many there are, and the name of the first.
     """
 
@@ -35,7 +37,7 @@ class SeriesFound(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFound:
+def find_series(root: PathLike, files: Iterable[Path] | None = None, *, join: bool = False) -> SeriesFound:
     """Every MR, CT and PET volume in a DICOM file or below a folder.
 
     Only headers are read, not pixels. A series that holds several volumes (echoes, time points, b-values, the planes
@@ -46,6 +48,7 @@ def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFo
     Args:
         root: a folder, or a single file.
         files: the files to examine, if those below the folder are already listed or some are to be left out.
+        join: join single slices that have a study, series, patient or frame of reference of their own.
 
     Raises:
         VolumeError: no such file or folder, a file that is not a DICOM image, or pydicom is missing.
@@ -61,12 +64,32 @@ def find_series(root: PathLike, files: Iterable[Path] | None = None) -> SeriesFo
         _sort_in(path, groups, left_out)
     if start.is_file() and not groups:
         fail(start, f"no DICOM image of MR, CT or PET ({next(iter(left_out))})", "give another file or a folder")
-    found = chain.from_iterable(split_volumes(members) for members in groups.values())
+    volumes = [split_volumes(members, warnings, join) for members, warnings in _joined(groups, join)]
     lines = (
         f"{start}: {len(paths)} files left out ({reason}), the first is {paths[0].name}"
         for reason, paths in sorted(left_out.items())
     )
-    return SeriesFound(sorted(found, key=lambda series: (series.paths[0], series.label)), tuple(lines))
+    return SeriesFound(list(chain.from_iterable(sorted(volumes, key=_first))), tuple(lines))
+
+
+def _joined(
+    groups: dict[Hashable, list[Frame | Broken]], join: bool
+) -> Iterator[tuple[list[Frame | Broken], tuple[str, ...]]]:
+    """The series, with slices that were torn apart joined or a warning, and the warnings."""
+    left = dict(groups)
+    for keys in torn_apart(groups):
+        members = [frame for key in keys for frame in left.pop(key)]
+        count = f"{len(keys)} single slices with a series, study or patient of their own"
+        if join:
+            yield members, (f"{count} were joined (--join)",)
+        else:
+            warning = f"one of {count} that share number, matrix, orientation and even steps: --join makes them one"
+            yield from (([frame], (warning,)) for frame in members)
+    yield from ((members, ()) for members in left.values())
+
+
+def _first(volumes: Iterable[DicomSeries]) -> tuple[Path, str]:
+    return min((volume.paths[0], volume.label) for volume in volumes)
 
 
 def _sort_in(path: Path, groups: dict[Hashable, list[Frame | Broken]], left_out: dict[str, list[Path]]) -> None:

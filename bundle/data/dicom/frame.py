@@ -15,20 +15,54 @@ ENHANCED = {
 MODALITIES = {**CLASSIC, **ENHANCED}
 """Supported SOP classes and their modality (names in PS3.4 B.5)."""
 
-CONTRASTS = ("EchoTime", "EffectiveEchoTime", "DiffusionBValue", "StackID", "Laterality", "ImageLaterality")
-"""Attributes that separate the volumes of one series wherever they differ."""
+SIDES = ("Laterality", "ImageLaterality", "FrameLaterality", "StackID")
+"""Attributes that separate stacks wherever they differ, as SOP class, matrix and orientation do."""
 
-PHASES = (
-    *("TemporalPositionIdentifier", "TemporalPositionIndex", "ImageType", "FrameType", "ComplexImageComponent"),
-    *("EchoNumbers", "DiffusionGradientOrientation", "AcquisitionNumber", "TriggerTime", "FrameReferenceTime"),
-    *("NominalCardiacTriggerDelayTime", "InversionTime", "FlipAngle", "KVP", "ConvolutionKernel"),
+VALUES = (
+    *("ImageType", "FrameType", "ComplexImageComponent", "ASLContext", "TemporalPositionIdentifier"),
+    *("TemporalPositionIndex", "EchoTime", "EffectiveEchoTime", "EchoNumbers", "DiffusionBValue"),
+    *("DiffusionDirectionality", "DiffusionGradientOrientation", "NominalPercentageOfCardiacPhase"),
+    *("NominalPercentageOfRespiratoryPhase", "InversionTime", "InversionTimes", "FlipAngle", "RepetitionTime", "KVP"),
+    *("ConvolutionKernel", "ReceiveCoilName", "VelocityEncodingDirection", "SequenceName", "ScanOptions"),
 )
-"""Attributes that may differ between slices of one volume; they separate slices at the same position."""
+"""Attributes of a whole volume, the most meaningful first; they are compared by value."""
+
+TEXTS = ("ImageComments", "SeriesDescription", "ProtocolName")
+"""As VALUES, but free text, which may name the patient: only the name of the attribute is ever shown."""
+
+TIMES = (
+    *("TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime", "FrameReferenceTime"),
+    *("TemporalPositionTimeOffset", "NominalRespiratoryTriggerDelayTime"),
+)
+"""Attributes of a volume that may drift from slice to slice; where they do, they are compared by rank in a place."""
+
+ACQUISITIONS = ("FrameAcquisitionNumber", "AcquisitionNumber")
+"""They number volumes, or what is acquired at a time: compared as TIMES."""
+
+PRIVATE = {
+    **{(0x0019, 0x0C): "Siemens b-value", (0x0043, 0x39): "GE b-value"},
+    **{(0x2001, 0x03): "Philips b-value", (0x0065, 0x09): "UIH b-value"},
+    **{(0x0019, 0x0E): "Siemens gradient direction", (0x0065, 0x37): "UIH gradient direction"},
+    **{(0x0019, 0xBB): "GE gradient x", (0x0019, 0xBC): "GE gradient y", (0x0019, 0xBD): "GE gradient z"},
+    **{(0x2005, 0xB0): "Philips gradient x", (0x2005, 0xB1): "Philips gradient y"},
+    **{(0x2005, 0xB2): "Philips gradient z", (0x2001, 0x04): "Philips diffusion direction"},
+    **{(0x2005, 0x12): "Philips b-value number", (0x2005, 0x13): "Philips gradient number"},
+    **{(0x2001, 0x08): "Philips phase number", (0x2005, 0x29): "Philips label type"},
+}
+"""(group, offset in a private block) of values that tell volumes apart, whether or not the block names its creator:
+anonymisers remove creators, and a value that means something else is either the same in all volumes or no obstacle."""
+
+TRAITS = (*VALUES, *PRIVATE.values(), *TEXTS, *TIMES, *ACQUISITIONS)
+"""What distinguishes frames, in the order of `Frame.traits`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank; `padding` is in stored values."""
+    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank; `padding` is in stored values.
+
+    `dimensions` names the columns of DimensionIndexValues that are neither a stack nor a position in it; `assumed` are
+    attributes that are missing or empty, with the value that is assumed instead.
+    """
 
     path: Path
     uid: str
@@ -50,6 +84,8 @@ class Image:
     padding: tuple[int, int] | None
     acquired: tuple[int, int] | None
     slices_in_series: int | None
+    dimensions: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
     @property
     def modality(self) -> str:
@@ -68,7 +104,9 @@ class Frame:
         spacing: between rows, between columns (the order of PixelSpacing).
         thickness, step: SliceThickness and SpacingBetweenSlices, if given.
         slope, intercept: value = slope * stored + intercept; `rescaled`: whether the file has them.
-        contrasts, phases: values of CONTRASTS and PHASES, None if absent.
+        sides, traits: values of SIDES and TRAITS, None if absent.
+        indices: DimensionIndexValues, for the columns in `image.dimensions`.
+        acquired: date and time of acquisition, in seconds; `content`: ContentDate and ContentTime. None if absent.
     """
 
     image: Image
@@ -81,12 +119,20 @@ class Frame:
     slope: float
     intercept: float
     rescaled: bool
-    contrasts: tuple[Any, ...]
-    phases: tuple[Any, ...]
+    sides: tuple[Any, ...]
+    traits: tuple[Any, ...]
+    indices: tuple[int, ...] = ()
+    acquired: float | None = None
+    content: float | None = None
 
     @property
     def path(self) -> Path:
         return self.image.path
+
+    @property
+    def name(self) -> str:
+        """The file's name, with the number of the frame (from 1) if it holds several."""
+        return self.path.name + (f" frame {self.index + 1}" if self.image.frames > 1 else "")
 
 
 @dataclass(frozen=True, slots=True)

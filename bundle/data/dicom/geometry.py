@@ -44,6 +44,26 @@ class Stack:
     warnings: tuple[str, ...]
 
 
+def check_reference(where: str, frames: Sequence[Frame], join: bool, warnings: list[str]) -> None:
+    """Whether all positions are in one frame of reference.
+
+    Files that each have their own come from an anonymiser: a scanner has one for a whole study.
+
+    Raises:
+        VolumeError: several frames of reference, each of several files, and `join` is not set.
+    """
+    known = {frame.image.frame_of_reference for frame in frames} - {""}
+    files = {frame.path for frame in frames}
+    if len(known) < 2:
+        return
+    if not join and (len(known) < len(files) or len(files) < 3):
+        remedy = "give the slices of one of them, or --join if an anonymiser has made them"
+        fail(where, "slices of several frames of reference", remedy)
+    own = len(known) == len(files)
+    count = "each file has a frame of reference of its own" if own else f"{len(known)} frames of reference"
+    warnings.append(f"{count}: taken as one")
+
+
 def sort_by_position(where: str, frames: Sequence[Frame]) -> list[Frame]:
     """The frames sorted by position along the slice normal.
 
@@ -53,8 +73,6 @@ def sort_by_position(where: str, frames: Sequence[Frame]) -> list[Frame]:
     for frame in frames:
         _check_place(frame)
     first = frames[0]
-    if len({frame.image.frame_of_reference for frame in frames}) > 1:
-        fail(where, "slices of several frames of reference", "give the slices of one of them")
     for frame in frames:
         if not np.allclose(_array(frame.spacing), _array(first.spacing), rtol=1e-3, atol=0):
             wrong = f"PixelSpacing differs: {_pair(first)} in {first.path.name}, {_pair(frame)} in {frame.path.name}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from datetime import date
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.data.dicom.frame import CLASSIC, CONTRASTS, MODALITIES, PHASES, Broken, Frame, Image, Skipped
+from bundle.data.dicom.frame import CLASSIC, MODALITIES, PRIVATE, SIDES, TRAITS, Broken, Frame, Image, Skipped
 from bundle.data.dicom.library import guarded
 from bundle.data.errors import VolumeError, fail
 
@@ -33,8 +34,18 @@ _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Sl
 _SCALING = ("RescaleSlope", "RescaleIntercept")
 _VALUES = ("ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit")
 _OTHER = ("FrameOfReferenceUID", "InstanceNumber", "AcquisitionMatrix", "NumberOfSlices")
-_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_READ = [*_IDENTITY, *_MATRIX, *_PLACE, *_SCALING, *_VALUES, *_OTHER, *_FRAMES, *CONTRASTS, *PHASES]
+_FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence")
+_DATES = (
+    *("FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime"),
+    *("ContentDate", "ContentTime", "DimensionIndexValues"),
+)
+_PUBLIC_TRAITS = tuple(name for name in TRAITS if name not in PRIVATE.values())
+_BLOCKS = {0x2005: range(0x10, 0x18)}
+"""Private blocks that are searched; others of PRIVATE are in one of the first three."""
+
+_UIH_GRID = 0x00651051  # all slices of a volume, as private items of one image
+_PLACE_POINTERS = (0x00209056, 0x00209057, 0x00200032, 0x00209113, 0x00200037, 0x00209116)
+"""What a column of DimensionIndexValues may point to without telling volumes apart: stack, position, orientation."""
 
 
 def starts_as_dicom(path: Path) -> bool | None:
@@ -51,7 +62,7 @@ def starts_as_dicom(path: Path) -> bool | None:
     return None if len(head) >= 132 and head[:2] in (b"\2\0", b"\x08\0", b"\0\x08") else False
 
 
-def read_dataset(path: Path, attributes: list[str] | None = None, pixels: bool = False) -> Dataset:
+def read_dataset(path: Path, attributes: list[str] | list[int] | None = None, pixels: bool = False) -> Dataset:
     """The data set of a file, complete or only the named attributes; without pixels unless requested.
 
     Raises:
@@ -82,7 +93,7 @@ def read_frames(path: Path) -> list[Frame] | Skipped | Broken | None:
     if marked is False:
         return None
     try:
-        dataset = read_dataset(path, _READ)
+        dataset = read_dataset(path, _read_tags())
     except VolumeError:
         if marked is None:
             return None
@@ -151,11 +162,12 @@ def _identity(dataset: Dataset) -> tuple[str, str, str]:
 
 
 def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, str, str]) -> Image:
+    assumed = complete(path, dataset)
     _check_plain(path, dataset, sop_class)
     bits_allocated, bits_stored = _count(path, dataset, "BitsAllocated"), _count(path, dataset, "BitsStored")
     if bits_allocated not in (8, 16, 32) or bits_stored > bits_allocated:
         fail(path, f"{bits_stored} bits stored in {bits_allocated} are not supported", "convert the series")
-    if int(dataset.get("HighBit", bits_stored - 1)) != bits_stored - 1:
+    if int(dataset.HighBit) != bits_stored - 1:
         fail(path, "the high bit is not BitsStored - 1", "convert the series")
     return Image(
         path=path,
@@ -173,25 +185,63 @@ def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, st
         frames=int(dataset.get("NumberOfFrames") or 1),
         bits_allocated=bits_allocated,
         bits_stored=bits_stored,
-        signed=bool(dataset.get("PixelRepresentation", 0)),
+        signed=bool(dataset.PixelRepresentation),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
         padding=_padding(dataset) if MODALITIES[sop_class] == "CT" else None,
         acquired=_acquired(dataset),
         slices_in_series=_whole(dataset, "NumberOfSlices"),
+        dimensions=tuple(name for name in _dimensions(dataset) if name is not None),
+        assumed=assumed,
     )
+
+
+def complete(path: Path, dataset: Dataset) -> tuple[str, ...]:
+    """Give attributes of the matrix that are missing or empty their only sensible value; say which.
+
+    Raises:
+        VolumeError: there is no such value.
+    """
+    obvious: dict[str, Any] = {"SamplesPerPixel": 1, "HighBit": _count(path, dataset, "BitsStored") - 1}
+    if dataset.get("SamplesPerPixel") in (None, 1):
+        obvious["PhotometricInterpretation"] = "MONOCHROME2"
+    if _text(dataset, "Modality") == "MR" or not _has(dataset, "PixelRepresentation"):
+        obvious["PixelRepresentation"] = 0
+    missing = [name for name in obvious if not _has(dataset, name)]
+    if "PixelRepresentation" in missing and _text(dataset, "Modality") != "MR":
+        wrong = "PixelRepresentation is missing or empty: signed and unsigned integers cannot be told apart"
+        fail(path, wrong, "correct the header")
+    for name in missing:
+        setattr(dataset, name, obvious[name])
+    return tuple(f"{name} {obvious[name]}" for name in missing)
+
+
+def _has(dataset: Dataset, name: str) -> bool:
+    return dataset.get(name) not in (None, "")
+
+
+def _dimensions(dataset: Dataset) -> list[str | None]:
+    """What each column of DimensionIndexValues points to; None for a stack, a position or an orientation."""
+    from pydicom.datadict import keyword_for_tag
+
+    names: list[str | None] = []
+    for item in dataset.get("DimensionIndexSequence") or ():
+        pointer = int(item.get("DimensionIndexPointer") or 0)
+        name = keyword_for_tag(pointer) or f"({pointer >> 16:04x},{pointer & 0xFFFF:04x})"
+        names.append(None if pointer in _PLACE_POINTERS else f"DimensionIndexValues {name}")
+    return names
 
 
 def _check_plain(path: Path, dataset: Dataset, sop_class: str) -> None:
     """Refuse images without one grey value per voxel, and mosaics of several slices."""
-    if int(dataset.get("SamplesPerPixel") or 1) != 1 or dataset.get("PhotometricInterpretation") not in (
-        "MONOCHROME1",
-        "MONOCHROME2",
-    ):
+    if int(dataset.SamplesPerPixel) != 1 or dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
         fail(path, "colour or palette image", "give the grey-scale series it was made from")
     if sop_class in CLASSIC and int(dataset.get("NumberOfFrames") or 1) != 1:
         fail(path, "several frames in a single-frame SOP class", "give the series as one slice per file")
-    if "MOSAIC" in (dataset.get("ImageType") or ()):
+    kind = dataset.get("ImageType") or ()
+    if "MOSAIC" in kind:
         fail(path, "mosaic: all slices in one image", "convert it to one slice per image, or to NIfTI with dcm2niix")
+    if _UIH_GRID in dataset or ("VFRAME" in kind and not _has(dataset, "ImagePositionPatient")):
+        fail(path, "a grid (mosaic): all slices in one image", "convert it to NIfTI with dcm2niix")
     if "ModalityLUTSequence" in dataset:
         fail(path, "values are given by a look-up table (Modality LUT)", "convert the series to a linear scaling")
 
@@ -206,12 +256,13 @@ def _frames(image: Image, dataset: Dataset) -> Iterator[Frame]:
         wrong = f"{image.frames} frames, but only {len(per_frame)} of them are described"
         fail(image.path, wrong, "get an intact copy of the file")
     general |= _values(_macros((dataset.get("SharedFunctionalGroupsSequence") or [None])[0]))
+    columns = [at for at, name in enumerate(_dimensions(dataset)) if name is not None]
     for index, group in enumerate(per_frame):
-        yield _frame(image, index, general | _values(_macros(group)))
+        yield _frame(image, index, general | _values(_macros(group)), columns)
 
 
 def _values(datasets: list[Dataset]) -> dict[str, Any]:
-    """The attributes that describe a frame in these data sets, by keyword; visiting each tag once keeps this fast."""
+    """The attributes that describe a frame in these data sets, by name; visiting each tag once keeps this fast."""
     wanted = _frame_tags()
     return {wanted[tag]: dataset[tag].value for dataset in datasets for tag in dataset.keys() if tag in wanted}  # noqa: SIM118
 
@@ -220,21 +271,42 @@ def _values(datasets: list[Dataset]) -> dict[str, Any]:
 def _frame_tags() -> dict[int, str]:
     from pydicom.datadict import tag_for_keyword
 
-    return {tag_for_keyword(name) or 0: name for name in (*_PLACE, *_SCALING, *CONTRASTS, *PHASES)}
+    names = (*_PLACE, *_SCALING, *_DATES, *SIDES, *_PUBLIC_TRAITS)
+    private = {
+        (group << 16) + (block << 8) + offset: name
+        for (group, offset), name in PRIVATE.items()
+        for block in _BLOCKS.get(group, range(0x10, 0x13))
+    }
+    return {tag_for_keyword(name) or 0: name for name in names} | private
+
+
+@cache
+def _read_tags() -> list[int]:
+    """All that is read of a header; tags instead of names save pydicom the look-up in each file."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.tag import Tag
+
+    names = (*_IDENTITY, *_MATRIX, *_VALUES, *_OTHER, *_FRAMES)
+    return [Tag(tag) for tag in (*(tag_for_keyword(name) or 0 for name in names), *_frame_tags(), _UIH_GRID)]
 
 
 def _macros(group: Dataset | None) -> list[Dataset]:
     """The items of a frame's functional groups, and one level below (where gradient directions are)."""
     items: list[Dataset] = []
     for element in group or ():
-        if element.VR == "SQ" and not element.tag.is_private and len(element.value) == 1:
+        if element.VR != "SQ" or len(element.value) != 1:
+            continue
+        if element.tag.is_private:  # its public attributes may repeat or contradict those of the standard's groups
+            items.append(element.value[0].group_dataset(0x2001))
+            items.append(element.value[0].group_dataset(0x2005))
+        else:
             items.append(element.value[0])
             if "DiffusionGradientDirectionSequence" in element.value[0]:
                 items.extend(element.value[0].DiffusionGradientDirectionSequence)
     return items
 
 
-def _frame(image: Image, index: int, values: dict[str, Any]) -> Frame:
+def _frame(image: Image, index: int, values: dict[str, Any], columns: Sequence[int] = ()) -> Frame:
     get = values.get
     slope, intercept = _numbers(image.path, get, "RescaleSlope", 1), _numbers(image.path, get, "RescaleIntercept", 1)
     _check_scaling(image.path, slope, intercept)
@@ -250,9 +322,51 @@ def _frame(image: Image, index: int, values: dict[str, Any]) -> Frame:
         slope=slope[0] if slope else 1.0,
         intercept=intercept[0] if intercept else 0.0,
         rescaled=slope is not None or intercept is not None,
-        contrasts=tuple(_comparable(get(name)) for name in CONTRASTS),
-        phases=tuple(_comparable(get(name)) for name in PHASES),
+        sides=_shared(tuple(_comparable(get(name)) for name in SIDES)),
+        traits=_shared(tuple(_comparable(get(name)) for name in TRAITS)),
+        indices=_indices(get("DimensionIndexValues"), columns),
+        acquired=_seconds(get("FrameAcquisitionDateTime") or get("AcquisitionDateTime"))
+        or _seconds(get("AcquisitionTime"), get("AcquisitionDate")),
+        content=_seconds(get("ContentTime"), get("ContentDate")),
     )
+
+
+@lru_cache(maxsize=4096)
+def _shared(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One object for equal tuples: most slices of a series have the same values."""
+    return values
+
+
+@lru_cache(maxsize=64)
+def _days(day: str) -> int:
+    """Number of a day (DA); 0 if it is none."""
+    digits = day.replace(".", "")
+    try:
+        return date(int(digits[:4]), int(digits[4:6]), int(digits[6:8])).toordinal()
+    except ValueError:
+        return 0
+
+
+def _indices(value: Any, columns: Sequence[int]) -> tuple[int, ...]:
+    """The given columns of DimensionIndexValues; empty if there are fewer."""
+    every = () if value is None else tuple(value) if hasattr(value, "__iter__") else (value,)
+    return tuple(int(every[at]) for at in columns) if columns and len(every) > max(columns) else ()
+
+
+def _seconds(time: Any, on: Any = None) -> float | None:
+    """Seconds of a date and time (DT, or TM with DA), None if it is no valid time of day."""
+    text = str(time or "").strip()
+    day = str(on or "").strip()
+    digits = text.partition("+")[0].partition("-")[0].partition("&")[0].strip().replace(":", "")
+    whole, _, fraction = digits.partition(".")
+    if len(whole) > 8:
+        day, whole = whole[:8], whole[8:]
+    if not whole.isdecimal() or len(whole) not in (2, 4, 6) or (fraction and not fraction.isdecimal()):
+        return None
+    hours, minutes, seconds = (int(whole[at : at + 2] or 0) for at in (0, 2, 4))
+    if hours > 23 or minutes > 59 or seconds > 60:
+        return None
+    return round(_days(day) * 86400 + hours * 3600 + minutes * 60 + seconds + float(f"0.{fraction or 0}"), 6)
 
 
 def _check_scaling(path: Path, slope: tuple[float, ...] | None, intercept: tuple[float, ...] | None) -> None:
@@ -297,6 +411,8 @@ def _comparable(value: Any) -> Any:
     """A comparable and hashable value: numbers rounded to 3 decimals (times in ms to a microsecond), else text."""
     if value is None or value == "":
         return None
+    if isinstance(value, bytes):
+        return value.hex()
     if hasattr(value, "__iter__") and not isinstance(value, str):
         return tuple(_comparable(item) for item in value)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from bundle.data.dicom.frame import Frame, Image
-from bundle.data.dicom.header import read_dataset
+from bundle.data.dicom.header import complete, read_dataset
 from bundle.data.dicom.library import guarded
 from bundle.data.errors import fail
 
@@ -34,6 +34,7 @@ def stored_frames(image: Image, indices: Sequence[int]) -> Iterator[np.ndarray]:
         # Read the whole file: only then does pydicom check the declared length of the pixels.
         dataset = read_dataset(image.path, pixels=True)
         dataset.file_meta.TransferSyntaxUID = UID(image.transfer_syntax)
+        complete(image.path, dataset)
         frames = iter_pixels(dataset, indices=indices, raw=True)
     for _ in indices:
         with guarded(image.path, "the pixels cannot be decoded", "get an intact copy of the file", quote=True):

@@ -8,12 +8,12 @@ says why not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bundle.data.dicom.frame import Frame
-from bundle.data.dicom.geometry import duplicates, sort_by_position, stack_slices
+from bundle.data.dicom.geometry import Stack, check_reference, duplicates, sort_by_position, stack_slices
 from bundle.data.dicom.pixels import read_values, stored_frames
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import VolumeError, fail
@@ -54,37 +54,63 @@ def read_series(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int 
     Raises:
         VolumeError: the slices do not form one volume of certain geometry, or a file cannot be decoded.
     """
-    if series.problem is not None:
-        raise VolumeError(series.problem)
-    image = series.frames[0].image
-    paths = series.paths
-    where = f"{paths[0]} and {len(paths) - 1} more files" if len(paths) > 1 else str(paths[0])
-    needed = 4 * image.rows * image.columns * len(series.frames)
-    if needed > max_bytes:
-        fail(where, f"{needed} bytes of voxels, beyond the limit of {max_bytes}", "split the series")
-    warnings: list[str] = []
-    frames = _without_copies(where, sort_by_position(where, series.frames), warnings)
-    stack = stack_slices(where, frames, allow_gap)
-    warnings += stack.warnings
-    _check_headers(stack.frames, warnings)
-    voxels = read_values(where, stack.frames, warnings)
+    return read_pixels(series, read_geometry(series, allow_gap=allow_gap, max_bytes=max_bytes))
+
+
+def read_pixels(series: DicomSeries, stack: Stack) -> DicomVolume:
+    """The volume of a series whose geometry is known.
+
+    Raises:
+        VolumeError: a file cannot be decoded.
+    """
+    warnings = list(stack.warnings)
+    voxels = read_values(_where(series), stack.frames, warnings)
     low, high = voxels.min(), voxels.max()
     if low == high:
         warnings.append(f"all voxels have the value {low:g}")
     return DicomVolume(voxels, stack.affine, warnings, series, stack.frames, stack.regular)
 
 
-def _without_copies(where: str, frames: list[Frame], warnings: list[str]) -> list[Frame]:
+def read_geometry(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> Stack:
+    """All of `read_series` that headers decide; pixels are read only of slices that may be copies of each other.
+
+    Raises:
+        VolumeError: as for `read_series`, except for files that cannot be decoded.
+    """
+    if series.problem is not None:
+        raise VolumeError(series.problem)
+    where = _where(series)
+    image = series.frames[0].image
+    needed = 4 * image.rows * image.columns * len(series.frames)
+    if needed > max_bytes:
+        fail(where, f"{needed} bytes of voxels, beyond the limit of {max_bytes}", "split the series")
+    warnings = list(series.warnings)
+    check_reference(where, series.frames, series.join, warnings)
+    frames = _without_copies(where, sort_by_position(where, series.frames), series.doubt, warnings)
+    stack = stack_slices(where, frames, allow_gap)
+    warnings += stack.warnings
+    _check_headers(stack.frames, warnings)
+    return replace(stack, warnings=tuple(warnings))
+
+
+def _where(series: DicomSeries) -> str:
+    paths = series.paths
+    return f"{paths[0]} and {len(paths) - 1} more files" if len(paths) > 1 else str(paths[0])
+
+
+def _without_copies(where: str, frames: list[Frame], doubt: str, warnings: list[str]) -> list[Frame]:
     """Drop exact copies of slices; different slices at the same position are an error."""
     dropped: list[Frame] = []
     for run in duplicates(frames):
         for copy in run[1:]:
             if not _equal_values(run[0], copy):
-                wrong = f"different slices at the same position: {run[0].path.name} and {copy.path.name}"
-                fail(where, wrong, "separate the volumes of this series")
+                at = ", ".join(f"{x:.4g}" for x in copy.position or ())
+                wrong = f"different slices at the same position ({at}): {run[0].name} and {copy.name}"
+                counts = f"{doubt}, and no attribute tells them apart" if doubt else "their headers are equal"
+                fail(where, f"{wrong}; {counts}", "separate the volumes of this series")
             dropped.append(copy)
     if dropped:
-        warnings.append(f"{len(dropped)} duplicate slices were left out, the first is {dropped[0].path.name}")
+        warnings.append(f"{len(dropped)} duplicate slices were left out, the first is {dropped[0].name}")
     gone = {id(frame) for frame in dropped}
     return [frame for frame in frames if id(frame) not in gone]
 
@@ -110,5 +136,7 @@ def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
         warnings.append(
             f"NumberOfSlices is {image.slices_in_series}, but {len(frames)} were found: slices may be missing"
         )
+    if assumed := {text for frame in frames for text in frame.image.assumed}:
+        warnings.append(f"missing or empty in the header, and assumed: {', '.join(sorted(assumed))}")
     if not all(frame.image.uid for frame in frames):
         warnings.append("SOPInstanceUID is blank: results cannot refer to their source")

@@ -1,15 +1,18 @@
-"""Split the slices of one DICOM series into volumes: by echo, time point, b-value and plane."""
+"""The volumes of one DICOM series: stacks by matrix and orientation, and the volumes of each stack."""
 
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, combinations
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
-from bundle.data.dicom.frame import CONTRASTS, PHASES, Broken, Frame
+from bundle.data.dicom.frame import SIDES, Broken, Frame, Image
+from bundle.data.dicom.order import result_numbers
+from bundle.data.dicom.volumes import Part, split_stack
 
 PARALLEL = 1e-3
 """Slices have the same orientation if no component of their direction vectors differs by more than this."""
@@ -27,6 +30,12 @@ class DicomSeries:
         label: a file name for results, unique for each volume of a tree and the same in every run.
         problem: why it cannot be read, if the headers already show it; `read_series` raises it.
         broken: files of the series that cannot be used.
+        volume: its number (from 1) among the volumes of its stack, and how many these are; None for a single volume.
+        warnings: doubts about which slices belong to it.
+        doubt: "" unless several slices share a position and nothing tells them apart: how many there are.
+        join: whether slices of several frames of reference may be joined.
+        lead: the image whose patient, study, series and frame of reference the result takes.
+        numbers: InstanceNumber of the result of each file, unique in the series.
     """
 
     uid: str
@@ -36,6 +45,12 @@ class DicomSeries:
     label: str
     problem: str | None = None
     broken: tuple[Path, ...] = ()
+    volume: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+    doubt: str = ""
+    join: bool = False
+    lead: Image | None = None
+    numbers: Mapping[Image, int] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -46,14 +61,33 @@ class DicomSeries:
         return f"DicomSeries({self.description_for_log})"
 
 
-def split_volumes(members: Sequence[Frame | Broken]) -> list[DicomSeries]:
-    """The volumes of one series. A broken file spoils all of them, since it may belong to any."""
+def split_volumes(
+    members: Sequence[Frame | Broken], warnings: tuple[str, ...] = (), join: bool = False
+) -> list[DicomSeries]:
+    """The volumes of one series, in order. A broken file spoils all of them, since it may belong to any.
+
+    Args:
+        members: slices and broken files of one series.
+        warnings: about the series as a whole.
+        join: whether slices of several frames of reference may be joined.
+    """
     broken = [member for member in members if isinstance(member, Broken)]
     frames = [member for member in members if isinstance(member, Frame)]
     if not frames:
         return [_lost(broken)]
-    volumes = list(chain.from_iterable(_by_phase(key, group) for key, group in _by_contrast(frames)))
-    return [_series(key, group, tag, broken) for (key, group), tag in zip(volumes, _tags(volumes), strict=True)]
+    stacks = _stacks(frames)
+    found: list[DicomSeries] = []
+    for key, tags in zip(stacks, _stack_tags(list(stacks)), strict=True):
+        parts = split_stack(stacks[key])
+        for number, part in enumerate(parts, start=1):
+            count = (number, len(parts)) if len(parts) > 1 else None
+            found.append(_series(key, part, tags, count, broken, (*warnings, *part.warnings), join))
+    numbers = result_numbers([volume.frames for volume in found])
+    torn = len({(frame.image.study, frame.image.series, frame.image.patient) for frame in frames}) > 1
+    return [
+        replace(volume, lead=(frames if torn else volume.frames)[0].image, numbers=numbers[at])
+        for at, volume in enumerate(found)
+    ]
 
 
 def _lost(broken: list[Broken]) -> DicomSeries:
@@ -65,89 +99,76 @@ def _lost(broken: list[Broken]) -> DicomSeries:
     return DicomSeries(first.series[1], "?", (), description, label, first.error, paths)
 
 
-Volume = tuple[tuple[Hashable, ...], list[Frame]]
+StackKey = tuple[Hashable, ...]
 
 
-def _by_contrast(frames: list[Frame]) -> list[Volume]:
-    """Groups with the same SOP class, matrix, contrast and orientation."""
+def _stacks(frames: list[Frame]) -> dict[StackKey, list[Frame]]:
+    """Frames with the same SOP class, matrix, orientation, side and stack."""
     planes: list[tuple[float, ...]] = []
-    groups: dict[tuple[Hashable, ...], list[Frame]] = defaultdict(list)
+    known: dict[tuple[float, ...] | None, tuple[float, ...]] = {None: ()}
+    groups: dict[StackKey, list[Frame]] = defaultdict(list)
     for frame in frames:
         image = frame.image
-        groups[(image.sop_class, image.columns, image.rows, _plane(frame, planes), *frame.contrasts)].append(frame)
-    return list(groups.items())
+        if frame.orientation not in known:
+            known[frame.orientation] = _plane(frame.orientation or (), planes)
+        groups[(image.sop_class, image.columns, image.rows, known[frame.orientation], *frame.sides)].append(frame)
+    return groups
 
 
-def _plane(frame: Frame, planes: list[tuple[float, ...]]) -> tuple[float, ...]:
-    """The frame's orientation as listed in `planes`, added there if new; empty if the frame has none."""
-    if frame.orientation is None:
-        return ()
-    for known in planes:
-        if all(abs(a - b) <= PARALLEL for a, b in zip(known, frame.orientation, strict=True)):
+def _plane(orientation: tuple[float, ...], planes: list[tuple[float, ...]]) -> tuple[float, ...]:
+    """The orientation as listed in `planes` (sorted), added there if new."""
+    start = bisect_left(planes, (orientation[0] - 2 * PARALLEL,))
+    for known in islice(planes, start, None):
+        if known[0] > orientation[0] + 2 * PARALLEL:
+            break
+        if all(abs(a - b) <= PARALLEL for a, b in zip(known, orientation, strict=True)):
             return known
-    planes.append(tuple(round(x, 4) + 0.0 for x in frame.orientation))
-    return planes[-1]
+    plane = tuple(round(x, 4) + 0.0 for x in orientation)
+    insort(planes, plane)
+    return plane
 
 
-def _by_phase(key: tuple[Hashable, ...], frames: list[Frame]) -> list[Volume]:
-    """Separate slices at the same position by the first one or two attributes that yield complete volumes.
-
-    "Complete": no volume has two slices at one position, and at least one volume has a slice at every position.
-    Without such attributes the frames stay together, and reading them reports the duplicates.
-    """
-    places = {_place(frame) for frame in frames}
-    if not _doubled(frames) or None in places:
-        return [(key, frames)]
-    varying = [n for n in range(len(PHASES)) if len({frame.phases[n] for frame in frames}) > 1]
-    for names in chain(combinations(varying, 1), combinations(varying, 2)):
-        groups: dict[tuple[Hashable, ...], list[Frame]] = defaultdict(list)
-        for frame in frames:
-            groups[(*key, *((PHASES[n], frame.phases[n]) for n in names))].append(frame)
-        whole = any({_place(frame) for frame in group} == places for group in groups.values())
-        if whole and not any(map(_doubled, groups.values())):
-            return list(groups.items())
-    return [(key, frames)]
-
-
-def _place(frame: Frame) -> tuple[float, ...] | None:
-    return None if frame.position is None else tuple(round(x, 2) for x in frame.position)
-
-
-def _doubled(frames: list[Frame]) -> bool:
-    """Whether two different slices share a position; copies of one instance do not count."""
-    instances = {(frame.image.uid or frame.path, frame.index): _place(frame) for frame in frames}
-    return len(set(instances.values())) < len(instances)
-
-
-def _tags(volumes: list[Volume]) -> Iterator[str]:
-    """What distinguishes each volume from the others, as text."""
-    keys = [key for key, _ in volumes]
-    fixed = ("class", "columns", "rows", "plane", *CONTRASTS)
+def _stack_tags(keys: list[StackKey]) -> Iterator[list[str]]:
+    """What distinguishes each stack from the others, as text."""
+    names = ("", "", "", "plane", *SIDES)
     for key in keys:
-        parts = [
-            f"{name} {value}"
-            for n, (name, value) in enumerate(zip(fixed, key, strict=False))
-            if name not in ("class", "columns", "rows") and any(other[n] != value for other in keys)
-        ]
-        parts += [f"{part[0]} {part[1]}" for part in key[len(fixed) :] if isinstance(part, tuple)]
-        yield ", ".join(parts)
+        differs = (any(other[n] != value for other in keys) for n, value in enumerate(key))
+        yield [f"{name} {value}" for name, value, yes in zip(names, key, differs, strict=True) if name and yes]
 
 
-def _series(key: tuple[Hashable, ...], frames: list[Frame], tag: str, broken: list[Broken]) -> DicomSeries:
+def _series(
+    key: StackKey,
+    part: Part,
+    tags: list[str],
+    count: tuple[int, int] | None,
+    broken: list[Broken],
+    warnings: tuple[str, ...],
+    join: bool,
+) -> DicomSeries:
+    frames = part.frames
     image = frames[0].image
     number = image.series_number or 0
     # If an anonymiser blanked the series UID, the folder identifies it.
     identity = (image.study, image.series or str(image.path.parent), image.patient)
-    label = f"{image.modality}-{max(number, 0):04d}-{_digest((identity, key))}"
-    size = f"{len(frames)} slice{'s' * (len(frames) != 1)} of {image.columns}x{image.rows}"
+    # The number comes before the hash so that names sort in the order of the volumes.
+    place = f"{count[0]:0{len(str(count[1]))}d}-" if count else ""
+    label = f"{image.modality}-{max(number, 0):04d}-{place}{_digest((identity, key, part.key))}"
+    facts = [f"{image.modality} series {number}"]
+    facts += [f"volume {count[0]} of {count[1]}"] if count else []
+    facts.append(f"{len(frames)} slice{'s' * (len(frames) != 1)} of {image.columns}x{image.rows}")
+    facts += [*tags, *(f"{name} {value}" for name, value in part.split)]
     return DicomSeries(
         uid=image.series,
         modality=image.modality,
         frames=tuple(frames),
-        description_for_log=f"{image.modality} series {number}, {size}{', ' * bool(tag)}{tag} [{label}]",
+        description_for_log=f"{', '.join(facts)} [{label}]",
         label=label,
         problem=broken[0].error if broken else None,
         broken=tuple(item.path for item in broken),
+        volume=count,
+        warnings=warnings,
+        doubt=part.doubt,
+        join=join,
     )
 
 

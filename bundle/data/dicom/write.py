@@ -7,6 +7,7 @@ their attributes, so they must still be there.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bundle.data.dicom.derive import Derivation, decimal_text, derivation_from, derive_instance, set_pixels, values_of
-from bundle.data.dicom.enhanced import derive_frames, set_scaling
+from bundle.data.dicom.derive import Derivation, adopt, decimal_text, derivation_from, derive_instance, set_pixels
+from bundle.data.dicom.enhanced import derive_frames, select_frames, set_scaling
 from bundle.data.dicom.frame import ENHANCED, Image
 from bundle.data.dicom.header import read_dataset
+from bundle.data.dicom.integers import follow_encoding
 from bundle.data.dicom.library import guarded, require_pydicom
 from bundle.data.dicom.read import DicomVolume
 from bundle.data.dicom.scaling import Encoding, plan_encoding
@@ -33,7 +35,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 PREFIX = "SR"
-"""Files are SR00001.dcm and so on, numbered by InstanceNumber."""
+"""Files are SR00001.dcm and so on, numbered by InstanceNumber, which is unique in the series."""
+
+_RESULT = re.compile(rf"{PREFIX}\d{{5,}}\.dcm")
 
 MAX_PIXEL_BYTES = 2**32 - 2
 """Largest pixel data of one object with a defined length."""
@@ -84,13 +88,12 @@ def write_series(
     require_pydicom(target)
     _check_arguments(target, volume, voxels_sr, affine_sr, scale, slice_axis)
     _check_folder(target, volume)
-    derivation = derivation_from(provenance or {}, scale, volume.series.label, _version(), _creation_time())
+    derivation = derivation_from(provenance or {}, scale, volume.series, _version(), _creation_time())
     encoding = plan_encoding(volume.frames, voxels_sr)
-    numbers = _instance_numbers(volume)
     names: list[str] = []
     with disk_errors(target), _replacing_folder(target) as partial:
         for image, slices in _by_file(volume).items():
-            number = numbers[image]
+            number = volume.series.numbers[image]
             dataset = _derived(image, slices, voxels_sr, encoding, derivation, number)
             names.append(f"{PREFIX}{number:05d}.dcm")
             _save(partial / names[-1], dataset, image)
@@ -101,7 +104,12 @@ def write_series(
 
 
 def _derived(
-    image: Image, slices: list[int], voxels: np.ndarray, encoding: Encoding, derivation: Derivation, number: int
+    image: Image,
+    slices: list[int],
+    voxels: np.ndarray,
+    encoding: Encoding,
+    derivation: Derivation,
+    number: int,
 ) -> Dataset:
     """The derived data set of one source file; `slices` are the volume's slices in that file."""
     dataset = read_dataset(image.path)
@@ -109,50 +117,35 @@ def _derived(
     if len(pixels) > MAX_PIXEL_BYTES:
         fail(image.path, f"{len(pixels)} bytes of pixels do not fit into one DICOM object", "write NIfTI or split it")
     with guarded(image.path, "an attribute cannot be copied", "correct the header or write NIfTI"):
+        indices = [encoding.frames[at].index for at in slices]
+        if image.sop_class in ENHANCED:
+            select_frames(dataset, indices)
+        if derivation.source.lead is not None:
+            image = adopt(dataset, image, derivation.source.lead)
         derive_instance(dataset, image, derivation, number)
         if image.sop_class in ENHANCED:
-            derive_frames(dataset, image, [encoding.frames[at].index for at in slices], derivation)
-            if (encoding.coarser[slices] > 1).any():
-                intercepts = [encoding.frames[at].intercept for at in slices]
-                set_scaling(dataset, [float(encoding.slopes[at]) for at in slices], intercepts)
+            derive_frames(dataset, image, indices, derivation)
+            set_scaling(dataset, encoding, slices)
         else:
             _finish_classic(dataset, image, slices[0], encoding, derivation)
+            follow_encoding(dataset, float(encoding.coarser[slices[0]]), encoding)
         set_pixels(dataset, encoding, voxels.shape[1], voxels.shape[0], pixels)
     return dataset
 
 
 def _finish_classic(dataset: Dataset, image: Image, at: int, encoding: Encoding, derivation: Derivation) -> None:
+    """PixelSpacing, and the rescale if the slope is a new one.
+
+    MR Image Storage knows no rescale, but readers apply it wherever it is (and Philips writes it); a Real World Value
+    Mapping, which the class does know, is ignored by most of them.
+    """
     frame = encoding.frames[at]
     dataset.PixelSpacing = [decimal_text(size / derivation.scale) for size in frame.spacing or ()]
-    if encoding.coarser[at] == 1:
-        return
-    if frame.rescaled or image.modality == "PT":
+    if encoding.coarser[at] > 1:
         dataset.RescaleSlope = decimal_text(float(encoding.slopes[at]))
         dataset.RescaleIntercept = decimal_text(frame.intercept)
-        if "RealWorldValueMappingSequence" in dataset:
-            del dataset.RealWorldValueMappingSequence
-    else:
-        _map_real_world(dataset, encoding, float(encoding.slopes[at]))
-
-
-def _map_real_world(dataset: Dataset, encoding: Encoding, slope: float) -> None:
-    """Classic MR has no rescale, so a coarser slope goes into a Real World Value Mapping (PS3.3 C.7.6.16.2.11)."""
-    from pydicom.dataset import Dataset
-    from pydicom.sr.codedict import codes
-
-    unit, mapping = Dataset(), Dataset()
-    unit.CodeValue, unit.CodingSchemeDesignator = codes.UCUM.NoUnits.value, codes.UCUM.NoUnits.scheme_designator
-    unit.CodeMeaning = codes.UCUM.NoUnits.meaning
-    low, high = (-32768, 32767) if encoding.signed else (0, 65535)
-    mapping.add_new("RealWorldValueFirstValueMapped", "SS" if encoding.signed else "US", low)
-    mapping.add_new("RealWorldValueLastValueMapped", "SS" if encoding.signed else "US", high)
-    mapping.RealWorldValueIntercept, mapping.RealWorldValueSlope = 0.0, slope
-    mapping.LUTExplanation, mapping.LUTLabel = "Values of the source series", "SOURCE"
-    mapping.MeasurementUnitsCodeSequence = [unit]
-    dataset.RealWorldValueMappingSequence = [mapping]
-    for name in ("WindowCenter", "WindowWidth"):  # windows apply to stored values here
-        if name in dataset:
-            setattr(dataset, name, [decimal_text(float(value) / slope) for value in values_of(dataset, name)])
+        if image.modality == "MR" and "RescaleType" not in dataset:
+            dataset.RescaleType = "US"  # unspecified
 
 
 def _save(path: Path, dataset: Dataset, image: Image) -> None:
@@ -180,14 +173,6 @@ def _by_file(volume: DicomVolume) -> dict[Image, list[int]]:
     for at, frame in enumerate(volume.frames):
         files.setdefault(frame.image, []).append(at)
     return files
-
-
-def _instance_numbers(volume: DicomVolume) -> dict[Image, int]:
-    """1, 2, ... in the order of the source's numbers if these are all different, else in the order of positions."""
-    images = list(_by_file(volume))
-    if len({image.instance_number for image in images} - {None}) == len(images):
-        images.sort(key=lambda image: image.instance_number or 0)
-    return {image: number for number, image in enumerate(images, start=1)}
 
 
 def _check_arguments(
@@ -219,7 +204,7 @@ def _check_folder(target: Path, volume: DicomVolume) -> None:
     real = target.resolve()
     if any(real in path.resolve().parents for path in volume.series.paths):
         fail(target, "the output folder holds the source", "choose another output folder")
-    foreign = [entry.name for entry in target.iterdir() if not (entry.match(f"{PREFIX}?????.dcm") and entry.is_file())]
+    foreign = [entry.name for entry in target.iterdir() if not (_RESULT.fullmatch(entry.name) and entry.is_file())]
     if foreign:
         fail(target, f"the output folder holds other files, such as {foreign[0]}", "choose another output folder")
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_factory import phantom, save, series
+from programs import program
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
@@ -28,6 +28,7 @@ from bundle.data.dicom.write import write_series
 from bundle.physics import superres_affine
 
 PROVENANCE = {"version": "1.2.3", "weights_sha256": "ab" * 32, "settings": {"network": "small"}}
+DCM2NIIX = program("dcm2niix")
 KINDS = ["MR", "CT", "PT", "enhanced MR", "enhanced PT"]
 
 
@@ -106,14 +107,13 @@ def test_highdicom_reads_the_result_in_the_same_place_with_the_same_values(tmp_p
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dcm2niix_gives_the_affine_and_the_voxels_of_our_nifti(tmp_path: Path, kind: str) -> None:
-    program = shutil.which("dcm2niix", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    if program is None:
+    if DCM2NIIX is None:
         pytest.skip("dcm2niix is not installed")
     volume = read_one(save(make(kind), tmp_path / "in"))
     write(volume, tmp_path / "out")
     result = read_one(tmp_path / "out")
     (tmp_path / "theirs").mkdir()
-    command = [program, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
+    command = [DCM2NIIX, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
     subprocess.run(command, check=True, capture_output=True)
     (converted,) = (tmp_path / "theirs").glob("*.nii")
     ours = write_volume(tmp_path / "ours.nii", result.voxels, result.affine)
@@ -184,11 +184,27 @@ def test_one_echo_of_an_enhanced_object_stays_valid(tmp_path: Path) -> None:
         assert dataset.NumberOfFrames == len(groups) == factory.SLICES
         assert len({group.MREchoSequence[0].EffectiveEchoTime for group in groups}) == 1
         indices = [list(group.FrameContentSequence[0].DimensionIndexValues) for group in groups]
-        assert indices == [[number + 1, 1] for number in range(factory.SLICES)]
+        assert indices == [[slice_ + 1, number + 1] for slice_ in range(factory.SLICES)]
         sources = [group.DerivationImageSequence[0].SourceImageSequence[0] for group in groups]
         assert len({item.ReferencedFrameNumber for item in sources}) == factory.SLICES
         if shutil.which("dciodvfy"):
             assert _errors("dciodvfy", "-new", str(path)) == []
+
+
+@pytest.mark.parametrize("state", ["no item", "no sequence"])
+def test_functional_groups_that_are_all_per_frame_are_written(tmp_path: Path, state: str) -> None:
+    dataset = factory.enhanced("MR")
+    (shared,) = dataset.SharedFunctionalGroupsSequence
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        group.update(shared)
+    dataset.SharedFunctionalGroupsSequence = []
+    if state == "no sequence":
+        del dataset.SharedFunctionalGroupsSequence
+    (new,) = derive(tmp_path, [dataset])
+    assert [float(size) for size in new.PerFrameFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing] == [
+        0.75,
+        0.625,
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- attributes
@@ -361,11 +377,11 @@ def test_mr_beyond_12_bits_takes_all_16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(written[3])[::2, ::2], phantom()[:, :, 3] + 4000)
 
 
-def test_mr_beyond_16_bits_keeps_its_meaning_by_a_real_world_mapping(tmp_path: Path) -> None:
+def test_mr_beyond_16_bits_gets_a_rescale(tmp_path: Path) -> None:
     written = derive(tmp_path, series(), _twice(phantom() * 100.0))
     for number, new in enumerate(written):
-        (mapping,) = new.RealWorldValueMappingSequence
-        assert mapping.RealWorldValueSlope == 2 and (new.WindowCenter, new.WindowWidth) == (200, 450)
+        assert (new.RescaleSlope, new.RescaleIntercept, new.RescaleType) == (2, 0, "US")
+        assert (new.WindowCenter, new.WindowWidth) == (400, 900)  # windows apply to rescaled values
         assert np.abs(stored(new)[::2, ::2] * 2 - phantom()[:, :, number] * 100).max() <= 1
     if shutil.which("dciodvfy"):
         assert _errors("dciodvfy", "-new", str(next((tmp_path / "out").iterdir()))) == []
@@ -448,11 +464,17 @@ def test_a_second_run_gives_the_same_bytes_and_other_weights_other_uids(tmp_path
     assert not uids[0] & uids[1]
 
 
-def test_two_volumes_of_one_series_get_different_uids(tmp_path: Path) -> None:
+def test_two_volumes_of_one_series_become_one_series_again(tmp_path: Path) -> None:
     save(make("enhanced MR", echoes=(20.0, 40.0)), tmp_path / "in")
-    paths = [write(read_series(found), tmp_path / found.label)[0] for found in find_series(tmp_path / "in").series]
-    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
-        assert len({pydicom.dcmread(path)[name].value for path in paths}) == 2
+    found = find_series(tmp_path / "in").series
+    new = [pydicom.dcmread(write(read_series(one), tmp_path / one.label)[0]) for one in found]
+    assert [f"volume {number} of 2" in one.description_for_log for number, one in enumerate(found, 1)] == [True, True]
+    assert [one.label.startswith(f"MR-0005-{number}-") for number, one in enumerate(found, 1)] == [True, True]
+    assert len({one.SOPInstanceUID for one in new}) == 2 and len({one.SeriesInstanceUID for one in new}) == 1
+    assert [one.InstanceNumber for one in new] == [1, 2] and len({one.SeriesDescription for one in new}) == 1
+    for number, one in enumerate(new, 1):
+        (step,) = one.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence
+        assert step.DerivationDescription.endswith(f"Volume {number} of 2 of its series.")
 
 
 @pytest.mark.parametrize("call", ["write", "sync"])
