@@ -17,7 +17,7 @@ from bundle.data.dicom.find import find_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.find import files_below, is_volume_name
 from bundle.data.outputs import check_target
-from bundle.data.paths import pair_paths
+from bundle.data.paths import pair_paths, special_kind
 from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
 
@@ -126,6 +126,9 @@ def _check_arguments(options: CommandOptions) -> None:
     if not options.input.exists():
         swapped = "; are INPUT and OUTPUT swapped?" if options.output.exists() else "; check the path"
         raise RunError(f"{options.input}: no such file or folder{swapped}")
+    for path in (options.input, options.output):
+        if kind := special_kind(path):
+            raise RunError(f"{path}: {kind}, neither a file nor a folder; give a file or a folder")
     if options.input.is_file() and (line := unread(options.input)) is not None:
         raise RunError(line)
     if not options.output.is_dir() and (ending := ending_of(options.output)) is not None:
@@ -153,7 +156,7 @@ def _single_file(options: CommandOptions) -> Job:
 
 def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
     suffix = f"SRx{options.scale}"
-    rename = None if bids is None else lambda stem: bids.rename(stem, options.scale)
+    rename = None if bids is None else lambda stem, mark: bids.rename(stem, options.scale, mark)
     targets = output_paths(volumes, options.input, options.output, suffix, rename)
     base = options.input.parent if options.input.is_file() else options.input
     for path, target in zip(volumes, targets, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bundle.data.errors import fail_dataset
-from bundle.data.paths import PathLike
+from bundle.data.paths import PathLike, special_kind
 
 ENDINGS = (".nii.gz", ".nii", ".hdr")
 LOOKED_FOR = "NIfTI volumes (.nii, .nii.gz, or .hdr with .img)"
@@ -48,9 +48,17 @@ def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]
 
 
 def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """All files below a folder, sorted, walked as by `find_volumes`; a folder that cannot be listed is logged."""
+    """All files below a folder, sorted, walked as by `find_volumes`.
+
+    A folder that cannot be listed is logged; so are pipes, sockets and devices, which are left out.
+    """
     skipped = None if exclude is None else os.path.realpath(exclude)
-    return sorted(_walk_files(Path(root), skipped))
+    found = sorted(_walk_files(Path(root), skipped))
+    special = {path: kind for path in found if (kind := special_kind(path)) is not None}
+    if special:
+        first, kind = next(iter(special.items()))
+        _log.warning("%s: %d not opened, the first is %s (%s, not a regular file)", root, len(special), first, kind)
+    return [path for path in found if path not in special]
 
 
 def is_volume_name(path: PathLike) -> bool:

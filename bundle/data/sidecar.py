@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bundle.data.paths import open_regular
+
 TOOL = "ICONet SR"
 PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
 """What every record says about the origin of its result. If any of it changes, the result is out of date."""
@@ -24,11 +26,16 @@ def sidecar_path(target: Path) -> Path:
 def read_record(sidecar: Path) -> dict[str, Any] | None:
     """A record that this program wrote; None if there is none, or if the file is something else."""
     try:
-        content: dict[str, Any] = json.loads(sidecar.read_bytes())
+        content: dict[str, Any] = _json_of(sidecar)
         own = content["GeneratedBy"][0]["Name"] == TOOL
         return content if own and content["SuperResolution"]["Provenance"].keys() >= set(PROVENANCE) else None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
+
+
+def _json_of(path: Path) -> Any:
+    with open_regular(path) as stream:
+        return json.load(stream)
 
 
 def is_result(path: Path) -> bool:
