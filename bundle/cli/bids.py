@@ -15,7 +15,7 @@ from bundle.cli.record import TOOL, finite, generated_by, write_json
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
-from bundle.data.find import volumes_below
+from bundle.data.find import files_below
 from bundle.data.paths import open_regular
 
 VERSION = "1.10.0"
@@ -72,10 +72,10 @@ class Bids:
             raise VolumeError(error_line(path, "does not hold a JSON object", "correct it or remove it"))
         return Bids(root, content)
 
-    def volumes(self, exclude: Path) -> list[Path]:
-        """The volumes of its subjects; `derivatives`, `sourcedata` and so on are separate datasets."""
+    def files(self, exclude: Path) -> list[Path]:
+        """The files of its subjects; `derivatives`, `sourcedata` and so on are separate datasets."""
         subjects = sorted(path for path in self.root.iterdir() if path.name.startswith("sub-") and path.is_dir())
-        return [path for subject in subjects for path in volumes_below(subject, exclude)]
+        return [path for subject in subjects for path in files_below(subject, exclude)]
 
     def rename(self, stem: str, scale: int, mark: str = "") -> str:
         """Name of a result: the source's entities, with `SRx<scale>` added to `res` and `ICONet` to `desc`.
@@ -174,6 +174,17 @@ class Bids:
         write_json(path, content)
         with replacing(output / ".bidsignore") as stream:
             stream.write("".join(f"{name}\n" for name in IGNORED).encode())
+
+
+def like_bids(root: Path) -> str | None:
+    """A line about a folder that has the look of BIDS without being the folder of a dataset; None otherwise."""
+    place = root.absolute()
+    inside = any(part.startswith("sub-") for part in place.parts[-3:])  # sub-01, sub-01/ses-a or sub-01/ses-a/anat
+    if not inside and not any(path.name.startswith("sub-") and path.is_dir() for path in root.iterdir()):
+        return None
+    dataset = next((folder for folder in place.parents if (folder / DESCRIPTION).is_file()), None)
+    remedy = f"add {DESCRIPTION} to it" if dataset is None else f"give {dataset}"
+    return f"{root}: plain files, not a BIDS dataset: no BIDS names, metadata and gradients; {remedy} for those"
 
 
 def _applicable(root: Path, volume: Path, ending: str) -> Iterator[Path]:

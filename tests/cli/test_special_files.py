@@ -75,7 +75,7 @@ def test_every_one_is_counted(scan: Path, tmp_path: Path) -> None:
     for number in range(3):
         pipe(scan.parent / f"x{number}.nii")
     done = command(scan.parent, tmp_path / "out")
-    assert done.exit_code == 0 and done.stderr.count("3 not opened, the first is") == 1
+    assert done.exit_code == 0 and done.stderr.count("special files not opened: 3, the first is") == 1
     assert list(results(tmp_path / "out")) == ["a.nii.gz"]
 
 
