@@ -221,6 +221,10 @@ class _Run:
 
     def _process(self, job: Job, provenance: dict[str, Any], bar: Progress) -> dict[str, Any]:
         from bundle.cli.one_volume import Task, process
+        from bundle.inference.memory import batch_that_fits
+
+        # Before the voxels are read: the result is larger than they are.
+        batch_that_fits(math.prod(_shape(job)[:3]) * self.options.scale**2)
 
         return process(Task(job, self.options, self.model, self.walker, self.plan.bids, provenance), bar)
 
