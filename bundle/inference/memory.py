@@ -19,7 +19,7 @@ from torch import nn
 _COPIES = 5
 """Approximate number of float32 copies of the result that exist at the same time."""
 
-BYTES_PER_PIXEL = {("ResidualSR", 2): 1900, ("ResidualSR", 4): 2100, ("ICONet", 2): 2500, ("ICONet", 4): 8000}
+BYTES_PER_PIXEL = {("ResidualSR", 2): 1000, ("ResidualSR", 4): 850, ("ICONet", 2): 2600, ("ICONet", 4): 9500}
 """Memory of a network per pixel of its input on a CPU, by its class and scale; measured (docs/reliability.md)."""
 
 
@@ -144,17 +144,17 @@ def _control_groups(root: Path) -> Iterator[int]:
 
 def _batch_job(environment: Mapping[str, str]) -> int | None:
     """The memory of a job of Slurm on this node, which gives megabytes; 0 stands for the whole machine."""
-    given = {
-        name: int(environment[name]) * 2**20
-        for name in ("SLURM_MEM_PER_NODE", "SLURM_MEM_PER_CPU")
-        if environment.get(name, "").isdecimal()
-    }
-    processors = environment.get("SLURM_CPUS_ON_NODE", "")
-    if given.get("SLURM_MEM_PER_NODE"):
-        return given["SLURM_MEM_PER_NODE"]
-    if given.get("SLURM_MEM_PER_CPU") and processors.isdecimal():
-        return given["SLURM_MEM_PER_CPU"] * int(processors)
-    return None
+
+    def number(name: str) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdecimal() else 0
+
+    counts = (
+        number("SLURM_MEM_PER_NODE"),
+        number("SLURM_MEM_PER_CPU") * number("SLURM_CPUS_ON_NODE"),
+        number("SLURM_MEM_PER_GPU") * number("SLURM_GPUS_ON_NODE"),
+    )
+    return next((count * 2**20 for count in counts if count), None)
 
 
 def _address_space() -> int | None:

@@ -84,6 +84,7 @@ def test_the_tightest_of_the_control_group_and_those_above_counts(
         ({"SLURM_MEM_PER_NODE": "0"}, 63),
         ({"SLURM_MEM_PER_CPU": "1024", "SLURM_CPUS_ON_NODE": "4"}, 3),
         ({"SLURM_MEM_PER_CPU": "1024"}, 63),
+        ({"SLURM_MEM_PER_GPU": "2048", "SLURM_GPUS_ON_NODE": "2"}, 3),
         ({"SLURM_MEM_PER_NODE": "much"}, 63),
         ({"SLURM_MEM_PER_NODE": ""}, 63),
     ],
@@ -145,7 +146,7 @@ def test_row_71_what_cannot_fit_is_refused_in_one_line_before_the_network_runs(m
 
 
 def test_a_batch_larger_than_the_volume_has_slices_is_not_counted(monkeypatch) -> None:
-    assert batch_that_fits(0, 600, 2, 64, Known(), Room(600 * 2 * 2500, 1, "x")) == 64
+    assert batch_that_fits(0, 600, 2, 64, Known(), Room(600 * 2 * BYTES_PER_PIXEL["ICONet", 2], 1, "x")) == 64
 
 
 def test_the_networks_with_shipped_weights_are_known_and_others_count_nothing() -> None:
