@@ -20,7 +20,6 @@ from typing import Any
 import click
 
 from bundle.cli.arguments import DeclaredCommand, options_of
-from bundle.data.atomic import replacing_folder
 from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
 from bundle.options import DEFAULT_NETWORK, InferenceOptions
 
@@ -86,6 +85,7 @@ def export_bundle(
         WeightsError: the weights are missing or for another network.
         ValueError: unknown network or scale.
     """
+    from bundle.data.atomic import replacing_folder
     from bundle.inference.shipped import weights_path
     from bundle.inference.weights import load_weights, save_atomically
     from bundle.networks import build_network

@@ -82,8 +82,10 @@ def names_as_typed(config: dict[str, Any], arguments: Sequence[str]) -> dict[str
     for name, (default, about) in _NAMES.items():
         value = config.get(name)
         wanted = isinstance(value, str) or (about.kind in ("path", "text") and not about.choices)
-        if name in config and wanted and not (value is None and default is None):
-            meant = as_typed(value, typed_text(name, arguments))
+        text = typed_text(name, arguments)
+        nothing = default is None and (value is None or text == "None")
+        if name in config and wanted and not nothing:
+            meant = as_typed(value, text)
             if isinstance(meant, str) and not _is_expression(meant):
                 found[name] = meant
     return found

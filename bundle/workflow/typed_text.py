@@ -39,6 +39,8 @@ def as_typed(value: Any, text: str | None) -> Any:
     if text is None:
         return value
     understood = _understood(text)
+    if understood is None:  # MONAI drops it and keeps the value of the config
+        return text
     if type(understood) is not type(value) or _by_monai(understood) != value:
         return value
     return understood if isinstance(understood, str) and _is_quoted(text) else text

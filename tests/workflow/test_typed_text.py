@@ -41,6 +41,7 @@ def taken(options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", *arguments])
     monkeypatch.setattr(sys, "path", [*sys.path])
     retyped = {name: DefaultParseValue(text) for name, text in options.items()}
+    retyped = {name: value for name, value in retyped.items() if value is not None}  # as monai.bundle run does
     workflow = ConfigWorkflow(str(tmp_path / "config.json"), logging_file=False, workflow_type=None, **retyped)
     workflow.initialize()
     found: dict[str, object] = workflow.run()[1]
