@@ -19,7 +19,7 @@ from torch import nn
 _COPIES = 5
 """Approximate number of float32 copies of the result that exist at the same time."""
 
-BYTES_PER_PIXEL = {("ResidualSR", 2): 1000, ("ResidualSR", 4): 810, ("ICONet", 2): 2600, ("ICONet", 4): 9500}
+BYTES_PER_PIXEL = {("ResidualSR", 2): 1000, ("ResidualSR", 4): 810, ("ICONet", 2): 2800, ("ICONet", 4): 10000}
 """Memory of a network per pixel of its input on a CPU, by its class and scale; measured (docs/reliability.md)."""
 
 
