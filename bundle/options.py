@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +55,7 @@ class Option:
             "number": f"a number of at least {self.minimum:g}" if self.minimum is not None else "a number",
             "share": "a number from 0 to 1",
             "flag": "True or False",
+            "path": "a path",
             "device": "a device of this machine, such as cpu or cuda",
         }.get(self.kind, "text")
 
@@ -72,6 +74,8 @@ class Option:
         if self.kind == "number":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             return number and (self.minimum is None or value >= self.minimum)
+        if self.kind in ("path", "text"):
+            return isinstance(value, (str, PathLike))
         return True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,8 @@ def test_a_former_name_is_no_name_of_today() -> None:
         (Option("", kind="share"), [0, 0.5, 1, True], [-0.1, 1.1, "0.5"]),
         (Option("", kind="number", minimum=0), [0, 3.5], [-1, "1", False]),
         (Option("", kind="flag"), [True, False], [1, "False"]),
+        (Option("", kind="path"), ["001", Path("a")], [1, ("a", "b"), True, {"a": 1}]),
+        (Option(""), ["vdsr"], [1.0, ["a"]]),
     ],
 )
 def test_a_value_outside_its_range_or_of_another_type_is_not_permitted(about: Option, good: list, bad: list) -> None:

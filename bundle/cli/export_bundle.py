@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -86,6 +85,7 @@ def export_bundle(
         WeightsError: the weights are missing or for another network.
         ValueError: unknown network or scale.
     """
+    from bundle.data.atomic import replacing_folder
     from bundle.inference.shipped import weights_path
     from bundle.inference.weights import load_weights, save_atomically
     from bundle.networks import build_network
@@ -97,9 +97,7 @@ def export_bundle(
     network = build_network(network_name, scale)
     load_weights(network, source)  # fail before writing anything if the weights do not fit
     _check_target(out, options)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{secrets.token_hex(8)}.part")
-    try:
+    with replacing_folder(out) as partial:
         _copy_package(partial / "bundle", with_baselines=type(network).__module__.startswith(BASELINES))
         _copy_texts(partial)
         (partial / "models").mkdir()
@@ -107,9 +105,6 @@ def export_bundle(
         _write_configs(partial, scale, network_name)
         _write_page(partial, scale, network_name)
         _write_json(partial / RECORD, {"options": options, "sha256": _digests(partial)})
-        _take_place(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -165,20 +160,6 @@ def _copy_texts(out: Path) -> None:
         (out / name).write_text(licence_text(name), encoding="utf-8")
     for name in ("logging.conf", "multi_gpu_train.json"):
         shutil.copyfile(configs_folder() / name, out / "configs" / name)
-
-
-def _take_place(partial: Path, out: Path) -> None:
-    """Rename, then delete the folder that was there before."""
-    old = out.with_name(f".{secrets.token_hex(8)}.old")
-    if out.exists():
-        os.replace(out, old)
-    try:
-        os.replace(partial, out)
-    except OSError:
-        if old.exists():
-            os.replace(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_configs(out: Path, scale: int, network_name: str) -> None:

@@ -108,9 +108,14 @@ class _Outcome:
     warnings: list[str] = field(default_factory=list)
     results: list[SuperResolved] = field(default_factory=list)
     content: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.warn(self.source.warnings)
+        if self.task.bids is not None:
+            slices = self.shape[self.slice_axis] if len(self.shape) > 2 else 1
+            self.metadata, doubts = self.task.bids.metadata(self.task.job.files[0], self.slice_axis, slices)
+            self.warn(doubts)
 
     def warn(self, texts: Iterable[str]) -> None:
         self.warnings += [text for text in texts if text not in self.warnings]
@@ -139,7 +144,7 @@ class _Outcome:
         size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
         finer = f"{task.model.scale} times finer in-plane than the source"
         return {
-            **({} if task.bids is None else task.bids.metadata(job.files[0])),
+            **self.metadata,
             "Description": f"Super-resolved by {task.options.network_name}, slice by slice",
             "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
             "GeneratedBy": generated_by(),

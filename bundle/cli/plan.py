@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bundle.cli.bids import Bids
+from bundle.cli.bids import Bids, like_bids
 from bundle.cli.errors import RunError
-from bundle.cli.formats import ending_of, unread, unread_among
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
+from bundle.data.dicom.header import starts_as_dicom
+from bundle.data.dicom.own import made_here
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.find import files_below, is_volume_name
+from bundle.data.formats import ending_of, left_out, unread, unread_among
 from bundle.data.outputs import check_target
-from bundle.data.paths import pair_paths
+from bundle.data.paths import pair_paths, special_kind
 from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
 
@@ -75,9 +77,7 @@ def find_jobs(options: CommandOptions) -> Plan:
             raise RunError(f"{options.output}: exists and is not a folder; give a folder")
         check_folders(options.input, options.output)
         bids = Bids.at(options.input)
-        volumes, series = (bids.volumes(options.output), []) if bids else _found(options)
-        if bids is not None and not volumes:
-            raise RunError(f"{options.input}: a BIDS dataset without NIfTI volumes below its sub-... folders")
+        volumes, series = _found(options, bids)
         if bids is None and options.output.resolve().is_relative_to(options.input.resolve()):
             _log.info("%s: lies below the input; nothing in it is taken as input", options.output)
         jobs = [*_nifti_jobs(options, volumes, bids), *_dicom_jobs(options, series)]
@@ -89,32 +89,67 @@ def find_jobs(options: CommandOptions) -> Plan:
 
 
 def _is_named_volume(path: Path) -> bool:
-    return is_volume_name(path) or path.name.lower().endswith((".img", ".hdr.gz", ".img.gz"))
+    return is_volume_name(path) or path.name.lower().endswith((".img", ".img.gz"))
 
 
-def _found(options: CommandOptions) -> tuple[list[Path], list[DicomSeries]]:
-    """NIfTI volumes and DICOM series of the input. Other files are mentioned only if there are series among them."""
-    if options.input.is_file() and _is_named_volume(options.input):
-        if is_result(options.input):
-            raise RunError(f"{options.input}: is a result of this program; give the original (4x: --scale 4)")
-        return [options.input], []
-    files = [] if options.input.is_file() else files_below(options.input, options.output)
-    series, left_out = find_series(options.input, files, join=options.join)
+def _found(options: CommandOptions, bids: Bids | None = None) -> tuple[list[Path], list[DicomSeries]]:
+    """NIfTI volumes and DICOM series of the input, without earlier results. What is not read is logged."""
+    root = options.input
+    if root.is_file() and _is_named_volume(root):
+        if is_result(root):
+            raise RunError(f"{root}: is a result of this program; give the original (4x: --scale 4)")
+        return [root], []
+    if bids is not None:
+        files, series = bids.files(options.output), list[DicomSeries]()
+        _log_left_out(root, files)
+    else:
+        files = [] if root.is_file() else files_below(root, options.output)
+        series = _series_among(root, files, options.join)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
-        wrong = f"{options.input}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        wrong = f"{root}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        if bids is not None:
+            wrong = f"{root}: a BIDS dataset without NIfTI volumes below its sub-... folders"
         other = unread_among(files)
         raise RunError(wrong if other is None else f"{wrong}; {other}")
-    if series:
-        for line in left_out:
-            _log.info("%s", line)
     originals = [path for path in volumes if not is_result(path)]
-    own_series = [item for item in series if not is_result(_folder_of(item))]
+    own_series = [item for item in series if not (is_result(_folder_of(item)) or made_here(item.paths[0]))]
     if not originals and not own_series:
-        raise RunError(f"{options.input}: holds only results of this program; give the folder of the originals")
+        raise RunError(f"{root}: holds only results of this program; give the folder of the originals")
     if results := len(volumes) + len(series) - len(originals) - len(own_series):
-        _log.info("%s: %d results of earlier runs are not taken as input", options.input, results)
+        _log.info("%s: %d results of earlier runs are not taken as input", root, results)
     return originals, own_series
+
+
+def _series_among(root: Path, files: list[Path], join: bool) -> list[DicomSeries]:
+    """The DICOM series of a folder or file; what else is there is logged."""
+    series, lines = find_series(root, [path for path in files if not _known_other(path)], join=join)
+    if root.is_file():
+        return series
+    taken = {path for item in series for path in item.paths}
+    foreign = [path for path in files if path not in taken]
+    if series or any("(not DICOM)" not in line for line in lines):
+        for line in lines:
+            _log.info("%s", line)
+        foreign = [path for path in foreign if _known_other(path)]
+    if series or any(is_volume_name(path) for path in files):  # otherwise an error says it
+        _log_left_out(root, foreign)
+        if plain := like_bids(root):
+            _log.warning("%s", plain)
+    return series
+
+
+def _known_other(path: Path) -> bool:
+    """Whether a file is in a known format by its name, and its first bytes are not those of DICOM."""
+    try:
+        return (is_volume_name(path) or ending_of(path) is not None) and starts_as_dicom(path) is False
+    except OSError:
+        return True
+
+
+def _log_left_out(root: Path, files: list[Path]) -> None:
+    for expected, line in left_out(root, files):
+        _log.log(logging.WARNING if expected else logging.INFO, "%s", line)
 
 
 def _folder_of(series: DicomSeries) -> Path:
@@ -126,6 +161,9 @@ def _check_arguments(options: CommandOptions) -> None:
     if not options.input.exists():
         swapped = "; are INPUT and OUTPUT swapped?" if options.output.exists() else "; check the path"
         raise RunError(f"{options.input}: no such file or folder{swapped}")
+    for path in (options.input, options.output):
+        if kind := special_kind(path):
+            raise RunError(f"{path}: {kind}, neither a file nor a folder; give a file or a folder")
     if options.input.is_file() and (line := unread(options.input)) is not None:
         raise RunError(line)
     if not options.output.is_dir() and (ending := ending_of(options.output)) is not None:
@@ -153,7 +191,7 @@ def _single_file(options: CommandOptions) -> Job:
 
 def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
     suffix = f"SRx{options.scale}"
-    rename = None if bids is None else lambda stem: bids.rename(stem, options.scale)
+    rename = None if bids is None else lambda stem, mark: bids.rename(stem, options.scale, mark)
     targets = output_paths(volumes, options.input, options.output, suffix, rename)
     base = options.input.parent if options.input.is_file() else options.input
     for path, target in zip(volumes, targets, strict=True):

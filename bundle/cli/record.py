@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
+from bundle.data.paths import open_regular
 from bundle.data.sidecar import PROVENANCE, TOOL, read_record
 from bundle.inference.shipped import tool_version
 
@@ -32,7 +34,7 @@ def content_digest(files: Iterable[Path]) -> str:
     digests = []
     for path in files:
         try:
-            with open(path, "rb") as stream:
+            with open_regular(path) as stream:
                 digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
         except OSError as error:
             wrong = f"cannot be read ({error.strerror or error})"
@@ -77,9 +79,18 @@ def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | Non
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON atomically, in pure ASCII, so that it can hold any file name."""
+    """Write strict JSON atomically: in pure ASCII, so that it can hold any file name, and without NaN (null)."""
     with replacing(path) as stream:
-        stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))
+        stream.write((json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("ascii"))
+
+
+def finite(value: Any) -> Any:
+    """A value that JSON can hold: null in place of NaN and infinite numbers, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def generated_by() -> list[dict[str, str]]:

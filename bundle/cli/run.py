@@ -24,6 +24,7 @@ from bundle.cli.record import content_digest, read_record, tool_version, why_red
 from bundle.cli.report import Report
 from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
+from bundle.data.atomic import remove_partial_files
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
 from bundle.data.paths import sha256_of
@@ -65,6 +66,7 @@ def run(options: CommandOptions) -> int:
             return work.dry_run()
         work.prepare()
         if plan.folder is None:
+            remove_partial_files(plan.jobs[0].target.parent, below=False)
             return work.do()
         with locked(plan.folder / LOCK, share) as held:
             return work.do() if share.alone else work.do_share(plan, held)
@@ -230,6 +232,10 @@ class _Run:
 
     def _process(self, job: Job, provenance: dict[str, Any], bar: Progress) -> dict[str, Any]:
         from bundle.cli.one_volume import Task, process
+        from bundle.inference.memory import batch_that_fits
+
+        # Before the voxels are read: the result is larger than they are.
+        batch_that_fits(math.prod(_shape(job)[:3]) * self.options.scale**2)
 
         return process(Task(job, self.options, self.model, self.walker, self.plan.bids, provenance), bar)
 

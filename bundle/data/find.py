@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from bundle.data.errors import fail_dataset
-from bundle.data.paths import PathLike
+from bundle.data.paths import PathLike, special_kind
 
-ENDINGS = (".nii.gz", ".nii", ".hdr")
+ENDINGS = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
+SURFACES = tuple(
+    f".{kind}.nii"
+    for kind in (
+        *("dconn", "dtseries", "dscalar", "dlabel", "dpconn", "dfan", "dfansamp", "dfibersamp"),
+        *("pconn", "ptseries", "pscalar", "plabel", "pdconn", "pconnseries", "pconnscalar"),
+    )
+)
+"""Endings of CIFTI files, whose values belong to points of surfaces; they are NIfTI by their form alone."""
 LOOKED_FOR = "NIfTI volumes (.nii, .nii.gz, or .hdr with .img)"
 _log = logging.getLogger("iconet")
 
@@ -30,7 +39,7 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
     """
     root = Path(dataset_dir)
     if root.is_file():
-        if not root.name.lower().endswith((*ENDINGS, ".img")):
+        if not is_volume_name(root) and not root.name.lower().endswith((".img", ".img.gz")):
             fail_dataset(root, "not a NIfTI file by its name", f"give a folder or one of the {LOOKED_FOR}")
         return [root]
     if not root.is_dir():
@@ -48,14 +57,29 @@ def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]
 
 
 def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """All files below a folder, sorted, walked as by `find_volumes`; a folder that cannot be listed is logged."""
+    """All files below a folder, sorted, walked as by `find_volumes`.
+
+    A folder that cannot be listed is logged; so are pipes, sockets and devices, which are left out.
+    """
     skipped = None if exclude is None else os.path.realpath(exclude)
-    return sorted(_walk_files(Path(root), skipped))
+    found = sorted(_walk_files(Path(root), skipped))
+    special = {path: kind for path in found if (kind := special_kind(path)) is not None}
+    if special:
+        first, kind = next(iter(special.items()))
+        _log.warning(
+            "%s: special files not opened: %d, the first is %s (%s, not a regular file)",
+            root,
+            len(special),
+            first,
+            kind,
+        )
+    return [path for path in found if path not in special]
 
 
 def is_volume_name(path: PathLike) -> bool:
-    """Whether a file name is that of a NIfTI volume; of an .hdr/.img pair, only the .hdr counts."""
-    return os.fspath(path).lower().endswith(ENDINGS)
+    """Whether a file name is that of a NIfTI volume; of an .hdr/.img pair, only the .hdr counts. CIFTI is none."""
+    name = os.fspath(path).lower()
+    return name.endswith(ENDINGS) and not name.endswith(SURFACES)
 
 
 def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[dict[str, str]]:
@@ -82,7 +106,7 @@ def _log_unreadable(error: OSError) -> None:
 
 def split_name(file: Path) -> tuple[str, str]:
     """("scan", ".nii.gz") of scan.NII.GZ; an .img stands for its .hdr."""
-    name = file.name[:-4] + ".hdr" if file.name.lower().endswith(".img") else file.name
+    name = re.sub(r"\.img(\.gz)?$", r".hdr\1", file.name, flags=re.IGNORECASE)
     for ending in ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)], ending

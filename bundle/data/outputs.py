@@ -31,7 +31,7 @@ def output_paths(
     dataset_dir: PathLike,
     output_dir: PathLike,
     suffix: str,
-    rename: Callable[[str], str] | None = None,
+    rename: Callable[[str, str], str] | None = None,
 ) -> list[Path]:
     """Where the result of each source goes: `output_dir` mirrors the tree below `dataset_dir`.
 
@@ -44,7 +44,8 @@ def output_paths(
         dataset_dir: the folder (or single volume) that was searched.
         output_dir: need not exist.
         suffix: letters, digits, ".", "_", "-".
-        rename: maps a name without extension to the result's, instead of appending `_<suffix>`.
+        rename: maps a name without extension to the result's, instead of appending `_<suffix>`. Its second argument is
+            empty, or letters and digits to be built in if the plain name is taken.
 
     Returns:
         One path per source, in the order of `sources`, all different, none of them a source.
@@ -60,7 +61,7 @@ def output_paths(
     taken: set[str] = set()
     chosen: dict[Path, Path] = {}
     for file in sorted(set(files), key=lambda file: (ENDINGS.index(split_name(file)[1]), str(file))):
-        for name in _candidate_names(file, rename or (lambda stem: f"{stem}_{suffix}")):
+        for name in _candidate_names(file, rename or (lambda stem, mark: f"{stem}{'-' * bool(mark)}{mark}_{suffix}")):
             target = Path(output_dir) / _relative(file, Path(dataset_dir)).with_name(name)
             if str(target).casefold() not in taken:
                 break
@@ -70,14 +71,14 @@ def output_paths(
     return [chosen[file] for file in files]
 
 
-def _candidate_names(file: Path, rename: Callable[[str], str]) -> Iterator[str]:
+def _candidate_names(file: Path, rename: Callable[[str, str], str]) -> Iterator[str]:
     stem, ending = split_name(file)
-    yield f"{rename(stem)}.nii.gz"
-    tag = ending.strip(".").replace(".", "")
-    yield f"{rename(f'{stem}-{tag}')}.nii.gz"
+    yield f"{rename(stem, '')}.nii.gz"
+    tag = ending.replace(".", "")
+    yield f"{rename(stem, tag)}.nii.gz"
     number = 2
     while True:
-        yield f"{rename(f'{stem}-{tag}{number}')}.nii.gz"
+        yield f"{rename(stem, f'{tag}{number}')}.nii.gz"
         number += 1
 
 

@@ -1,19 +1,45 @@
-"""Paths of volume files: .hdr/.img pairs, whether two paths are the same file, and checksums."""
+"""Paths of volume files: .hdr/.img pairs, regular files and others, whether two paths are the same file, checksums."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import TypeAlias
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
 
+def special_kind(path: PathLike) -> str | None:
+    """What a path is (links followed) if it is neither a regular file nor a folder; None if it is, or if nobody knows.
+
+    Such a thing is never opened: opening a pipe waits for its writer, perhaps for ever, and a device has no end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+    return kinds.get(stat.S_IFMT(mode))
+
+
+def open_regular(path: PathLike) -> BufferedReader:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    if kind := special_kind(path):
+        raise OSError(None, f"{kind}, not a regular file", os.fspath(path))
+    return open(path, "rb")
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's contents, in hexadecimal; the file is not loaded into memory as a whole."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from bundle.data.atomic import replacing
+from bundle.data.paths import open_regular
 
 TOOL = "ICONet SR"
 PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
@@ -24,13 +28,41 @@ def sidecar_path(target: Path) -> Path:
 def read_record(sidecar: Path) -> dict[str, Any] | None:
     """A record that this program wrote; None if there is none, or if the file is something else."""
     try:
-        content: dict[str, Any] = json.loads(sidecar.read_bytes())
+        content: dict[str, Any] = _json_of(sidecar)
         own = content["GeneratedBy"][0]["Name"] == TOOL
         return content if own and content["SuperResolution"]["Provenance"].keys() >= set(PROVENANCE) else None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
 
 
+def _json_of(path: Path) -> Any:
+    with open_regular(path) as stream:
+        return json.load(stream)
+
+
 def is_result(path: Path) -> bool:
-    """Whether a NIfTI file or the folder of a DICOM series is a result of this program, by its sidecar."""
-    return read_record(sidecar_path(path)) is not None
+    """Whether a NIfTI file or the folder of a DICOM series is a result of this program, by its sidecar.
+
+    The sidecar is looked for beside the file, and beside the file that a link leads to.
+    """
+    return any(_is_ours(sidecar_path(place)) for place in (path, Path(os.path.realpath(path))))
+
+
+def mark_result(target: Path, source: str) -> None:
+    """Write a sidecar that says no more than that a NIfTI file is a result, unless there is one already.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    sidecar = sidecar_path(target)
+    if not sidecar.exists():
+        content = {"Sources": [source], "GeneratedBy": [{"Name": TOOL}]}
+        with replacing(sidecar) as stream:
+            stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))
+
+
+def _is_ours(sidecar: Path) -> bool:
+    try:
+        return bool(_json_of(sidecar)["GeneratedBy"][0]["Name"] == TOOL)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False

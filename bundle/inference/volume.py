@@ -7,7 +7,6 @@ normalises an input, loops over its slices, applies data consistency or restores
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bundle.inference.memory import batch_that_fits
 from bundle.inference.walker import SliceWalker, scale_of
 from bundle.physics import consistency_residual, fine_grid
 from bundle.physics.slices import SliceAxis, resolve_slice_axis, slices_last
 from bundle.transforms.intensity import intensity_window
-
-_COPIES = 5
-"""Approximate number of float32 copies of the result that exist at the same time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +83,14 @@ def super_resolve(
     walker = walker or SliceWalker()
     axis = resolve_slice_axis(slice_axis, voxels.shape, affine)
     shape, fine_affine = fine_grid(voxels.shape, np.asarray(affine, np.float64), scale_of(network), axis)
-    _check_memory(math.prod(shape))
+    slices = voxels.shape[axis] if len(voxels.shape) > 2 else 1
+    batch = batch_that_fits(math.prod(shape), math.prod(voxels.shape) // slices, slices, walker.slice_batch, network)
     image = torch.as_tensor(np.ascontiguousarray(voxels, np.float32))
     signed = bool(image.min() < 0) if signed is None else signed
     offset, scale = intensity_window(image)
     image = image.sub(offset).div(scale)
-    walked = walker(image, network, axis, signed, *args, **kwargs)
+    with walker.taking(batch) as fewer:
+        walked = walker(image, network, axis, signed, *args, **kwargs)
     pred = walked.volume
     share = None
     if not signed:  # the offset is 0 in this case
@@ -101,7 +100,7 @@ def super_resolve(
     fine = pred.mul_(scale).add_(offset).numpy()
     weights = walked.weights
     consistency = sum(weights) / len(weights) if weights else 0.0
-    notes = (*walked.notes, *_filtered(weights, walker))
+    notes = (*fewer, *walked.notes, *_filtered(weights, walker))
     return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, consistency, notes)
 
 
@@ -114,18 +113,6 @@ def _filtered(weights: Sequence[float], walker: SliceWalker) -> list[str]:
         f"{fewer} of {len(weights)} slices look as if k-space was filtered, or show a very smooth object: the network "
         "sharpens them, and the measured samples are not put back there; --data_consistency 1 puts them back"
     ]
-
-
-def _check_memory(voxels: int) -> None:
-    """Refuse a result that this machine can never hold: the whole run would be killed."""
-    needed = _COPIES * 4 * voxels
-    try:
-        present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return
-    if needed > present:
-        found = f"about {needed / 2**30:.0f} GiB of memory are needed, this machine has {present / 2**30:.0f} GiB"
-        raise MemoryError(f"{found}; crop or split the volume")
 
 
 def _residual(pred: Tensor, image: Tensor, slice_axis: int) -> float:

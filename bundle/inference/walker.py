@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,6 +110,19 @@ class SliceWalker:
 
         fine, notes = self._within_memory(volume[None, None], network, slice_axis, by_slice, weights.clear)
         return Walked(fine, notes, tuple(weights))
+
+    @contextmanager
+    def taking(self, batch: int) -> Iterator[tuple[str, ...]]:
+        """Take so many slices at a time for one volume, as memory allows; yields a note if these are fewer than usual.
+
+        What the volume itself brings to light about memory stays.
+        """
+        usual, self.slice_batch = self.slice_batch, batch
+        try:
+            yield (f"memory is short for this volume: {batch} slices at a time",) if batch < usual else ()
+        finally:
+            if self.slice_batch == batch:
+                self.slice_batch = usual
 
     def _weight(self, fine: Tensor, images: Tensor) -> Tensor:
         """(B, 1, 1, 1): the weight of data consistency for each slice."""

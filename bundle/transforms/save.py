@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
 from bundle.data import find_volumes, output_paths, read_header, write_volume
+from bundle.data.sidecar import mark_result
 
 
 class SaveVolumed(SaveImaged):
@@ -59,7 +61,10 @@ class SaveVolumed(SaveImaged):
         volume = convert_to_numpy(image).astype(np.float32, copy=False)
         header = read_header(source)
         volume = _file_axes(volume, len(header.get_data_shape()))
-        write_volume(self.target(source), volume, image.affine.numpy(), like=header, source=source)
+        target, affine = self.target(source), image.affine.numpy()
+        # Beside the result, so that a later run over this folder does not take it for an original.
+        mark = functools.partial(mark_result, target, Path(source).name)
+        write_volume(target, volume, affine, like=header, source=source, before=lambda _: mark())
 
 
 def _file_axes(volume: np.ndarray, ndim: int) -> np.ndarray:

@@ -15,6 +15,8 @@ from bundle.data import (
     training_datalist,
 )
 from bundle.data.errors import fail_dataset
+from bundle.data.find import files_below
+from bundle.data.formats import left_out
 from bundle.data.sidecar import is_result
 from bundle.workflow.errors import one_line_exit
 
@@ -29,6 +31,9 @@ def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
     originals = [item for item in found if not is_result(Path(item["image"]))]
     if not originals:
         fail_dataset(dataset_dir, "holds only results of this program", "give the folder of the originals")
+    root = Path(dataset_dir)
+    for expected, line in left_out(root, files_below(root, output_dir)) if root.is_dir() else ():
+        logger.log(logging.WARNING if expected else logging.INFO, "%s", line)
     if len(originals) < len(found):
         logger.info("%s: %d results of earlier runs are not taken as input", dataset_dir, len(found) - len(originals))
     return originals

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from bundle.inference import volume as pipeline
 from bundle.inference.volume import SuperResolved, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.physics import consistency_residual, fft2c, fourier_upsample, ifft2c
@@ -152,14 +151,6 @@ def test_row_71_a_device_too_small_for_one_slice_leaves_the_volume_to_the_cpu():
 def test_another_error_of_the_network_is_not_taken_for_one_of_memory():
     with pytest.raises(RuntimeError, match="shapes cannot"):
         resolved(voxels(), ZeroFill(0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
-
-
-def test_a_result_larger_than_the_memory_of_the_machine_is_refused_before_the_network_runs(monkeypatch):
-    monkeypatch.setattr(pipeline.os, "sysconf", lambda name: 100)
-    network = ZeroFill()
-    with pytest.raises(MemoryError, match="this machine has"):
-        resolved(voxels(), network)
-    assert network.batches == []
 
 
 class Sharpens(ZeroFill):

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bundle.data.atomic import replacing_folder
 from bundle.data.dicom.derive import Derivation, adopt, decimal_text, derivation_from, derive_instance, set_pixels
 from bundle.data.dicom.enhanced import derive_frames, select_frames, set_scaling
 from bundle.data.dicom.frame import ENHANCED, Image
@@ -91,7 +90,7 @@ def write_series(
     derivation = derivation_from(provenance or {}, scale, volume.series, _version(), _creation_time())
     encoding = plan_encoding(volume.frames, voxels_sr)
     names: list[str] = []
-    with disk_errors(target), _replacing_folder(target) as partial:
+    with disk_errors(target), replacing_folder(target) as partial:
         for image, slices in _by_file(volume).items():
             number = volume.series.numbers[image]
             dataset = _derived(image, slices, voxels_sr, encoding, derivation, number)
@@ -207,40 +206,6 @@ def _check_folder(target: Path, volume: DicomVolume) -> None:
     foreign = [entry.name for entry in target.iterdir() if not (_RESULT.fullmatch(entry.name) and entry.is_file())]
     if foreign:
         fail(target, f"the output folder holds other files, such as {foreign[0]}", "choose another output folder")
-
-
-@contextmanager
-def _replacing_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that replaces it when the block succeeds and is removed otherwise.
-
-    Two renames replace an earlier result; between them it exists only under a hidden name.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(8)
-    partial, old = target.with_name(f".{token}.part"), target.with_name(f".{token}.old")
-    partial.mkdir()
-    try:
-        yield partial
-        _sync(partial)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not target.exists():
-            os.replace(old, target)
-        raise
-    _sync(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    with suppress(OSError):  # some file systems cannot sync a folder
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _doubts(encoding: Encoding) -> Iterator[str]:

@@ -16,7 +16,8 @@ from nibabel.nifti2 import Nifti2Header
 
 from bundle.data.errors import fail
 from bundle.data.nifti.geometry import Geometry, Header, read_geometry, store_geometry
-from bundle.data.nifti.stream import MAX_BYTES, MAX_EXTRA_BYTES, Source
+from bundle.data.nifti.stream import MAX_BYTES, MAX_EXTRA_BYTES, Source, is_packed
+from bundle.data.paths import pair_paths
 
 _NUMERIC_TYPES = {
     **{2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 1024: "i8", 1280: "u8"},
@@ -31,6 +32,21 @@ _REFUSED_TYPES = {
     2304: ("RGBA colour data (RGB with alpha) are not supported", "give a single-channel volume"),
     1536: ("128-bit floating point data are not supported", "convert the file to float32"),
 }
+
+
+_OTHER_STARTS = {
+    b"\x1f\x8b": ("gzip in gzip: it was compressed twice", "unpack it once: gunzip"),
+    b"BZh": ("compressed by bzip2", "unpack it first: bunzip2"),
+    b"\xfd7zXZ": ("compressed by xz", "unpack it first: unxz"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it first: unzstd"),
+    b"PK\x03\x04": ("a zip archive", "unpack it first"),
+    b"\x89HDF": ("HDF5 (MINC, MATLAB)", "convert it to NIfTI first"),
+    b"NRRD": ("NRRD", "convert it to NIfTI first"),
+    b"\x89PNG": ("a picture", "give the volume it was made from"),
+    b"version https://git-lfs": ("a pointer of Git LFS", "fetch the content: git lfs pull"),
+    b"/annex/objects": ("a pointer of git-annex", "fetch the content: git annex get, or datalad get"),
+}
+"""First bytes of what is found under the names of NIfTI files."""
 
 
 @dataclass(eq=False)
@@ -82,8 +98,35 @@ def read_layout(source: Source) -> Layout:
     slope, intercept = _declared_scaling(path, raw, warnings)
     geometry = read_geometry(path, raw, warnings)
     layout = Layout(raw, shape, dtype, offset, slope, intercept, geometry, paired, warnings)
+    _find_image(source, layout)
     _read_extensions(source, layout)
     return layout
+
+
+def _find_image(source: Source, layout: Layout) -> None:
+    """Settle in which file the voxels are, and where, if there is an image file beside the header.
+
+    Programs that write pairs may leave the mark of a single file, or its vox_offset, in the header. A plain image file
+    of exactly the size of the voxels begins with them, whatever the header says.
+    """
+    image = pair_paths(source.path)[1]
+    if image == source.path or not image.exists():
+        return
+    alone = not layout.paired
+    if alone and (source.packed or source.size >= layout.offset + layout.voxel_bytes):
+        return
+    size = None if is_packed(image) else image.stat().st_size
+    if alone:  # what the header says of the place of the voxels is for another kind of file
+        layout.warnings[:] = [text for text in layout.warnings if not text.startswith("vox_offset")]
+    if size == layout.voxel_bytes and layout.offset:
+        layout.warnings.append(f"vox_offset is {layout.offset}, but {image.name} holds the voxels alone; 0 is used")
+        layout.offset = 0
+    elif alone and size != layout.offset + layout.voxel_bytes:
+        wrong = f"the magic of a single file, but no voxels; {image.name} is not of {layout.voxel_bytes} bytes either"
+        fail(source.path, wrong, "get an intact copy")
+    if alone:
+        layout.paired = True
+        layout.warnings.append(f"the magic is that of a single file, but the voxels are in {image.name}")
 
 
 def check_room(source: Source, layout: Layout, max_bytes: int) -> None:
@@ -135,6 +178,8 @@ def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
     """The raw header in the file's byte order, and whether the voxels are in another file."""
     path = source.path
     block = source.read(348)
+    if other := _other_content(block):
+        fail(path, f"not a NIfTI file but {other[0]}", other[1])
     cls: type[Header] = Nifti1Header
     order = _byte_order(block)
     size = int.from_bytes(block[:4], "little" if order == "<" else "big", signed=True)
@@ -159,6 +204,15 @@ def _parse_header(source: Source, warnings: list[str]) -> tuple[Header, bool]:
     if size in (348, 540):
         fail(path, f"bad magic {magic!r} in the NIfTI header", "give an intact NIfTI file")
     fail(path, "not a NIfTI file (no NIfTI magic, no header size)", "give a .nii, .nii.gz or .hdr/.img volume")
+
+
+def _other_content(block: bytes) -> tuple[str, str] | None:
+    """What a file holds that begins with these bytes, and what to do; None if that is not known."""
+    if block.lstrip()[:1] == b"<":
+        return "a web page or XML", "download it again; a login page may have been saved in its place"
+    if block[128:132] == b"DICM":
+        return "a DICOM file", "give it a name without .nii"
+    return next((about for start, about in _OTHER_STARTS.items() if block.startswith(start)), None)
 
 
 def _byte_order(block: bytes) -> str:

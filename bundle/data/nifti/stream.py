@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from bundle.data.errors import fail
+from bundle.data.paths import open_regular
 
 MAX_BYTES = 16 * 2**30
 """Default limit on the size of the stored voxels (16 GiB); `read_volume(max_bytes=...)` changes it."""
@@ -28,6 +29,9 @@ DEFLATE_RATIO = 1032
 
 CHUNK = 4 * 2**20
 """How much is read, converted or written at a time (bytes or voxels)."""
+
+
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(eq=False)
@@ -47,13 +51,19 @@ class Source:
         return self.stream.read(count)
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file begins as gzip does."""
+    with open_regular(path) as raw:
+        return raw.read(2) == GZIP
+
+
 @contextmanager
 def open_stream(path: Path) -> Iterator[Source]:
     """Open a regular file, gzip or plain by its first bytes; errors while reading become VolumeError."""
     try:
         size = _regular_file_size(path)
         with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
+            packed = raw.read(2) == GZIP
             raw.seek(0)
             if packed:
                 with gzip.GzipFile(fileobj=raw, mode="rb") as stream:
