@@ -416,9 +416,10 @@ def _comparable(value: Any) -> Any:
     if hasattr(value, "__iter__") and not isinstance(value, str):
         return tuple(_comparable(item) for item in value)
     try:
-        return round(float(value), 3)
+        number = float(value)
     except (TypeError, ValueError):
         return str(value)
+    return round(number, 3) if math.isfinite(number) else str(value)
 
 
 def _padding(dataset: Dataset) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ def torn_apart(groups: Groups) -> list[list[Hashable]]:
             if (shared := known(frame)) is not None:
                 together[shared, *_geometry(frame)].append(key)
         for keys in together.values():
-            if len(keys) >= ENOUGH and _is_even([single[key] for key in keys], certain):
+            if len(keys) >= ENOUGH and in_even_steps([single[key] for key in keys], certain):
                 found.append(keys)
                 for key in keys:
                     del single[key]
@@ -60,7 +60,7 @@ def _geometry(frame: Frame) -> tuple[Hashable, ...]:
     return image.sop_class, image.series_number, image.rows, image.columns, directions
 
 
-def _is_even(frames: Sequence[Frame], certain: bool) -> bool:
+def in_even_steps(frames: Sequence[Frame], certain: bool) -> bool:
     """Whether the slices lie in even steps, gaps aside; they share positions only if `certain` to be one."""
     placed = places(frames)
     if placed is None:

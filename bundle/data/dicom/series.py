@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from bundle.data.dicom.frame import SIDES, Broken, Frame, Image
+from bundle.data.dicom.join import ENOUGH, in_even_steps
 from bundle.data.dicom.order import result_numbers
-from bundle.data.dicom.volumes import Part, split_stack
+from bundle.data.dicom.volumes import Part, split_stack, text_of
 
 PARALLEL = 1e-3
 """Slices have the same orientation if no component of their direction vectors differs by more than this."""
@@ -76,6 +77,9 @@ def split_volumes(
     if not frames:
         return [_lost(broken)]
     stacks = _stacks(frames)
+    if (merged := _without_stack_ids(stacks)) is not None:
+        stacks = merged
+        warnings = (*warnings, "each slice has a StackID of its own: taken as one stack")
     found: list[DicomSeries] = []
     for key, tags in zip(stacks, _stack_tags(list(stacks)), strict=True):
         parts = split_stack(stacks[key])
@@ -115,6 +119,15 @@ def _stacks(frames: list[Frame]) -> dict[StackKey, list[Frame]]:
     return groups
 
 
+def _without_stack_ids(stacks: dict[StackKey, list[Frame]]) -> dict[StackKey, list[Frame]] | None:
+    """The slices as one stack if each has a StackID of its own and they lie in even steps, else None."""
+    slices = [frame for frames in stacks.values() for frame in frames]
+    keys = {(*key[:-1], None) for key in stacks}
+    if len(keys) > 1 or len(stacks) < max(len(slices), ENOUGH) or not in_even_steps(slices, certain=False):
+        return None
+    return {keys.pop(): slices}
+
+
 def _plane(orientation: tuple[float, ...], planes: list[tuple[float, ...]]) -> tuple[float, ...]:
     """The orientation as listed in `planes` (sorted), added there if new."""
     start = bisect_left(planes, (orientation[0] - 2 * PARALLEL,))
@@ -133,7 +146,7 @@ def _stack_tags(keys: list[StackKey]) -> Iterator[list[str]]:
     names = ("", "", "", "plane", *SIDES)
     for key in keys:
         differs = (any(other[n] != value for other in keys) for n, value in enumerate(key))
-        yield [f"{name} {value}" for name, value, yes in zip(names, key, differs, strict=True) if name and yes]
+        yield [f"{name} {text_of(value)}" for name, value, yes in zip(names, key, differs, strict=True) if name and yes]
 
 
 def _series(

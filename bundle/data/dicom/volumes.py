@@ -272,7 +272,8 @@ def _even_nearly(group: _Group, name: str, telling: Telling) -> list[_Group]:
 def _even_ranks(group: _Group, name: str, telling: Telling) -> list[_Group]:
     """Groups by the rank of a value in its place, if every place has as many, and values drift from place to place.
 
-    A rank may not mix values of another attribute that agree across places: slices are missing then.
+    Slices are missing if the steps between ranks differ from place to place, or if a rank would mix values of another
+    attribute that agree across places.
     """
     values = telling[name]
     if not name.startswith((*_RANKED, *LAST_RESORTS, _DIMENSION)) or _agreement(group, values) >= AGREE:
@@ -280,13 +281,16 @@ def _even_ranks(group: _Group, name: str, telling: Telling) -> list[_Group]:
     ranks = _ranks(group, values)
     if ranks is None or not _is_even(group, ranks):
         return []
+    table = _table(group, ranks, values)
+    if _is_irregular(table, 0.5 if name in (_ACQUIRED, _CONTENT) else 0.2):
+        return []
     for other, theirs in telling.items():
         near = _near(other, theirs)
         if other == name or other in LAST_RESORTS or _agreement(group, near) < AGREE:
             continue
         if len(set(zip(near, ranks, strict=True))) > max(ranks):
             return []
-    return _parts(group, name, ranks, _rank_doubts(group, name, ranks, telling), rank=True)
+    return _parts(group, name, ranks, _rank_doubts(group, name, ranks, table, telling), rank=True)
 
 
 def _mostly(group: _Group, name: str, telling: Telling) -> list[_Group]:
@@ -368,28 +372,36 @@ def _ranks(group: _Group, values: Sequence[Any]) -> list[int] | None:
     return [ranks[place][value] for place, value in zip(group.at, values, strict=True)]
 
 
-def _rank_doubts(group: _Group, name: str, ranks: list[int], telling: Telling) -> tuple[str, ...]:
+def _table(group: _Group, ranks: list[int], values: Sequence[float]) -> np.ndarray:
+    """Values by place and rank."""
+    known = {(place, rank): value for place, rank, value in zip(group.at, ranks, values, strict=True)}
+    return np.array([[known[place, rank] for rank in range(1, max(ranks) + 1)] for place in group.counts], np.float64)
+
+
+def _is_irregular(table: np.ndarray, tolerance: float) -> bool:
+    """Whether steps between ranks differ from place to place as if frames were missing; a common factor does not count.
+
+    A frame that is missing within a place moves others by at least a quarter of a step. `tolerance` is in steps; times
+    of day need more, since they are often whole seconds.
+    """
+    spans = table[:, -1] - table[:, 0]
+    steps = table.shape[1] - 1
+    if steps == 1:
+        return bool(spans.max() > 1.75 * spans.min())
+    shape = (table - table[:, :1]) / spans[:, None]
+    return bool(np.ptp(shape, axis=0).max() > tolerance / steps)
+
+
+def _rank_doubts(group: _Group, name: str, ranks: list[int], table: np.ndarray, telling: Telling) -> tuple[str, ...]:
     doubts = []
     if name in LAST_RESORTS:
         doubts.append(f"the volumes of this series are told apart only by the order of {name} at each position")
         for other in LAST_RESORTS[:2]:
             if other != name and other in telling and _ranks(group, telling[other]) not in (None, ranks):
                 doubts[0] += f"; {other} gives another order"
-    if _is_irregular(group, name, ranks, telling[name]):
-        doubts.append(f"{name} is irregular: if files are missing, volumes that are told apart by its order are mixed")
+    if name not in LAST_RESORTS and np.ptp(table[:, 0]) > 0.5 * np.diff(table, axis=1).min():
+        doubts.append(f"{name} starts at different values: if files are missing, volumes in its order are mixed")
     return tuple(doubts)
-
-
-def _is_irregular(group: _Group, name: str, ranks: list[int], values: Sequence[float]) -> bool:
-    """Whether the steps between ranks differ from place to place as if frames were missing."""
-    known: dict[tuple[int, int], float] = {}
-    for place, rank, value in zip(group.at, ranks, values, strict=True):
-        known[place, rank] = value
-    table = np.array([[known[place, rank] for rank in range(1, max(ranks) + 1)] for place in group.counts])
-    steps = np.diff(table, axis=1)
-    late = name != _NUMBER and np.ptp(table[:, 0]) > steps.min()
-    shape = (table - table[:, :1]) / (table[:, -1:] - table[:, :1])
-    return bool(late or np.ptp(shape, axis=0).max() > 0.5 / steps.shape[1])
 
 
 def _parts(
@@ -402,7 +414,7 @@ def _parts(
     every = sorted(members, key=lambda value: (value is not None, isinstance(value, str), _sortable(value)))
     parts = []
     for number, value in enumerate(every, 1):
-        shown = _text(value) if name in _SHOWN and not rank else f"{number} of {len(every)}"
+        shown = text_of(value) if name in _SHOWN and not rank else f"{number} of {len(every)}"
         split, key = (*group.split, (name, shown)), (*group.key, (name, value))
         parts.append(_Group(members[value], split, key, (*group.warnings, *warnings)))
     return parts
@@ -412,10 +424,10 @@ def _sortable(value: Any) -> Any:
     return value if isinstance(value, (int, float)) else str(value)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return "\\".join(map(_text, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    return "\\".join(map(text_of, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 
 def _mixed(members: Sequence[Placed]) -> Iterator[tuple[str, str]]:
@@ -424,5 +436,5 @@ def _mixed(members: Sequence[Placed]) -> Iterator[tuple[str, str]]:
         at = TRAITS.index(name)
         values = [value for item in members if (value := item.frame.traits[at]) is not None]
         if len(different := set(_near(name, values))) > 1:
-            shown = sorted(map(_text, different))
+            shown = sorted(map(text_of, different))
             yield name, ", ".join(shown[:3]) + ", ..." * (len(shown) > 3)

@@ -70,6 +70,17 @@ HOSTILE: dict[str, tuple[object, ...]] = {
     "AcquisitionMatrix": ([0, 0, 0, 0], [1], [65535] * 4),
     "WindowCenter": ("nan", ""),
     "SoftwareVersions": (["x"] * 300, "y" * 3000),
+    "AcquisitionTime": ("nan", "99", "2460", "10:20", "1000.", "-1"),
+    "AcquisitionDate": ("20261399", "x", "2026.01.02"),
+    "AcquisitionDateTime": ("x" * 40, "20260102101500.5+0100"),
+    "ContentTime": ("", "100000.1234567890"),
+    "TriggerTime": ("nan", "inf", "1e400", ["1", "2"]),
+    "TemporalPositionIdentifier": ("x", "1"),
+    "DimensionIndexValues": ([0], [65535] * 9, None),
+    "StackID": ("", "\x00"),
+    "SharedFunctionalGroupsSequence": (None,),
+    "PerFrameFunctionalGroupsSequence": (None,),
+    "DimensionIndexSequence": (None,),
 }
 
 

@@ -264,6 +264,13 @@ def test_positions_that_jitter_between_volumes_are_the_same_places(tmp_path: Pat
     assert [volume.voxels.shape[2] for volume in read_all(tmp_path)] == [4, 4, 4]
 
 
+def test_a_stack_id_for_each_slice_is_no_stack(tmp_path: Path) -> None:
+    save(volumes(1, 4, lambda v, p: {"StackID": str(p + 1)}), tmp_path)
+    (volume,) = read_all(tmp_path)
+    check_volumes([volume], 1, 4)
+    assert volume.warnings == ["each slice has a StackID of its own: taken as one stack"]
+
+
 def test_stacks_side_by_side_are_two_volumes(tmp_path: Path) -> None:
     def tell(volume: int, place: int) -> dict[str, Any]:
         x, y, z = factory.ORIGIN
@@ -306,6 +313,22 @@ def test_unequal_counts_of_what_drifts_are_refused_by_file_place_and_count(tmp_p
     assert len(set(names)) == 2 and all((tmp_path / name).is_file() for name in names)
     with pytest.raises(VolumeError):
         read_geometry(found)
+
+
+@pytest.mark.parametrize("name", ["TriggerTime", "TriggerTime, first 0", "InstanceNumber, volumes first"])
+def test_equal_counts_do_not_hide_that_other_frames_are_missing_at_each_place(tmp_path: Path, name: str) -> None:
+    made = volumes(5, 4, EVERY[name])
+    lost = [4 * volume + place for place, volume in enumerate((1, 2, 1, 3))]
+    save([one for number, one in enumerate(made) if number not in lost], tmp_path)
+    with pytest.raises(VolumeError, match="16 slices at 4 positions, 4 at each, and no attribute tells them apart"):
+        read_all(tmp_path)
+
+
+def test_trigger_times_of_different_heart_rates_are_ranks_all_the_same(tmp_path: Path) -> None:
+    save(volumes(5, 4, lambda v, p: {"TriggerTime": str(v * (25 + 5 * p))}), tmp_path)
+    read = read_all(tmp_path)
+    check_volumes(read, 5, 4)
+    assert all(volume.warnings == [] for volume in read)
 
 
 @settings(max_examples=60, deadline=None)
