@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -23,6 +22,7 @@ from cli_command import command
 from dicom_factory import AXIAL, enhanced_volumes, save, series, set_attributes, volume_pixels, volumes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import program
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
@@ -651,6 +651,7 @@ def test_a_uih_grid_is_called_a_grid(tmp_path: Path, attributes: dict) -> None:
 # --------------------------------------------------------------------------------------------------------- real series
 
 DATA = Path(os.environ.get("ICONET_DATA", "")) / "dicom"
+DCM2NIIX = program("dcm2niix")
 
 
 def real_series() -> Iterator[Path]:
@@ -659,10 +660,11 @@ def real_series() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(not os.environ.get("ICONET_DATA"), reason="ICONET_DATA is not set: no real series were read")
-@pytest.mark.skipif(shutil.which("dcm2niix") is None, reason="dcm2niix is not installed")
+@pytest.mark.skipif(DCM2NIIX is None, reason="dcm2niix is not installed")
 @pytest.mark.parametrize("folder", [*real_series()], ids=lambda path: "-".join(path.parts[-2:]))
 def test_real_series_give_the_volumes_of_dcm2niix_in_its_order(folder: Path, tmp_path: Path) -> None:
-    subprocess.run(["dcm2niix", "-b", "n", "-o", tmp_path, folder], check=True, capture_output=True)
+    assert DCM2NIIX is not None
+    subprocess.run([DCM2NIIX, "-b", "n", "-o", tmp_path, folder], check=True, capture_output=True)
     theirs = []
     for path in sorted(tmp_path.glob("*.nii")):
         image = nib.as_closest_canonical(nib.load(path))
