@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate
 from bundle.data import read_volume
 from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
-from bundle.networks import iconet
+from bundle.networks import build_network
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
 from bundle.physics import consistency_residual, fft2c, measure_grid_shift, restore_magnitude, superres_affine, truncate
 from bundle.training.metrics import psnr
@@ -158,7 +158,7 @@ def consistency() -> Figure:
     truth = sample_slice()
     size = half(truth.shape)
     low = truncate(truth, size)
-    network = iconet("small", 2).eval()
+    network = build_network(scale=2).eval()
     load_weights(network, weights_path(ROOT / "models"))
     with torch.no_grad():
         alone = network(low[None, None])[0, 0]
