@@ -19,12 +19,11 @@ from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.inference.model import Model
 from bundle.inference.record import describe
-from bundle.inference.volume import SuperResolved, super_resolve
+from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
 from bundle.physics import fine_grid
 from bundle.physics.slices import resolve_slice_axis
-from bundle.trust import check_volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +86,9 @@ def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.nd
     with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name, task.model.network):
         for frame in source.frames():
             if not outcome.results:  # the first volume represents a series
-                spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
-                trained_on = task.model.trained_on
-                outcome.warn(check_volume(frame, spacing, axis, source.modality, trained_on))
-            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.signed)
+                model = task.model
+                outcome.warn(doubts(frame, source.affine, axis, source.values, source.modality, model.trained_on))
+            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.values)
             outcome.results.append(replace(result, voxels=np.empty(0)))
             outcome.warn(result.notes)
             yield result.voxels
@@ -135,7 +133,8 @@ class _Outcome:
 
     def _content(self, digest: str | None) -> dict[str, Any]:
         task, job = self.task, self.task.job
-        facts = describe(task.model.scale, self.source.shape, self.shape, self.results, self.warnings)
+        source, results = self.source, self.results
+        facts = describe(task.model.scale, source.shape, self.shape, results, source.values, self.warnings)
         size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
         finer = f"{task.model.scale} times finer in-plane than the source"
         return {

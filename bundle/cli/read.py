@@ -15,6 +15,7 @@ from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.storage import FLOAT32, Storage
+from bundle.data.values import Values
 from bundle.options import CommandOptions
 
 
@@ -28,7 +29,7 @@ class Source:
         frames: yields each image (X, Y) or volume (X, Y, Z), float32.
         like: header for a NIfTI result.
         storage: data type of the file; float32 if it has no single one.
-        signed: whether any voxel is negative.
+        values: what the values mean.
         modality: MR, CT or PT, if the file says so.
         dicom: the volume, if it is DICOM.
     """
@@ -38,7 +39,7 @@ class Source:
     frames: Callable[[], Iterator[np.ndarray]]
     like: Header
     warnings: tuple[str, ...]
-    signed: bool
+    values: Values
     storage: Storage = FLOAT32
     modality: str | None = None
     dicom: DicomVolume | None = None
@@ -56,7 +57,7 @@ def open_source(job: Job, options: CommandOptions) -> Source:
         wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
     file = check_volume_file(job.source, options.nonfinite)
-    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.signed, file.storage)
+    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.values, file.storage)
 
 
 def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
@@ -77,8 +78,8 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         volume.affine,
         lambda: iter([volume.voxels]),
         like,
-        tuple(volume.warnings),
-        bool(volume.voxels.min() < 0),
+        (*volume.warnings, *volume.values.warnings),
+        volume.values,
         modality=series.modality,
         dicom=volume,
     )

@@ -21,13 +21,14 @@ from bundle.data import VolumeError
 from bundle.data.errors import fail
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.write import output_header
+from bundle.data.values import survey
 from bundle.inference.model import Model, load_model
 from bundle.inference.record import describe
+from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
 from bundle.options import DEFAULT_NETWORK
 from bundle.physics.slices import SliceAxis
-from bundle.trust import check_volume
 
 logger = logging.getLogger("iconet")
 
@@ -92,16 +93,15 @@ def super_resolve(
     given = _given(image, affine, nonfinite)
     model = _kept_model(network_name, scale, *_identity(weights), device)
     walker = SliceWalker(slice_batch, data_consistency, quality=quality)
-    signed = any(bool((frame < 0).any()) for frame in given.frames)
-    results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, signed) for f in given.frames]
+    values = survey(given.frames)
+    results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, values) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
-    spacing = np.linalg.norm(given.affine[:3, :3], axis=0).tolist()
-    doubtful = check_volume(given.frames[0], spacing, first.slice_axis, modality, model.trained_on)
+    doubtful = doubts(given.frames[0], given.affine, first.slice_axis, values, modality, model.trained_on)
     notes = [note for result in results for note in result.notes]
-    warnings = list(dict.fromkeys([*given.warnings, *doubtful, *notes]))
+    warnings = list(dict.fromkeys([*given.warnings, *values.warnings, *doubtful, *notes]))
     shape, fine_shape = ([*volume.shape, *count] for volume in (given.frames[0], first.voxels))
     record = {
-        **describe(scale, shape, fine_shape, results, warnings),
+        **describe(scale, shape, fine_shape, results, values, warnings),
         "Network": network_name,
         "WeightsSha256": model.digest,
         "DataConsistency": data_consistency,

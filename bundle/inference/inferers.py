@@ -12,6 +12,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from bundle.data.values import survey
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.physics.slices import SliceAxis, check_slice_axis
@@ -23,7 +24,7 @@ class VolumeInferer(Inferer):
     """Super-resolve volumes ``(B, C, X, Y, Z)`` and images ``(B, C, X, Y)`` in the units of their files.
 
     Each channel (a volume of a series) goes through :func:`bundle.inference.volume.super_resolve` by itself; all
-    channels of an item share the rule for negative values.
+    channels of an item share the rules for padding and negative values.
 
     Args:
         slice_axis: array axis (0, 1, 2) over the slices, or "auto": the axis with the largest voxel spacing by the
@@ -69,13 +70,13 @@ class VolumeInferer(Inferer):
         self, item: Tensor, affine: np.ndarray, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> tuple[Tensor, np.ndarray]:
         """(C, X, Y[, Z]) -> the same on the fine grid, and its affine."""
-        signed = bool((item < 0).any())
         channels = item.cpu().float()
+        values = survey(channel.numpy() for channel in channels)
         results = [
-            super_resolve(channel, affine, network, self.slice_axis, self.walker, signed, *args, **kwargs)
+            super_resolve(channel, affine, network, self.slice_axis, self.walker, values, *args, **kwargs)
             for channel in channels
         ]
-        for note in dict.fromkeys(note for result in results for note in result.notes):
+        for note in dict.fromkeys([*values.warnings, *(note for result in results for note in result.notes)]):
             logger.warning(note)
         return torch.from_numpy(np.stack([result.voxels for result in results])), results[0].affine
 

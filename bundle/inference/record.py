@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bundle.data.values import Values
 from bundle.inference.volume import SuperResolved
 
 GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its position"
@@ -20,6 +21,7 @@ def describe(
     source_shape: Sequence[int],
     shape: Sequence[int],
     results: Sequence[SuperResolved],
+    values: Values,
     warnings: Iterable[str],
 ) -> dict[str, Any]:
     """The facts about a result; for a series (four axes), those that differ between volumes are lists.
@@ -28,6 +30,7 @@ def describe(
         scale: in-plane factor.
         source_shape, shape: before and after.
         results: of the image or volume, or of each volume of a series; their voxels are not used.
+        values: what the values of the input mean.
         warnings: doubts about the input.
     """
     first, series = results[0], len(shape) == 4
@@ -49,6 +52,7 @@ def describe(
         "IntensityOffset": each("offset"),
         "IntensityScale": each("scale"),
         "NegativeVoxelsSetToZero": each("set_to_zero"),
+        **values.record(),
         "Warnings": list(warnings),
         "Versions": versions(),
     }

@@ -19,6 +19,7 @@ from bundle.physics.kspace import (
     truncate_kspace,
     zero_fill,
 )
+from bundle.physics.padding import fill_padding, fine_padding
 from bundle.physics.shift import measure_grid_shift
 from bundle.physics.slices import choose_slice_axis, in_plane_axes
 
@@ -30,7 +31,9 @@ __all__ = [
     "divisible_size",
     "fft2c",
     "fftc",
+    "fill_padding",
     "fine_grid",
+    "fine_padding",
     "fourier_upsample",
     "ifft2c",
     "in_plane_axes",

@@ -26,9 +26,17 @@ PHASES = (
 """Attributes that may differ between slices of one volume; they separate slices at the same position."""
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """PixelPaddingValue and PixelPaddingRangeLimit (the value again if there is none), stored integers."""
+
+    value: int
+    limit: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank; `padding` is in stored values."""
+    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank."""
 
     path: Path
     uid: str
@@ -47,7 +55,7 @@ class Image:
     bits_stored: int
     signed: bool
     inverted: bool
-    padding: tuple[int, int] | None
+    padding: Padding | None
     acquired: tuple[int, int] | None
     slices_in_series: int | None
 

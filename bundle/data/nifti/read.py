@@ -20,6 +20,7 @@ from bundle.data.nifti.storage import Storage
 from bundle.data.nifti.stream import MAX_BYTES, open_stream
 from bundle.data.nifti.voxels import NonFinite, VoxelReader
 from bundle.data.paths import PathLike, pair_paths
+from bundle.data.values import Survey, Values
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class VolumeFile:
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine, header, warnings: as in `Volume`.
         storage: data type and scaling of the file.
-        signed: whether any voxel of any of its volumes is negative.
+        values: what the values of its volumes mean.
     """
 
     path: Path
@@ -86,7 +87,7 @@ class VolumeFile:
     affine: np.ndarray
     header: Header
     storage: Storage
-    signed: bool
+    values: Values
     warnings: tuple[str, ...]
     _nonfinite: NonFinite
     _max_bytes: int
@@ -109,9 +110,10 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
     Args and errors as for `read_volume`.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
-    for _ in reader:
-        pass
-    layout = reader.layout
+    found = Survey()
+    for frame in reader:
+        found.add(frame)
+    layout, values = reader.layout, found.decide()
     storage = Storage(layout.dtype, layout.slope, layout.intercept)
     return VolumeFile(
         reader.path,
@@ -119,8 +121,8 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
         layout.geometry.affine,
         clean_header(layout),
         storage,
-        reader.low < 0,
-        tuple(layout.warnings),
+        values,
+        (*layout.warnings, *values.warnings),
         nonfinite,
         max_bytes,
     )
