@@ -23,7 +23,7 @@ from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
 from bundle.physics import fine_grid
-from bundle.physics.slices import resolve_slice_axis
+from bundle.physics.slices import decide_slice_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,10 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     """
     job, options = task.job, task.options
     source = open_source(job, options)
-    axis = options.slice_axis
-    if source.dicom is not None and axis == "auto":
-        axis = 2  # the slices of a series are its images
-    axis = resolve_slice_axis(axis, source.shape, source.affine)
+    axis, doubtful = decide_slice_axis(options.slice_axis, source.shape, source.affine, source.stated)
     shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
     outcome = _Outcome(task, source, axis, shape, affine)
+    outcome.warn(() if source.dicom is not None else doubtful)
     frames = _results(source, outcome, bar)
     try:
         if source.dicom is not None and job.to == "dicom":

@@ -17,6 +17,7 @@ from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.storage import FLOAT32, Storage
 from bundle.data.values import Values
 from bundle.options import CommandOptions
+from bundle.physics.slices import StatedAxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Source:
         like: header for a NIfTI result.
         storage: data type of the file; float32 if it has no single one.
         values: what the values mean.
+        stated: the slice axis as the file says.
         modality: MR, CT or PT, if the file says so.
         dicom: the volume, if it is DICOM.
     """
@@ -41,6 +43,7 @@ class Source:
     warnings: tuple[str, ...]
     values: Values
     storage: Storage = FLOAT32
+    stated: StatedAxes | None = None
     modality: str | None = None
     dicom: DicomVolume | None = None
 
@@ -57,7 +60,9 @@ def open_source(job: Job, options: CommandOptions) -> Source:
         wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
     file = check_volume_file(job.source, options.nonfinite)
-    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.values, file.storage)
+    return Source(
+        file.shape, file.affine, file.frames, file.header, file.warnings, file.values, file.storage, file.stated
+    )
 
 
 def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
@@ -80,6 +85,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         like,
         (*volume.warnings, *volume.values.warnings),
         volume.values,
+        stated=StatedAxes(header=2),  # the slices of a series are its images
         modality=series.modality,
         dicom=volume,
     )

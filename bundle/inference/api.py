@@ -19,6 +19,7 @@ from nibabel.spatialimages import SpatialImage
 
 from bundle.data import VolumeError
 from bundle.data.errors import fail
+from bundle.data.nifti.axes import header_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.write import output_header
 from bundle.data.values import survey
@@ -28,7 +29,7 @@ from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
 from bundle.options import DEFAULT_NETWORK
-from bundle.physics.slices import SliceAxis
+from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis
 
 logger = logging.getLogger("iconet")
 
@@ -92,14 +93,16 @@ def super_resolve(
     """
     given = _given(image, affine, nonfinite)
     model = _kept_model(network_name, scale, *_identity(weights), device)
+    affine, first_frame = given.affine, given.frames[0]
+    axis, uncertain = decide_slice_axis(slice_axis, first_frame.shape, affine, given.stated)
     walker = SliceWalker(slice_batch, data_consistency, quality=quality)
     values = survey(given.frames)
-    results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, values) for f in given.frames]
+    results = [super_resolve_volume(f, affine, model.network, axis, walker, values) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
-    doubtful = doubts(given.frames[0], given.affine, first.slice_axis, values, modality, model.trained_on)
+    doubtful = doubts(first_frame, affine, axis, values, modality, model.trained_on)
     notes = [note for result in results for note in result.notes]
-    warnings = list(dict.fromkeys([*given.warnings, *values.warnings, *doubtful, *notes]))
-    shape, fine_shape = ([*volume.shape, *count] for volume in (given.frames[0], first.voxels))
+    warnings = list(dict.fromkeys([*given.warnings, *values.warnings, *uncertain, *doubtful, *notes]))
+    shape, fine_shape = ([*volume.shape, *count] for volume in (first_frame, first.voxels))
     record = {
         **describe(scale, shape, fine_shape, results, values, warnings),
         "Network": network_name,
@@ -122,6 +125,7 @@ class _Given:
     affine: np.ndarray
     header: Header | None = None
     warnings: tuple[str, ...] = ()
+    stated: StatedAxes | None = None
 
 
 def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
@@ -130,7 +134,9 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
     if isinstance(image, MetaTensor):
         name = str(image.meta.get("filename_or_obj", "MetaTensor"))
         channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4), nonfinite))
-        return _Given(name, channels, len(channels) == 1, _usable(name, image.affine.cpu().numpy()))
+        place = _usable(name, image.affine.cpu().numpy())
+        stated = stated_in_meta(image.meta, place)
+        return _Given(name, channels, len(channels) == 1, place, stated=stated)
     if isinstance(image, SpatialImage):
         name = image.get_filename() or type(image).__name__
         voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4), nonfinite)
@@ -138,7 +144,8 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
             header, warnings = image.header.as_byteswapped("<"), list[str]()
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
-            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings))
+            stated = header_axes(header)
+            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings), stated)
         return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
     if isinstance(image, (str, os.PathLike)):
         raise VolumeError(f"{image}: give a loaded image, such as nibabel.load({os.fspath(image)!r})")

@@ -12,10 +12,11 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from bundle.data.nifti.axes import stated_in_meta
 from bundle.data.values import survey
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
-from bundle.physics.slices import SliceAxis, check_slice_axis
+from bundle.physics.slices import SliceAxis, SliceChoice, check_slice_axis, decide_slice_axis, resolve_slice_axis
 
 logger = logging.getLogger("iconet")
 
@@ -27,8 +28,8 @@ class VolumeInferer(Inferer):
     channels of an item share the rules for padding and negative values.
 
     Args:
-        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the axis with the largest voxel spacing by the
-            affine of a MetaTensor (the last axis of a plain tensor, whose voxel size is unknown).
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": what the metadata of a MetaTensor say
+            (:func:`bundle.physics.slices.decide_slice_axis`), the last axis of a plain tensor.
         slice_batch: slices per call of the network, halved when memory is short.
         data_consistency: see :class:`bundle.inference.walker.SliceWalker`.
         progress: show a progress bar over the batches of slices.
@@ -54,8 +55,8 @@ class VolumeInferer(Inferer):
         """Return the volumes with in-plane axes ``scale`` times longer; a MetaTensor also gets the fine affine."""
         affines = _affines(inputs)
         results = [
-            self._item(item, affine, network, *args, **kwargs)
-            for item, affine in zip(torch.as_tensor(inputs), affines, strict=True)
+            self._item(item, affine, self._axis(inputs, item, affine, number), network, *args, **kwargs)
+            for number, (item, affine) in enumerate(zip(torch.as_tensor(inputs), affines, strict=True))
         ]
         out = torch.stack([volume for volume, _ in results]).to(inputs.device)
         if not isinstance(inputs, MetaTensor):
@@ -66,17 +67,30 @@ class VolumeInferer(Inferer):
         result.is_batch = inputs.is_batch
         return result
 
+    def _axis(self, inputs: Tensor, item: Tensor, affine: np.ndarray, number: int) -> SliceChoice:
+        """The slice axis of an item; nothing is doubtful about a plain tensor, whose last axis is taken."""
+        if not isinstance(inputs, MetaTensor):
+            return SliceChoice(resolve_slice_axis(self.slice_axis, item.shape[1:], affine))
+        return decide_slice_axis(self.slice_axis, item.shape[1:], affine, stated_in_meta(inputs.meta, affine, number))
+
     def _item(
-        self, item: Tensor, affine: np.ndarray, network: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        item: Tensor,
+        affine: np.ndarray,
+        choice: SliceChoice,
+        network: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, np.ndarray]:
         """(C, X, Y[, Z]) -> the same on the fine grid, and its affine."""
         channels = item.cpu().float()
+        axis, uncertain = choice
         values = survey(channel.numpy() for channel in channels)
         results = [
-            super_resolve(channel, affine, network, self.slice_axis, self.walker, values, *args, **kwargs)
-            for channel in channels
+            super_resolve(channel, affine, network, axis, self.walker, values, *args, **kwargs) for channel in channels
         ]
-        for note in dict.fromkeys([*values.warnings, *(note for result in results for note in result.notes)]):
+        notes = (note for result in results for note in result.notes)
+        for note in dict.fromkeys([*values.warnings, *uncertain, *notes]):
             logger.warning(note)
         return torch.from_numpy(np.stack([result.voxels for result in results])), results[0].affine
 

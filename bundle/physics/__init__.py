@@ -21,12 +21,11 @@ from bundle.physics.kspace import (
 )
 from bundle.physics.padding import fill_padding, fine_padding
 from bundle.physics.shift import measure_grid_shift
-from bundle.physics.slices import choose_slice_axis, in_plane_axes
+from bundle.physics.slices import in_plane_axes, resolve_slice_axis
 
 __all__ = [
     "agreed_weight",
     "band_edge_gain",
-    "choose_slice_axis",
     "consistency_residual",
     "divisible_size",
     "fft2c",
@@ -40,6 +39,7 @@ __all__ = [
     "lowres_affine",
     "measure_grid_shift",
     "measured_as",
+    "resolve_slice_axis",
     "restore_magnitude",
     "restore_measured",
     "smooth_truncate",

@@ -22,7 +22,7 @@ from bundle.data import VolumeError, check_volume_file, writing_volume
 from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
 from bundle.physics.grid import fine_grid
-from bundle.physics.slices import choose_slice_axis
+from bundle.physics.slices import resolve_slice_axis
 
 FILES = 2400
 LONGEST = 5.0  # seconds allowed per file
@@ -127,7 +127,7 @@ def run_through(path: Path, target: Path) -> str:
         return "refused"
     if not file.warnings:
         check_against_nibabel(path, file.affine, frames)
-    axis = choose_slice_axis(file.shape, file.affine)
+    axis = resolve_slice_axis("auto", file.shape, file.affine)
     shape, affine = fine_grid(file.shape, file.affine, 2, axis)
     with writing_volume(target, shape, affine, file.header, source=path) as write:
         for frame in frames:

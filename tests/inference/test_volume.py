@@ -15,7 +15,7 @@ from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.physics import consistency_residual, fft2c, fine_padding, fourier_upsample, ifft2c
 from bundle.physics.grid import fine_grid
-from bundle.physics.slices import choose_slice_axis
+from bundle.physics.slices import resolve_slice_axis
 from bundle.trust import load_training_range
 
 
@@ -59,7 +59,7 @@ def voxels(shape: tuple[int, ...] = (12, 10, 6), seed: int = 0) -> np.ndarray:
     ],
 )
 def test_the_slice_axis_is_the_one_of_the_largest_spacing(shape, spacing, axis):
-    assert choose_slice_axis(shape, np.diag([-spacing[0], *spacing[1:], 1.0])) == axis
+    assert resolve_slice_axis("auto", shape, np.diag([-spacing[0], *spacing[1:], 1.0])) == axis
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
+from bundle.data.nifti.axes import META_KEY
 from bundle.data.nifti.read import read_volume
 from bundle.data.nifti.voxels import NonFinite
 from bundle.data.paths import PathLike
@@ -26,7 +27,8 @@ class NiftiVolumeReader(ImageReader):
 
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), and `warnings` (joined with "; ", empty if none). Each warning is
+    EnsureChannelFirst moves T to the channels), `stated_slice_axes` (:func:`bundle.data.nifti.axes.stated_in_meta`) and
+    `warnings` (joined with "; ", empty if none). Each warning is
     logged once per process, to the logger "iconet".
 
     Args:
@@ -60,9 +62,7 @@ class NiftiVolumeReader(ImageReader):
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
         volume = read_volume(img[0], self.nonfinite)
         for warning in volume.warnings:
-            if (key := (str(volume.path), warning)) not in _already_logged:
-                _already_logged.add(key)
-                _log.warning("%s: %s", *key)
+            log_once(str(volume.path), warning)
         # Text fields of the header cannot be collated into a batch; NibabelReader drops them too.
         meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
         meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
@@ -72,8 +72,18 @@ class NiftiVolumeReader(ImageReader):
         meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(volume.array.shape[:3])
         meta[MetaKeys.SPACE] = SpaceKeys.RAS
         meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = -1 if volume.array.ndim == 4 else float("nan")
+        assert volume.stated is not None
+        stated = volume.stated.header, volume.stated.sidecar
+        meta[META_KEY] = np.array([-1 if axis is None else axis for axis in stated])
         meta["warnings"] = "; ".join(volume.warnings)
         return volume.array, meta
+
+
+def log_once(name: str, warning: str) -> None:
+    """Log a warning about a volume once per process."""
+    if (key := (name, warning)) not in _already_logged:
+        _already_logged.add(key)
+        _log.warning("%s: %s", *key)
 
 
 def _as_paths(names: Sequence[PathLike] | PathLike) -> tuple[Path, ...]:
