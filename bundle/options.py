@@ -134,6 +134,11 @@ class InferenceOptions:
         choices=("error", "zero"),
         former=("nan",),
     )
+    force: bool = option(
+        False,
+        "Process files that say they are no image: phase, vectors, tensors, coefficients of warps.",
+        kind="flag",
+    )
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
 from bundle.cli.plan import Job
-from bundle.data import VolumeError, check_volume_file
+from bundle.data import VolumeError, check_volume_file, read_header
 from bundle.data.dicom.read import DicomVolume, read_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
+from bundle.data.meaning import check_dicom, check_nifti
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.storage import FLOAT32, Storage
 from bundle.data.values import Values
@@ -59,9 +60,11 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     if job.to == "dicom":
         wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
+    warnings = check_nifti(job.source, header := read_header(job.source), header.get_data_shape(), options.force)
     file = check_volume_file(job.source, options.nonfinite)
     return Source(
-        file.shape, file.affine, file.frames, file.header, file.warnings, file.values, file.storage, file.stated
+        *(file.shape, file.affine, file.frames, file.header, (*warnings, *file.warnings)),
+        *(file.values, file.storage, file.stated),
     )
 
 
@@ -69,6 +72,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
     if job.to == "dicom" and options.slice_axis not in ("auto", 2):
         wrong = f"slice axis {options.slice_axis}, but the slices of a DICOM series are its images (axis 2)"
         raise VolumeError(error_line(job.name, wrong, "write NIfTI (--to nifti)"))
+    meaning = check_dicom(job.name, series, options.force)
     volume = read_series(series, allow_gap=options.allow_gap)
     if job.to == "nifti" and not volume.regular:
         wrong = "slices with gaps have no single affine, which NIfTI needs"
@@ -83,7 +87,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         volume.affine,
         lambda: iter([volume.voxels]),
         like,
-        (*volume.warnings, *volume.values.warnings),
+        (*meaning, *volume.warnings, *volume.values.warnings),
         volume.values,
         stated=StatedAxes(header=2),  # the slices of a series are its images
         modality=series.modality,

@@ -25,6 +25,7 @@ from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
+from bundle.data.meaning import check_dicom, check_nifti
 from bundle.data.paths import sha256_of
 from bundle.inference.shipped import shipped_weights
 from bundle.options import CommandOptions
@@ -116,6 +117,7 @@ class _Run:
             try:
                 reason = self._why(job, self._provenance(job))
                 shape = "x".join(map(str, _shape(job)))
+                _check_meaning(job, self.options.force)
                 _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'finished, would be skipped'}")
             except Exception as error:
                 failures += 1
@@ -299,6 +301,14 @@ def _shape(job: Job) -> tuple[int, ...]:
         image = job.source.frames[0].image
         return image.columns, image.rows, len(job.source.frames)
     return tuple(int(n) for n in read_header(job.source).get_data_shape())
+
+
+def _check_meaning(job: Job, force: bool) -> None:
+    """Raises VolumeError: the headers say that it is no image."""
+    if isinstance(job.source, DicomSeries):
+        check_dicom(job.name, job.source, force)
+    else:
+        check_nifti(job.source, read_header(job.source), _shape(job), force)
 
 
 def _size(job: Job) -> int:

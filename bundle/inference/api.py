@@ -19,6 +19,7 @@ from nibabel.spatialimages import SpatialImage
 
 from bundle.data import VolumeError
 from bundle.data.errors import fail
+from bundle.data.meaning import Finding, by_bids, by_intent, judge
 from bundle.data.nifti.axes import header_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.write import output_header
@@ -64,6 +65,7 @@ def super_resolve(
     quality: Literal["standard", "best"] = "standard",
     slice_batch: int = 4,
     nonfinite: Literal["error", "zero"] = "error",
+    force: bool = False,
     modality: str | None = None,
 ) -> Any:
     """Super-resolve an image or volume in-plane.
@@ -77,8 +79,8 @@ def super_resolve(
         image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
             MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
         affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
-        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite: as the
-            options of the command (:class:`bundle.options.InferenceOptions`).
+        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite, force: as
+            the options of the command (:class:`bundle.options.InferenceOptions`).
         modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
@@ -87,11 +89,13 @@ def super_resolve(
         ``meta["super_resolution"]``, or for an array a :class:`SuperResolvedArray`.
 
     Raises:
-        VolumeError: voxels that are not finite real numbers, a wrong number of axes, or no usable affine.
+        VolumeError: voxels that are not finite real numbers, a wrong number of axes, no usable affine, or an image that
+            says it is none.
         ModelError: no such network, scale, weights or device.
         ValueError: a slice axis, batch or data consistency outside its range.
     """
     given = _given(image, affine, nonfinite)
+    warnings = judge(given.name, _findings(image), force)
     model = _kept_model(network_name, scale, *_identity(weights), device)
     affine, first_frame = given.affine, given.frames[0]
     axis, uncertain = decide_slice_axis(slice_axis, first_frame.shape, affine, given.stated)
@@ -101,7 +105,7 @@ def super_resolve(
     first, count = results[0], [] if given.single else [len(results)]
     doubtful = doubts(first_frame, affine, axis, values, modality, model.trained_on)
     notes = [note for result in results for note in result.notes]
-    warnings = list(dict.fromkeys([*given.warnings, *values.warnings, *uncertain, *doubtful, *notes]))
+    warnings = list(dict.fromkeys([*warnings, *given.warnings, *values.warnings, *uncertain, *doubtful, *notes]))
     shape, fine_shape = ([*volume.shape, *count] for volume in (first_frame, first.voxels))
     record = {
         **describe(scale, shape, fine_shape, results, values, warnings),
@@ -153,6 +157,18 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
         raise VolumeError("an array has no affine of its own; give affine=, voxel index to world (4, 4) in mm")
     voxels = _checked("array", np.asarray(image), (2, 3, 4), nonfinite)
     return _Given("array", _frames(voxels), voxels.ndim < 4, _usable("array", affine))
+
+
+def _findings(image: Any) -> list[Finding]:
+    """What header, name and sidecar of an image say its voxels are; nothing is known about an array."""
+    if isinstance(image, MetaTensor):
+        code, file, components = image.meta.get("intent_code", 0), image.meta.get("filename_or_obj"), len(image)
+    elif isinstance(image, Nifti1Pair):
+        code, file = image.header["intent_code"], image.get_filename()
+        components = image.shape[3] if image.ndim > 3 else 1
+    else:
+        return []
+    return [*by_intent(int(np.ravel(code)[0]), components), *(by_bids(Path(str(file))) if file else ())]
 
 
 def _frames(voxels: np.ndarray) -> list[np.ndarray]:

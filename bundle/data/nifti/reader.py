@@ -13,6 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
+from bundle.data.meaning import check_nifti
 from bundle.data.nifti.axes import META_KEY
 from bundle.data.nifti.read import read_volume
 from bundle.data.nifti.voxels import NonFinite
@@ -33,11 +34,12 @@ class NiftiVolumeReader(ImageReader):
 
     Args:
         nonfinite: as in `read_volume`.
+        force: read files that say they are no image (:func:`bundle.data.meaning.check_nifti`), with a warning.
     """
 
-    def __init__(self, nonfinite: NonFinite = "error") -> None:
+    def __init__(self, nonfinite: NonFinite = "error", force: bool = False) -> None:
         super().__init__()
-        self.nonfinite = nonfinite
+        self.nonfinite, self.force = nonfinite, force
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every name has the extension of a NIfTI or Analyze file."""
@@ -56,12 +58,14 @@ class NiftiVolumeReader(ImageReader):
         """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
 
         Raises:
-            VolumeError: as for `read_volume`, or more than one file was given.
+            VolumeError: as for `read_volume`, or more than one file was given, or the file says it is no image.
         """
         if len(img) != 1:
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
         volume = read_volume(img[0], self.nonfinite)
-        for warning in volume.warnings:
+        doubts = check_nifti(volume.path, volume.header, volume.array.shape, self.force)
+        warnings = (*doubts, *volume.warnings)
+        for warning in warnings:
             log_once(str(volume.path), warning)
         # Text fields of the header cannot be collated into a batch; NibabelReader drops them too.
         meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
@@ -75,7 +79,7 @@ class NiftiVolumeReader(ImageReader):
         assert volume.stated is not None
         stated = volume.stated.header, volume.stated.sidecar
         meta[META_KEY] = np.array([-1 if axis is None else axis for axis in stated])
-        meta["warnings"] = "; ".join(volume.warnings)
+        meta["warnings"] = "; ".join(warnings)
         return volume.array, meta
 
 
