@@ -22,6 +22,7 @@ from bundle.data.errors import fail
 from bundle.data.meaning import Finding, by_bids, by_intent, judge
 from bundle.data.nifti.axes import header_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
+from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
 from bundle.data.values import survey
 from bundle.inference.model import Model, load_model
@@ -146,6 +147,8 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
         voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4), nonfinite)
         if isinstance(image, Nifti1Pair):
             header, warnings = image.header.as_byteswapped("<"), list[str]()
+            header.extensions[:] = list(image.header.extensions)
+            drop_extensions(header, warnings)
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
             stated = header_axes(header)
