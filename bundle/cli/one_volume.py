@@ -14,11 +14,11 @@ from bundle.cli.bids import Bids
 from bundle.cli.plan import Job
 from bundle.cli.progress import Progress
 from bundle.cli.read import Source, open_source
-from bundle.cli.record import content_digest, generated_by, result_files, write_json
+from bundle.cli.record import content_digest, result_files, write_json
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.inference.model import Model
-from bundle.inference.record import describe
+from bundle.inference.record import describe, sidecar_content
 from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
@@ -133,13 +133,10 @@ class _Outcome:
         task, job = self.task, self.task.job
         source, results = self.source, self.results
         facts = describe(task.model.scale, source.shape, self.shape, results, source.values, self.warnings)
-        size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
-        finer = f"{task.model.scale} times finer in-plane than the source"
-        return {
-            **({} if task.bids is None else task.bids.metadata(job.files[0])),
-            "Description": f"Super-resolved by {task.options.network_name}, slice by slice",
-            "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
-            "GeneratedBy": generated_by(),
-            "Resolution": f"{size} mm, {finer}",
-            "SuperResolution": {**facts, "Provenance": {**task.provenance, "OutputSha256": digest}},
-        }
+        return sidecar_content(
+            task.options.network_name,
+            facts,
+            [job.origin if task.bids is None else task.bids.source(job.files[0])],
+            {**task.provenance, "OutputSha256": digest},
+            {} if task.bids is None else task.bids.metadata(job.files[0]),
+        )

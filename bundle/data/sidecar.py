@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from bundle.data.atomic import replacing
+from bundle.data.errors import VolumeError, error_line
 
 TOOL = "ICONet SR"
 PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
@@ -34,3 +39,28 @@ def read_record(sidecar: Path) -> dict[str, Any] | None:
 def is_result(path: Path) -> bool:
     """Whether a NIfTI file or the folder of a DICOM series is a result of this program, by its sidecar."""
     return read_record(sidecar_path(path)) is not None
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of a file's bytes; for several files, of their names and digests in the given order.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    digests = []
+    for path in files:
+        try:
+            with open(path, "rb") as stream:
+                digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror or error})"
+            raise VolumeError(error_line(path, wrong, "check the file and its access rights")) from error
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON atomically, in pure ASCII, so that it can hold any file name."""
+    with replacing(path) as stream:
+        stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))

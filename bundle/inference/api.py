@@ -26,7 +26,7 @@ from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
 from bundle.data.values import survey
 from bundle.inference.model import Model, load_model
-from bundle.inference.record import describe
+from bundle.inference.record import RECORD, describe
 from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
@@ -34,9 +34,6 @@ from bundle.options import DEFAULT_NETWORK
 from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis
 
 logger = logging.getLogger("iconet")
-
-RECORD = "super_resolution"
-"""Key of the record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
 
 
 class SuperResolvedArray(NamedTuple):

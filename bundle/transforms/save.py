@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
 from bundle.data import find_volumes, output_paths, read_header, write_volume
+from bundle.data.sidecar import content_digest, sidecar_path, write_json
 
 
 class SaveVolumed(SaveImaged):
     """Save channel-first volumes as float32 NIfTI with the qform and sform codes, units and TR of their source.
+
+    The record that the inferer made (:class:`bundle.inference.inferers.VolumeInferer`) goes beside each result.
 
     A subclass of MONAI's SaveImaged so that applications that remove it from a post-processing chain (as MONAI Label
     does, to write results itself) remove this one too. MONAI's writer is not used because it loses these fields.
@@ -59,7 +64,29 @@ class SaveVolumed(SaveImaged):
         volume = convert_to_numpy(image).astype(np.float32, copy=False)
         header = read_header(source)
         volume = _file_axes(volume, len(header.get_data_shape()))
-        write_volume(self.target(source), volume, image.affine.numpy(), like=header, source=source)
+        target, affine = self.target(source), image.affine.numpy()
+        record = self._record(image, source)
+
+        def before(partial: Path) -> None:
+            """The record is put in place just before the result, as by the command."""
+            record["SuperResolution"]["Provenance"]["OutputSha256"] = content_digest([partial])
+            write_json(sidecar_path(target), record)
+
+        try:
+            write_volume(target, volume, affine, like=header, source=source, before=before if record else None)
+        except BaseException:
+            if record and not target.exists():
+                sidecar_path(target).unlink(missing_ok=True)
+            raise
+
+    def _record(self, image: MetaTensor, source: str) -> dict[str, Any]:
+        """The record that the inferer made, with the name of the source in its folder; empty if it made none."""
+        text = image.meta.get("super_resolution")
+        record: dict[str, Any] = json.loads(text) if isinstance(text, str) and text else {}
+        root = Path(self.dataset_dir)
+        if record:
+            record["Sources"] = [Path(os.path.relpath(source, root.parent if root.is_file() else root)).as_posix()]
+        return record
 
 
 def _file_axes(volume: np.ndarray, ndim: int) -> np.ndarray:

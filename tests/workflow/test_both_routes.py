@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from cli_command import command
 from conftest import blob_volume
 from monai.bundle import create_workflow
+
+from bundle.data.nifti import reader
+from bundle.data.sidecar import content_digest, sidecar_path
 
 
 def brain(*shape: int, seed: int = 0) -> np.ndarray:
@@ -99,6 +103,37 @@ def test_both_routes_write_the_same_bytes(name: str, results: Callable[[str], tu
 
 
 SIGNED = {"signed_series", "signed", "plateau"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_routes_write_the_same_record(name: str, results: Callable[[str], tuple[Path, Path]]) -> None:
+    one, other = (json.loads(sidecar_path(path).read_text()) for path in results(name))
+    assert one == other
+    assert one["SuperResolution"]["Provenance"]["OutputSha256"] == content_digest([results(name)[1]])
+
+
+def test_both_routes_say_the_same(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = []
+    for route in (command, lambda a, b: run_config(a, b, Path(__file__).parents[2])):
+        caplog.clear()
+        reader._already_logged.clear()
+        route(folder / "stray.nii.gz", tmp_path / str(len(said)))
+        lines = [r.getMessage() for r in caplog.records if r.name == "iconet" and r.levelname == "WARNING"]
+        said.append({line.split("stray.nii.gz: ")[-1] for line in lines})
+    assert said[0] == said[1] and any("slightly negative" in line for line in said[0])
+
+
+def test_the_command_skips_what_the_config_has_finished_and_neither_takes_it_as_input(
+    folder: Path, tmp_path: Path
+) -> None:
+    source = folder / "signed.nii.gz"
+    run_config(source, tmp_path / "out", Path(__file__).parents[2])
+    assert "1 skipped" in command(source, tmp_path / "out").output
+    with pytest.raises(SystemExit, match="only results of this program"):
+        run_config(tmp_path / "out", tmp_path / "again", Path(__file__).parents[2])
+    assert command(tmp_path / "out", tmp_path / "again").exit_code == 2
+
+
 AXES = {"sagittal": 0, "single_slice": 0, "series": 0, "coronal": 1}
 
 

@@ -29,7 +29,7 @@ class NiftiVolumeReader(ImageReader):
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
     EnsureChannelFirst moves T to the channels), `stated_slice_axes` (:func:`bundle.data.nifti.axes.stated_in_meta`) and
-    `warnings` (joined with "; ", empty if none). Each warning is
+    `warnings` (one per line, empty if none). Each warning is
     logged once per process, to the logger "iconet".
 
     Args:
@@ -79,7 +79,7 @@ class NiftiVolumeReader(ImageReader):
         assert volume.stated is not None
         stated = volume.stated.header, volume.stated.sidecar
         meta[META_KEY] = np.array([-1 if axis is None else axis for axis in stated])
-        meta["warnings"] = "; ".join(warnings)
+        meta["warnings"] = "\n".join(warnings)
         return volume.array, meta
 
 

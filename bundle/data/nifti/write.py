@@ -35,6 +35,7 @@ def write_volume(
     *,
     source: PathLike | None = None,
     storage: Storage = FLOAT32,
+    before: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write an array with `writing_volume` in one call.
 
@@ -45,7 +46,7 @@ def write_volume(
         The path written.
     """
     array = np.asarray(data)
-    with writing_volume(path, array.shape, affine, like, source=source, storage=storage) as write:
+    with writing_volume(path, array.shape, affine, like, source=source, storage=storage, before=before) as write:
         if array.ndim == 4:
             for number in range(array.shape[3]):
                 write(array[..., number])
