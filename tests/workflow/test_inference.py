@@ -86,7 +86,7 @@ def test_bad_volumes_are_reported_and_the_rest_goes_on(tmp_path, run_bundle, wri
     summary = done.stderr[done.stderr.index("3 of 9 volumes failed") :]
     assert all(name in summary for name in ("cut.nii.gz", "empty.nii", "nan.nii.gz"))
     assert "Traceback" not in done.stderr
-    results = {p.name: nib.load(p) for p in (tmp_path / "out").iterdir()}
+    results = {p.name: nib.load(p) for p in (tmp_path / "out").glob("*.nii.gz")}
     assert sorted(results) == [f"{n}_SRx2.nii.gz" for n in ("constant", "good", "negative", "plane", "series", "tiny")]
     assert np.all(results["constant_SRx2.nii.gz"].get_fdata() == 37.25)
     assert results["series_SRx2.nii.gz"].shape == (20, 24, 2, 3)
