@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bundle.data.values import Values, put_padding, survey
 from bundle.inference.walker import SliceWalker, scale_of
-from bundle.physics import consistency_residual, fill_padding, fine_grid, fine_padding
+from bundle.physics import consistency_residual, fine_grid, fine_padding
 from bundle.physics.slices import SliceAxis, resolve_slice_axis, slices_last
-from bundle.transforms.intensity import intensity_window
+from bundle.transforms.intensity import intensity_window, prepared
 from bundle.trust import check_volume
 from bundle.trust.training_range import TrainingRange
 
@@ -69,9 +68,10 @@ def super_resolve(
     """Super-resolve one image (X, Y) or volume (X, Y, Z).
 
     The steps: choose the slice axis; fill padding from its neighbourhood and set stray negative voxels to zero
-    (:func:`prepared`); scale values to order 1 (:func:`bundle.transforms.intensity.intensity_window`); run every slice
-    through the network, with data consistency; restore the units; set negative voxels to zero if the input has none;
-    put the padding back. Setting to zero is a projection, so it never moves a voxel away from a non-negative truth.
+    (:func:`bundle.transforms.intensity.prepared`); scale values to order 1
+    (:func:`bundle.transforms.intensity.intensity_window`); run every slice through the network, with data consistency;
+    restore the units; set negative voxels to zero if the input has none; put the padding back. Setting to zero is a
+    projection, so it never moves a voxel away from a non-negative truth.
 
     Args:
         voxels: finite real numbers.
@@ -110,18 +110,6 @@ def super_resolve(
     consistency = sum(weights) / len(weights) if weights else 0.0
     notes = (*walked.notes, *_filtered(weights, walker))
     return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, consistency, notes)
-
-
-def prepared(voxels: np.ndarray, slice_axis: int, values: Values) -> tuple[Tensor, Tensor | None]:
-    """The image that the network sees before normalisation (float32), and which of its voxels are padding (or None)."""
-    image = torch.as_tensor(np.ascontiguousarray(voxels, np.float32))
-    mask = values.mask(image.numpy())
-    hidden = None if mask is None else torch.from_numpy(mask)
-    if hidden is not None:
-        image = fill_padding(image, hidden, slice_axis)
-    if not values.signed and (hidden is not None or values.negatives):
-        image = image.clamp(min=0)
-    return image, hidden
 
 
 def doubts(
