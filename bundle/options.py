@@ -112,8 +112,8 @@ class InferenceOptions:
     )
     slice_axis: int | Literal["auto"] = option(
         "auto",
-        "Array axis across the slices; it keeps its size. auto takes the axis with the largest voxel spacing, and the "
-        "last axis if there is a tie.",
+        "Array axis across the slices; it keeps its size. auto takes what the header says (dim_info, DICOM), else the "
+        "BIDS sidecar, else the axis with the largest voxel spacing, else the last one.",
         choices=("auto", 0, 1, 2),
     )
     data_consistency: float | Literal["auto"] = option(
@@ -137,6 +137,11 @@ class InferenceOptions:
         "NaN and infinite voxels: error refuses the volume, zero sets them to zero.",
         choices=("error", "zero"),
         former=("nan",),
+    )
+    force: bool = option(
+        False,
+        "Process files that say they are no image: phase, vectors, tensors, coefficients of warps.",
+        kind="flag",
     )
 
 

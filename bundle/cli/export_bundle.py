@@ -23,11 +23,11 @@ from bundle.cli.arguments import DeclaredCommand, options_of
 from bundle.inference.shipped import LICENCES, PACKAGE, configs_folder, licence_text, models_folder
 from bundle.options import DEFAULT_NETWORK, InferenceOptions
 
-PARTS = ("physics", "ops", "networks", "data", "transforms", "inference", "training", "workflow")
+PARTS = ("physics", "ops", "networks", "data", "trust", "transforms", "inference", "training", "workflow")
 """Subpackages that the configs need."""
 MODULES = ("options.py",)
 """Top-level modules that they need."""
-LEFT_OUT = ("dicom", "baselines", "api.py", "model.py", "record.py", "shipped.py")
+LEFT_OUT = ("dicom", "baselines", "api.py", "model.py")
 """Parts of :data:`PARTS` that are not needed: the configs read only NIfTI and run a single network."""
 INIT = '"""The part of ICONet SR that the configs of this folder need."""\n'
 RECORD = "configs/exported.json"

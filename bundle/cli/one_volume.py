@@ -14,17 +14,16 @@ from bundle.cli.bids import Bids
 from bundle.cli.plan import Job
 from bundle.cli.progress import Progress
 from bundle.cli.read import Source, open_source
-from bundle.cli.record import content_digest, generated_by, result_files, write_json
+from bundle.cli.record import content_digest, result_files, write_json
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.inference.model import Model
-from bundle.inference.record import describe
-from bundle.inference.volume import SuperResolved, super_resolve
+from bundle.inference.record import describe, sidecar_content
+from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
 from bundle.physics import fine_grid
-from bundle.physics.slices import resolve_slice_axis
-from bundle.trust import check_volume
+from bundle.physics.slices import decide_slice_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +50,10 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     """
     job, options = task.job, task.options
     source = open_source(job, options)
-    axis = options.slice_axis
-    if source.dicom is not None and axis == "auto":
-        axis = 2  # the slices of a series are its images
-    axis = resolve_slice_axis(axis, source.shape, source.affine)
+    axis, doubtful = decide_slice_axis(options.slice_axis, source.shape, source.affine, source.stated)
     shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
     outcome = _Outcome(task, source, axis, shape, affine)
+    outcome.warn(() if source.dicom is not None else doubtful)
     frames = _results(source, outcome, bar)
     try:
         if source.dicom is not None and job.to == "dicom":
@@ -87,10 +84,9 @@ def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.nd
     with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name, task.model.network):
         for frame in source.frames():
             if not outcome.results:  # the first volume represents a series
-                spacing = np.linalg.norm(source.affine[:3, :3], axis=0).tolist()
-                trained_on = task.model.trained_on
-                outcome.warn(check_volume(frame, spacing, axis, source.modality, trained_on))
-            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.signed)
+                model = task.model
+                outcome.warn(doubts(frame, source.affine, axis, source.values, source.modality, model.trained_on))
+            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.values)
             outcome.results.append(replace(result, voxels=np.empty(0)))
             outcome.warn(result.notes)
             yield result.voxels
@@ -140,14 +136,12 @@ class _Outcome:
 
     def _content(self, digest: str | None) -> dict[str, Any]:
         task, job = self.task, self.task.job
-        facts = describe(task.model.scale, self.source.shape, self.shape, self.results, self.warnings)
-        size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
-        finer = f"{task.model.scale} times finer in-plane than the source"
-        return {
-            **self.metadata,
-            "Description": f"Super-resolved by {task.options.network_name}, slice by slice",
-            "Sources": [job.origin if task.bids is None else task.bids.source(job.files[0])],
-            "GeneratedBy": generated_by(),
-            "Resolution": f"{size} mm, {finer}",
-            "SuperResolution": {**facts, "Provenance": {**task.provenance, "OutputSha256": digest}},
-        }
+        source, results = self.source, self.results
+        facts = describe(task.model.scale, source.shape, self.shape, results, source.values, self.warnings)
+        return sidecar_content(
+            task.options.network_name,
+            facts,
+            [job.origin if task.bids is None else task.bids.source(job.files[0])],
+            {**task.provenance, "OutputSha256": digest},
+            self.metadata,
+        )

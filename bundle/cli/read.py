@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
 
 from bundle.cli.plan import Job
-from bundle.data import VolumeError, check_volume_file
+from bundle.data import VolumeError, check_volume_file, read_header
 from bundle.data.dicom.geometry import Stack
 from bundle.data.dicom.read import DicomVolume, read_geometry, read_pixels
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
+from bundle.data.meaning import check_dicom, check_nifti
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.storage import FLOAT32, Storage
+from bundle.data.values import Values
 from bundle.options import CommandOptions
+from bundle.physics.slices import StatedAxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +32,8 @@ class Source:
         frames: yields each image (X, Y) or volume (X, Y, Z), float32.
         like: header for a NIfTI result.
         storage: data type of the file; float32 if it has no single one.
-        signed: whether any voxel is negative.
+        values: what the values mean.
+        stated: the slice axis as the file says.
         modality: MR, CT or PT, if the file says so.
         dicom: the volume, if it is DICOM.
     """
@@ -39,8 +43,9 @@ class Source:
     frames: Callable[[], Iterator[np.ndarray]]
     like: Header
     warnings: tuple[str, ...]
-    signed: bool
+    values: Values
     storage: Storage = FLOAT32
+    stated: StatedAxes | None = None
     modality: str | None = None
     dicom: DicomVolume | None = None
 
@@ -56,12 +61,16 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     if job.to == "dicom":
         wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
+    warnings = check_nifti(job.source, header := read_header(job.source), header.get_data_shape(), options.force)
     file = check_volume_file(job.source, options.nonfinite)
-    return Source(file.shape, file.affine, file.frames, file.header, file.warnings, file.signed, file.storage)
+    return Source(
+        *(file.shape, file.affine, file.frames, file.header, (*warnings, *file.warnings)),
+        *(file.values, file.storage, file.stated),
+    )
 
 
-def check_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Stack:
-    """Geometry of a series, from its headers alone.
+def check_series(job: Job, series: DicomSeries, options: CommandOptions) -> Stack:
+    """Geometry of a series and doubts about what it is, from its headers alone.
 
     Raises:
         VolumeError: as for `open_source`, except for pixels that cannot be decoded.
@@ -69,15 +78,16 @@ def check_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Stack
     if job.to == "dicom" and options.slice_axis not in ("auto", 2):
         wrong = f"slice axis {options.slice_axis}, but the slices of a DICOM series are its images (axis 2)"
         raise VolumeError(error_line(job.name, wrong, "write NIfTI (--to nifti)"))
+    meaning = check_dicom(job.name, series, options.force)
     stack = read_geometry(series, allow_gap=options.allow_gap)
     if job.to == "nifti" and not stack.regular:
         wrong = "slices with gaps have no single affine, which NIfTI needs"
         raise VolumeError(error_line(job.name, wrong, "write DICOM (--to dicom)"))
-    return stack
+    return replace(stack, warnings=(*meaning, *stack.warnings))
 
 
 def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Source:
-    volume = read_pixels(series, check_dicom(job, series, options))
+    volume = read_pixels(series, check_series(job, series, options))
     like = Nifti1Header()
     like.set_data_shape(volume.voxels.shape)
     like.set_sform(volume.affine, 1)
@@ -88,8 +98,9 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         volume.affine,
         lambda: iter([volume.voxels]),
         like,
-        tuple(volume.warnings),
-        bool(volume.voxels.min() < 0),
+        (*volume.warnings, *volume.values.warnings),
+        volume.values,
+        stated=StatedAxes(header=2),  # the slices of a series are its images
         modality=series.modality,
         dicom=volume,
     )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bundle.data import VolumeError
-from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
-from bundle.data.paths import open_regular
-from bundle.data.sidecar import PROVENANCE, TOOL, read_record
-from bundle.inference.shipped import tool_version
+from bundle.data.sidecar import PROVENANCE, TOOL, content_digest, finite, read_record, write_json
+from bundle.inference.shipped import generated_by, tool_version
+
+__all__ = [
+    "TOOL",
+    "content_digest",
+    "finite",
+    "generated_by",
+    "read_record",
+    "result_files",
+    "tool_version",
+    "why_redo",
+    "write_json",
+]
 
 _CHANGED = dict(
     zip(
@@ -23,25 +29,6 @@ _CHANGED = dict(
         strict=True,
     )
 )
-
-
-def content_digest(files: Iterable[Path]) -> str:
-    """SHA-256 of a file's bytes; for several files, of their names and digests in the given order.
-
-    Raises:
-        VolumeError: a file cannot be read.
-    """
-    digests = []
-    for path in files:
-        try:
-            with open_regular(path) as stream:
-                digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
-        except OSError as error:
-            wrong = f"cannot be read ({error.strerror or error})"
-            raise VolumeError(error_line(path, wrong, "check the file and its access rights")) from error
-    if len(digests) == 1:
-        return digests[0][1]
-    return hashlib.sha256(repr(digests).encode()).hexdigest()
 
 
 def result_files(target: Path) -> list[Path]:
@@ -76,22 +63,3 @@ def why_redo(target: Path, sidecar: Path, expected: dict[str, Any]) -> str | Non
     except (OSError, VolumeError):
         same = False
     return None if same else "the result is not what was written"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write strict JSON atomically: in pure ASCII, so that it can hold any file name, and without NaN (null)."""
-    with replacing(path) as stream:
-        stream.write((json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("ascii"))
-
-
-def finite(value: Any) -> Any:
-    """A value that JSON can hold: null in place of NaN and infinite numbers, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(entry) for key, entry in value.items()}
-    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def generated_by() -> list[dict[str, str]]:
-    return [{"Name": TOOL, "Version": tool_version()}]

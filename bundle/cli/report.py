@@ -68,6 +68,8 @@ class Report:
         facts = record["SuperResolution"]
         before, affine, header = _first(job.source, self._options)
         after, fine_affine, fine_header = _first(job.target, self._options)
+        if (padding := facts.get("PaddingValue")) is not None:  # its edge would outshine everything in the pictures
+            before, after = (_without(padding, voxels, facts["SliceAxis"]) for voxels in (before, after))
         entry = ReportEntry(
             job.name,
             before,
@@ -100,6 +102,16 @@ class Report:
         }
         failures = {row.volume: row.error for row in rows if row.status == "failed"}
         return write_report(self._sections, self.path, facts, failures)
+
+
+def _without(padding: float, voxels: np.ndarray, slice_axis: int) -> np.ndarray:
+    """A volume whose padding is a continuation of its neighbourhood."""
+    import torch
+
+    from bundle.physics import fill_padding
+
+    mask = torch.from_numpy(np.isclose(voxels, padding, rtol=1e-5))
+    return np.asarray(fill_padding(torch.from_numpy(voxels), mask, slice_axis))
 
 
 def _beside(target: Path) -> Path:

@@ -19,7 +19,7 @@ from bundle.cli.log import logging_to
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
-from bundle.cli.read import check_dicom
+from bundle.cli.read import check_series
 from bundle.cli.record import content_digest, read_record, tool_version, why_redo
 from bundle.cli.report import Report
 from bundle.cli.table import Row, write_results
@@ -27,6 +27,7 @@ from bundle.data import VolumeError, read_header
 from bundle.data.atomic import remove_partial_files
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
+from bundle.data.meaning import check_nifti
 from bundle.data.paths import sha256_of
 from bundle.inference.shipped import shipped_weights
 from bundle.options import CommandOptions
@@ -128,13 +129,17 @@ class _Run:
 
     def _checked_shape(self, job: Job) -> tuple[int, ...]:
         """As `_shape`, of a volume whose header passes the checks of a run; its warnings are logged."""
-        if not isinstance(job.source, DicomSeries):
-            return _shape(job)
-        stack = check_dicom(job, job.source, self.options)
-        for warning in stack.warnings:
+        shape: tuple[int, ...]
+        if isinstance(job.source, DicomSeries):
+            stack = check_series(job, job.source, self.options)
+            image, warnings = stack.frames[0].image, list(stack.warnings)
+            shape = image.columns, image.rows, len(stack.frames)
+        else:
+            shape = _shape(job)
+            warnings = check_nifti(job.source, read_header(job.source), shape, self.options.force)
+        for warning in warnings:
             _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
-        image = stack.frames[0].image
-        return image.columns, image.rows, len(stack.frames)
+        return shape
 
     def do(self) -> int:
         """Process the volumes; the table is rewritten after each one, so that a killed run leaves a complete table."""

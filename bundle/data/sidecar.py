@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bundle.data.atomic import replacing
+from bundle.data.errors import VolumeError, error_line
 from bundle.data.paths import open_regular
 
 TOOL = "ICONet SR"
@@ -56,9 +60,7 @@ def mark_result(target: Path, source: str) -> None:
     """
     sidecar = sidecar_path(target)
     if not sidecar.exists():
-        content = {"Sources": [source], "GeneratedBy": [{"Name": TOOL}]}
-        with replacing(sidecar) as stream:
-            stream.write((json.dumps(content, indent=2) + "\n").encode("ascii"))
+        write_json(sidecar, {"Sources": [source], "GeneratedBy": [{"Name": TOOL}]})
 
 
 def _is_ours(sidecar: Path) -> bool:
@@ -66,3 +68,37 @@ def _is_ours(sidecar: Path) -> bool:
         return bool(_json_of(sidecar)["GeneratedBy"][0]["Name"] == TOOL)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return False
+
+
+def content_digest(files: Iterable[Path]) -> str:
+    """SHA-256 of a file's bytes; for several files, of their names and digests in the given order.
+
+    Raises:
+        VolumeError: a file cannot be read.
+    """
+    digests = []
+    for path in files:
+        try:
+            with open_regular(path) as stream:
+                digests.append((path.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror or error})"
+            raise VolumeError(error_line(path, wrong, "check the file and its access rights")) from error
+    if len(digests) == 1:
+        return digests[0][1]
+    return hashlib.sha256(repr(digests).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write strict JSON atomically: in pure ASCII, so that it can hold any file name, and without NaN (null)."""
+    with replacing(path) as stream:
+        stream.write((json.dumps(finite(content), indent=2, allow_nan=False) + "\n").encode("ascii"))
+
+
+def finite(value: Any) -> Any:
+    """A value that JSON can hold: null in place of NaN and infinite numbers, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    return [finite(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -141,9 +141,10 @@ def _part(path: Path, split: str, val_fraction: float, slice_axis: int | Literal
     if len(shape) != 3:
         what = "a single 2-D image" if len(shape) == 2 else f"a series of {len(shape)} dimensions"
         fail_dataset(path, f"{what}, which cannot be divided into training and validation slices", more)
+    from bundle.data.nifti.axes import stated_axes
     from bundle.physics.slices import resolve_slice_axis  # imports PyTorch, which lists of files do not need
 
-    axis = resolve_slice_axis(slice_axis, shape, header.get_best_affine())
+    axis = resolve_slice_axis(slice_axis, shape, header.get_best_affine(), stated_axes(path, header))
     if (count := shape[axis]) < 2:
         fail_dataset(path, f"a single slice along axis {axis}; validation needs another one", more)
     kept = min(max(round(count * val_fraction), 1), count - 1)

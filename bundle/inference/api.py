@@ -19,20 +19,21 @@ from nibabel.spatialimages import SpatialImage
 
 from bundle.data import VolumeError
 from bundle.data.errors import fail
+from bundle.data.meaning import Finding, by_bids, by_intent, judge
+from bundle.data.nifti.axes import header_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
+from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
+from bundle.data.values import survey
 from bundle.inference.model import Model, load_model
-from bundle.inference.record import describe
+from bundle.inference.record import RECORD, describe
+from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
 from bundle.options import DEFAULT_NETWORK
-from bundle.physics.slices import SliceAxis
-from bundle.trust import check_volume
+from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis
 
 logger = logging.getLogger("iconet")
-
-RECORD = "super_resolution"
-"""Key of the record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
 
 
 class SuperResolvedArray(NamedTuple):
@@ -62,6 +63,7 @@ def super_resolve(
     quality: Literal["standard", "best"] = "standard",
     slice_batch: int = 4,
     nonfinite: Literal["error", "zero"] = "error",
+    force: bool = False,
     modality: str | None = None,
 ) -> Any:
     """Super-resolve an image or volume in-plane.
@@ -75,8 +77,8 @@ def super_resolve(
         image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
             MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
         affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
-        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite: as the
-            options of the command (:class:`bundle.options.InferenceOptions`).
+        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite, force: as
+            the options of the command (:class:`bundle.options.InferenceOptions`).
         modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
@@ -85,23 +87,26 @@ def super_resolve(
         ``meta["super_resolution"]``, or for an array a :class:`SuperResolvedArray`.
 
     Raises:
-        VolumeError: voxels that are not finite real numbers, a wrong number of axes, or no usable affine.
+        VolumeError: voxels that are not finite real numbers, a wrong number of axes, no usable affine, or an image that
+            says it is none.
         ModelError: no such network, scale, weights or device.
         ValueError: a slice axis, batch or data consistency outside its range.
     """
     given = _given(image, affine, nonfinite)
+    warnings = judge(given.name, _findings(image), force)
     model = _kept_model(network_name, scale, *_identity(weights), device)
+    affine, first_frame = given.affine, given.frames[0]
+    axis, uncertain = decide_slice_axis(slice_axis, first_frame.shape, affine, given.stated)
     walker = SliceWalker(slice_batch, data_consistency, quality=quality)
-    signed = any(bool((frame < 0).any()) for frame in given.frames)
-    results = [super_resolve_volume(f, given.affine, model.network, slice_axis, walker, signed) for f in given.frames]
+    values = survey(given.frames)
+    results = [super_resolve_volume(f, affine, model.network, axis, walker, values) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
-    spacing = np.linalg.norm(given.affine[:3, :3], axis=0).tolist()
-    doubtful = check_volume(given.frames[0], spacing, first.slice_axis, modality, model.trained_on)
+    doubtful = doubts(first_frame, affine, axis, values, modality, model.trained_on)
     notes = [note for result in results for note in result.notes]
-    warnings = list(dict.fromkeys([*given.warnings, *doubtful, *notes]))
-    shape, fine_shape = ([*volume.shape, *count] for volume in (given.frames[0], first.voxels))
+    warnings = list(dict.fromkeys([*warnings, *given.warnings, *values.warnings, *uncertain, *doubtful, *notes]))
+    shape, fine_shape = ([*volume.shape, *count] for volume in (first_frame, first.voxels))
     record = {
-        **describe(scale, shape, fine_shape, results, warnings),
+        **describe(scale, shape, fine_shape, results, values, warnings),
         "Network": network_name,
         "WeightsSha256": model.digest,
         "DataConsistency": data_consistency,
@@ -122,6 +127,7 @@ class _Given:
     affine: np.ndarray
     header: Header | None = None
     warnings: tuple[str, ...] = ()
+    stated: StatedAxes | None = None
 
 
 def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
@@ -130,15 +136,20 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
     if isinstance(image, MetaTensor):
         name = str(image.meta.get("filename_or_obj", "MetaTensor"))
         channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4), nonfinite))
-        return _Given(name, channels, len(channels) == 1, _usable(name, image.affine.cpu().numpy()))
+        place = _usable(name, image.affine.cpu().numpy())
+        stated = stated_in_meta(image.meta, place)
+        return _Given(name, channels, len(channels) == 1, place, stated=stated)
     if isinstance(image, SpatialImage):
         name = image.get_filename() or type(image).__name__
         voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4), nonfinite)
         if isinstance(image, Nifti1Pair):
             header, warnings = image.header.as_byteswapped("<"), list[str]()
+            header.extensions[:] = list(image.header.extensions)
+            drop_extensions(header, warnings)
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
-            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings))
+            stated = header_axes(header)
+            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings), stated)
         return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
     if isinstance(image, (str, os.PathLike)):
         raise VolumeError(f"{image}: give a loaded image, such as nibabel.load({os.fspath(image)!r})")
@@ -146,6 +157,18 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
         raise VolumeError("an array has no affine of its own; give affine=, voxel index to world (4, 4) in mm")
     voxels = _checked("array", np.asarray(image), (2, 3, 4), nonfinite)
     return _Given("array", _frames(voxels), voxels.ndim < 4, _usable("array", affine))
+
+
+def _findings(image: Any) -> list[Finding]:
+    """What header, name and sidecar of an image say its voxels are; nothing is known about an array."""
+    if isinstance(image, MetaTensor):
+        code, file, components = image.meta.get("intent_code", 0), image.meta.get("filename_or_obj"), len(image)
+    elif isinstance(image, Nifti1Pair):
+        code, file = image.header["intent_code"], image.get_filename()
+        components = image.shape[3] if image.ndim > 3 else 1
+    else:
+        return []
+    return [*by_intent(int(np.ravel(code)[0]), components), *(by_bids(Path(str(file))) if file else ())]
 
 
 def _frames(voxels: np.ndarray) -> list[np.ndarray]:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from bundle.data.values import Values, put_padding, survey
 from bundle.inference.memory import batch_that_fits
 from bundle.inference.walker import SliceWalker, scale_of
-from bundle.physics import consistency_residual, fine_grid
+from bundle.physics import consistency_residual, fine_grid, fine_padding
 from bundle.physics.slices import SliceAxis, resolve_slice_axis, slices_last
-from bundle.transforms.intensity import intensity_window
+from bundle.transforms.intensity import intensity_window, prepared
+from bundle.trust import check_volume
+from bundle.trust.training_range import TrainingRange
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,15 +58,17 @@ def super_resolve(
     network: Callable[..., Any],
     slice_axis: SliceAxis = "auto",
     walker: SliceWalker | None = None,
-    signed: bool | None = None,
+    values: Values | None = None,
     *args: Any,
     **kwargs: Any,
 ) -> SuperResolved:
     """Super-resolve one image (X, Y) or volume (X, Y, Z).
 
-    The steps: choose the slice axis; scale values to order 1 (:func:`bundle.transforms.intensity.intensity_window`);
-    run every slice through the network, with data consistency; restore the units; set negative voxels to zero if the
-    input has none. That last step is a projection, so it never moves a voxel away from a non-negative truth.
+    The steps: choose the slice axis; fill padding from its neighbourhood and set stray negative voxels to zero
+    (:func:`bundle.transforms.intensity.prepared`); scale values to order 1
+    (:func:`bundle.transforms.intensity.intensity_window`); run every slice through the network, with data consistency;
+    restore the units; set negative voxels to zero if the input has none; put the padding back. Setting to zero is a
+    projection, so it never moves a voxel away from a non-negative truth.
 
     Args:
         voxels: finite real numbers.
@@ -72,8 +76,8 @@ def super_resolve(
         network: takes slices (B, 1, h, w) of order 1 to (B, 1, scale * h, scale * w); has the attribute ``scale``.
         slice_axis: 0, 1, 2 or "auto".
         walker: batches and data consistency; remembers the batch size that fits from volume to volume.
-        signed: the volume belongs to a series with negative values (one rule holds for all volumes of a series); by
-            default this volume decides.
+        values: what the values of the series mean to which the volume belongs (:func:`bundle.data.values.survey`: one
+            rule holds for all its volumes); by default this volume decides.
         args, kwargs: further arguments of the network.
 
     Raises:
@@ -85,23 +89,41 @@ def super_resolve(
     shape, fine_affine = fine_grid(voxels.shape, np.asarray(affine, np.float64), scale_of(network), axis)
     slices = voxels.shape[axis] if len(voxels.shape) > 2 else 1
     batch = batch_that_fits(math.prod(shape), math.prod(voxels.shape) // slices, slices, walker.slice_batch, network)
-    image = torch.as_tensor(np.ascontiguousarray(voxels, np.float32))
-    signed = bool(image.min() < 0) if signed is None else signed
-    offset, scale = intensity_window(image)
+    voxels = np.asarray(voxels)
+    values = survey([voxels]) if values is None else values
+    image, mask = prepared(voxels, axis, values)
+    offset, scale = intensity_window(image if mask is None or mask.all() else image[~mask])
     image = image.sub(offset).div(scale)
     with walker.taking(batch) as fewer:
-        walked = walker(image, network, axis, signed, *args, **kwargs)
+        walked = walker(image, network, axis, values.signed, *args, **kwargs)
     pred = walked.volume
     share = None
-    if not signed:  # the offset is 0 in this case
+    if not values.signed:  # the offset is 0 in this case
         share = float((pred < 0).float().mean())
         pred = pred.clamp_(min=0)
     residual = _residual(pred, image, axis)
     fine = pred.mul_(scale).add_(offset).numpy()
+    if mask is not None and values.padding is not None:
+        put_padding(fine, fine_padding(mask, scale_of(network), axis).numpy(), values.padding)
     weights = walked.weights
     consistency = sum(weights) / len(weights) if weights else 0.0
     notes = (*fewer, *walked.notes, *_filtered(weights, walker))
     return SuperResolved(fine, fine_affine, axis, offset, scale, residual, share, consistency, notes)
+
+
+def doubts(
+    voxels: np.ndarray,
+    affine: np.ndarray,
+    slice_axis: int,
+    values: Values,
+    modality: str | None = None,
+    trained_on: TrainingRange | None = None,
+) -> list[str]:
+    """The warnings of :func:`bundle.trust.check_volume` about an input, in which padding has no part."""
+    image, mask = prepared(voxels, slice_axis, values)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    padding = None if mask is None else mask.numpy()
+    return check_volume(image.numpy(), spacing, slice_axis, modality, trained_on, padding)
 
 
 def _filtered(weights: Sequence[float], walker: SliceWalker) -> list[str]:

@@ -19,24 +19,27 @@ from bundle.physics.kspace import (
     truncate_kspace,
     zero_fill,
 )
+from bundle.physics.padding import fill_padding, fine_padding
 from bundle.physics.shift import measure_grid_shift
-from bundle.physics.slices import choose_slice_axis, in_plane_axes
+from bundle.physics.slices import in_plane_axes, resolve_slice_axis
 
 __all__ = [
     "agreed_weight",
     "band_edge_gain",
-    "choose_slice_axis",
     "consistency_residual",
     "divisible_size",
     "fft2c",
     "fftc",
+    "fill_padding",
     "fine_grid",
+    "fine_padding",
     "fourier_upsample",
     "ifft2c",
     "in_plane_axes",
     "lowres_affine",
     "measure_grid_shift",
     "measured_as",
+    "resolve_slice_axis",
     "restore_magnitude",
     "restore_measured",
     "smooth_truncate",

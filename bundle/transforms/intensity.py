@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 from torch import Tensor
+
+from bundle.data.values import Values, survey
+from bundle.physics import fill_padding
 
 
 def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, float]:
@@ -28,19 +33,45 @@ def intensity_window(img: Tensor, percentile: float = 99.9) -> tuple[float, floa
     return low, float(above.kthvalue(rank).values)
 
 
+def prepared(voxels: np.ndarray | Tensor, slice_axis: int, values: Values) -> tuple[Tensor, Tensor | None]:
+    """A volume (X, Y[, Z]) without padding and stray negative values, as the network sees it before normalisation.
+
+    Returns:
+        The volume, float32; and which of its voxels were padding, or None if none were.
+    """
+    image = torch.as_tensor(np.ascontiguousarray(voxels, np.float32))
+    mask = values.mask(image.numpy())
+    hidden = None if mask is None else torch.from_numpy(mask)
+    if hidden is not None:
+        image = fill_padding(image, hidden, slice_axis)
+    if not values.signed and (hidden is not None or values.negatives):
+        image = image.clamp(min=0)
+    return image, hidden
+
+
 class NormalizeVolume(Transform):
     """``(x - offset) / scale`` with the :func:`intensity_window` of the whole volume, as training sees it.
 
     Takes a channel-first image of any shape and data type. Inference normalises in the same way and restores the units
-    (:func:`bundle.inference.volume.super_resolve`).
+    (:func:`bundle.inference.volume.super_resolve`). As there, padding is filled from its neighbourhood in the slice and
+    has no part in the window, and stray negative voxels are set to zero, in images and in volumes with the slices last.
     """
 
     backend = [TransformBackends.TORCH]
 
     def __call__(self, img: Tensor) -> Tensor:
         values = img if img.is_floating_point() else img.float()  # some types, such as uint16, have no minimum in torch
-        offset, scale = intensity_window(values)
-        return values.sub(offset).div(scale)
+        channels = torch.as_tensor(values).cpu().numpy()
+        found = survey(channels) if channels.ndim in (3, 4) else Values(signed=True)
+        if found.padding is None and (found.signed or not found.negatives):
+            offset, scale = intensity_window(values)
+            return values.sub(offset).div(scale)
+        filled = torch.stack([prepared(channel, 2, found)[0] for channel in channels])
+        mask = found.mask(channels)
+        offset, scale = intensity_window(filled if mask is None or mask.all() else filled[torch.from_numpy(~mask)])
+        normalized = values.clone()  # keeps the metadata of a MetaTensor
+        normalized[:] = filled.sub(offset).div(scale).to(values.dtype)
+        return normalized
 
 
 class NormalizeVolumed(MapTransform):

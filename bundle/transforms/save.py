@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import functools
+import json
+import os
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
 from bundle.data import find_volumes, output_paths, read_header, write_volume
-from bundle.data.sidecar import mark_result
+from bundle.data.sidecar import content_digest, mark_result, sidecar_path, write_json
 
 
 class SaveVolumed(SaveImaged):
     """Save channel-first volumes as float32 NIfTI with the qform and sform codes, units and TR of their source.
+
+    The record that the inferer made (:class:`bundle.inference.inferers.VolumeInferer`) goes beside each result.
 
     A subclass of MONAI's SaveImaged so that applications that remove it from a post-processing chain (as MONAI Label
     does, to write results itself) remove this one too. MONAI's writer is not used because it loses these fields.
@@ -62,9 +65,31 @@ class SaveVolumed(SaveImaged):
         header = read_header(source)
         volume = _file_axes(volume, len(header.get_data_shape()))
         target, affine = self.target(source), image.affine.numpy()
-        # Beside the result, so that a later run over this folder does not take it for an original.
-        mark = functools.partial(mark_result, target, Path(source).name)
-        write_volume(target, volume, affine, like=header, source=source, before=lambda _: mark())
+        record = self._record(image, source)
+
+        def before(partial: Path) -> None:
+            """The record is put in place just before the result, as by the command, or else a mark of results."""
+            if not record:
+                mark_result(target, Path(source).name)
+                return
+            record["SuperResolution"]["Provenance"]["OutputSha256"] = content_digest([partial])
+            write_json(sidecar_path(target), record)
+
+        try:
+            write_volume(target, volume, affine, like=header, source=source, before=before)
+        except BaseException:
+            if not target.exists():
+                sidecar_path(target).unlink(missing_ok=True)
+            raise
+
+    def _record(self, image: MetaTensor, source: str) -> dict[str, Any]:
+        """The record that the inferer made, with the name of the source in its folder; empty if it made none."""
+        text = image.meta.get("super_resolution")
+        record: dict[str, Any] = json.loads(text) if isinstance(text, str) and text else {}
+        root = Path(self.dataset_dir)
+        if record:
+            record["Sources"] = [Path(os.path.relpath(source, root.parent if root.is_file() else root)).as_posix()]
+        return record
 
 
 def _file_axes(volume: np.ndarray, ndim: int) -> np.ndarray:

@@ -12,7 +12,9 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 from torch import Tensor
 
-from bundle.physics.slices import SliceAxis, check_slice_axis, resolve_slice_axis
+from bundle.data.nifti.axes import stated_in_meta
+from bundle.data.nifti.reader import log_once
+from bundle.physics.slices import SliceAxis, check_slice_axis, decide_slice_axis
 
 
 class SlicesLast(Transform):
@@ -22,8 +24,8 @@ class SlicesLast(Transform):
     stored.
 
     Args:
-        slice_axis: array axis (0, 1, 2) over the slices, or "auto": the axis with the largest voxel spacing
-            (:func:`bundle.physics.choose_slice_axis`; the last axis of a plain tensor).
+        slice_axis: array axis (0, 1, 2) over the slices, or "auto": what the metadata say
+            (:func:`bundle.physics.slices.decide_slice_axis`; the last axis of a plain tensor). Doubts are logged once.
 
     Raises:
         ValueError: another axis.
@@ -40,7 +42,10 @@ class SlicesLast(Transform):
             return img
         axis = 2 if self.slice_axis == "auto" else self.slice_axis
         if isinstance(img, MetaTensor):
-            axis = resolve_slice_axis(self.slice_axis, img.shape[1:], img.affine)
+            stated = stated_in_meta(img.meta, img.affine.numpy())
+            axis, notes = decide_slice_axis(self.slice_axis, img.shape[1:], img.affine, stated)
+            for note in notes:
+                log_once(str(img.meta.get("filename_or_obj", "volume")), note)
         order = [*(a for a in range(3) if a != axis), axis]
         moved = torch.as_tensor(img).permute(0, *(a + 1 for a in order)).contiguous()
         if not isinstance(img, MetaTensor):

@@ -23,6 +23,7 @@ def check_volume(
     slice_axis: int,
     modality: str | None = None,
     trained_on: TrainingRange | None = None,
+    padding: np.ndarray | None = None,
 ) -> list[str]:
     """Warnings about a low-resolution volume; none if it resembles the training data of the weights.
 
@@ -33,6 +34,7 @@ def check_volume(
         modality: such as "MR", "PET", or DICOM's "PT"; if ``None`` (unknown), each number is compared with the range
             over all training modalities.
         trained_on: from :func:`load_training_range`; ``None`` gives one line that says it is missing.
+        padding: bool, the shape of the volume: voxels that were filled in, which say nothing about it.
 
     Raises:
         ValueError: wrong number of dimensions or voxel sizes, or voxels that are not real numbers.
@@ -40,6 +42,7 @@ def check_volume(
     volume = np.asarray(lr_voxels)
     if volume.ndim == 2:
         volume, slice_axis = volume[..., None], 2
+        padding = None if padding is None else padding[..., None]
     if volume.ndim != 3 or volume.size == 0 or volume.dtype.kind not in "biuf":
         raise ValueError(f"expected real voxels of shape (X, Y, Z), got {volume.dtype} of shape {volume.shape}")
     if len(spacing) != 3 or slice_axis not in (0, 1, 2):
@@ -47,7 +50,7 @@ def check_volume(
     volume = volume.astype(np.float32, copy=False)
     if volume.min() == volume.max():
         return ["the volume is constant: nothing to super-resolve"]
-    if (labels := _label_warning(volume)) is not None:
+    if (labels := _label_warning(volume if padding is None else np.where(padding, 0, volume))) is not None:
         return [labels]
     warnings = _interpolation_warnings(volume, slice_axis)
     if trained_on is None:
@@ -55,7 +58,7 @@ def check_volume(
             *warnings,
             "no training range is recorded beside the weights: voxel size, intensities and modality were not checked",
         ]
-    return warnings + _range_warnings(image_facts(volume, spacing, slice_axis), modality, trained_on)
+    return warnings + _range_warnings(image_facts(volume, spacing, slice_axis, padding), modality, trained_on)
 
 
 _REMEDY = "the network expects images at their acquired matrix, so reduce it to that matrix first"

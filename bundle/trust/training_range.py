@@ -75,8 +75,14 @@ class TrainingRange:
         return {"scale": self.scale, "modalities": {name: asdict(r) for name, r in self.modalities.items()}}
 
 
-def image_facts(volume: np.ndarray, spacing: Iterable[float], slice_axis: int) -> ImageFacts:
-    """Facts about a low-resolution volume (X, Y, Z), real and finite, with voxels of ``spacing`` millimetres."""
+def image_facts(
+    volume: np.ndarray, spacing: Iterable[float], slice_axis: int, padding: np.ndarray | None = None
+) -> ImageFacts:
+    """Facts about a low-resolution volume (X, Y, Z), real and finite, with voxels of ``spacing`` millimetres.
+
+    ``padding`` (bool, the same shape) marks voxels that do not count.
+    """
+    volume = volume if padding is None else volume[~padding]
     sizes = [float(s) for s in spacing]
     pixel = sorted(s for axis, s in enumerate(sizes) if axis != slice_axis)
     offset, scale = intensity_window(torch.from_numpy(np.ascontiguousarray(volume, dtype=np.float32)))

@@ -123,7 +123,7 @@ def reduced(path: Path, count: int) -> tuple[np.ndarray, dict[str, Any]]:
     volume = read_volume(path)
     if volume.array.ndim != 3:
         raise PackError(f"{path}: {volume.array.ndim} dimensions, not 3")
-    axis = resolve_slice_axis("auto", volume.array.shape, volume.affine)
+    axis = resolve_slice_axis("auto", volume.array.shape, volume.affine, volume.stated)
     array = np.moveaxis(volume.array, axis, 2)
     spacing = float(np.linalg.norm(volume.affine[:3, axis]))
     first, stop, stride = kept_slices(array, spacing, count)

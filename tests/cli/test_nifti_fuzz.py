@@ -19,10 +19,11 @@ from conftest import blob_volume
 from torch import nn
 
 from bundle.data import VolumeError, check_volume_file, writing_volume
+from bundle.data.meaning import check_nifti
 from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
 from bundle.physics.grid import fine_grid
-from bundle.physics.slices import choose_slice_axis
+from bundle.physics.slices import resolve_slice_axis
 
 FILES = 2400
 LONGEST = 5.0  # seconds allowed per file
@@ -122,16 +123,17 @@ def run_through(path: Path, target: Path) -> str:
     try:
         file = check_volume_file(path)
         frames = list(file.frames())
+        check_nifti(path, file.header, file.shape, force=True)
     except VolumeError as error:
         assert str(error).startswith(f"{path}: ") and "; " in str(error) and "\n" not in str(error)
         return "refused"
     if not file.warnings:
         check_against_nibabel(path, file.affine, frames)
-    axis = choose_slice_axis(file.shape, file.affine)
+    axis = resolve_slice_axis("auto", file.shape, file.affine, file.stated)
     shape, affine = fine_grid(file.shape, file.affine, 2, axis)
     with writing_volume(target, shape, affine, file.header, source=path) as write:
         for frame in frames:
-            write(super_resolve(frame, file.affine, ZeroFill(), axis, signed=file.signed).voxels)
+            write(super_resolve(frame, file.affine, ZeroFill(), axis, values=file.values).voxels)
     check_geometry(file.shape, file.affine, axis, nib.load(target))
     return "done"
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from bundle.inference.volume import SuperResolved, super_resolve
+from bundle.data.values import Values, survey
+from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
-from bundle.physics import consistency_residual, fft2c, fourier_upsample, ifft2c
+from bundle.physics import consistency_residual, fft2c, fine_padding, fourier_upsample, ifft2c
 from bundle.physics.grid import fine_grid
-from bundle.physics.slices import choose_slice_axis
+from bundle.physics.slices import resolve_slice_axis
+from bundle.trust import load_training_range
 
 
 class ZeroFill(nn.Module):
@@ -54,7 +58,7 @@ def voxels(shape: tuple[int, ...] = (12, 10, 6), seed: int = 0) -> np.ndarray:
     ],
 )
 def test_the_slice_axis_is_the_one_of_the_largest_spacing(shape, spacing, axis):
-    assert choose_slice_axis(shape, np.diag([-spacing[0], *spacing[1:], 1.0])) == axis
+    assert resolve_slice_axis("auto", shape, np.diag([-spacing[0], *spacing[1:], 1.0])) == axis
 
 
 @pytest.mark.parametrize(
@@ -189,3 +193,79 @@ def test_weights_of_an_attempt_that_ran_out_of_memory_are_not_counted():
 def test_a_weight_that_means_nothing_is_refused(weight):
     with pytest.raises(ValueError, match="auto or a weight from 0 to 1"):
         SliceWalker(data_consistency=weight)
+
+
+# ------------------------------------------------------------------------------------------- padding, negative values
+
+
+def disc(size: int = 48, slices: int = 3) -> np.ndarray:
+    x, y = np.meshgrid(*[np.linspace(-1, 1, size)] * 2, indexing="ij")
+    return np.repeat((x**2 + y**2 > 1)[..., None], slices, 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("air", [0.0, -1000.0])
+def test_padding_does_not_ring_and_comes_back(axis: int, air: float) -> None:
+    outside = np.moveaxis(disc(), 2, axis)
+    truth = np.full(outside.shape, air, np.float32) + voxels(outside.shape)
+    truth[np.moveaxis(disc(), 2, axis)] = air  # nothing but air near the edge outside
+    padded = np.where(outside, np.float32(-3024 if air else -32768), truth)
+    result, right = (resolved(image, ZeroFill(), axis).voxels for image in (padded, truth))
+    fine = fine_padding(torch.from_numpy(outside), 2, axis).numpy()
+    np.testing.assert_array_equal(result == padded.min(), fine)
+    inside = ~fine
+    assert np.sqrt(np.mean((result - right)[inside] ** 2)) < 12
+    ringing = np.sqrt(
+        np.mean(
+            (super_resolve(padded, np.eye(4), ZeroFill(), axis, None, Values(signed=True)).voxels - right)[inside] ** 2
+        )
+    )
+    assert ringing > 200
+
+
+def test_neither_scale_nor_residual_know_of_padding() -> None:
+    image = voxels((32, 30, 4)) + 10
+    mask = np.zeros(image.shape, bool)
+    mask[:4] = True
+    low, high = (resolved(np.where(mask, np.float32(value), image), ZeroFill()) for value in (-32768, -1e20))
+    assert (low.offset, low.scale, low.residual) == (high.offset, high.scale, high.residual)
+    assert low.offset == 0 and low.scale < 120 and low.residual < 0.05
+    np.testing.assert_array_equal(low.voxels[8:], high.voxels[8:])
+
+
+def test_a_slice_of_nothing_but_padding_stays_padding() -> None:
+    image = voxels((20, 20, 4))
+    image[..., 1] = -32768
+    image[:2] = -32768
+    result = resolved(image, ZeroFill()).voxels
+    assert (result[..., 1] == -32768).all() and (result[4:, :, [0, 2, 3]] >= 0).all()
+
+
+def test_a_volume_of_nothing_but_padding_stays_padding_in_a_series_with_stray_negative_values() -> None:
+    empty = np.full((6, 5, 3), -32768, np.float32)
+    result = super_resolve(empty, np.eye(4), ZeroFill(), 2, None, Values(-32768.0, 0.4, negatives=3))
+    assert (result.voxels == -32768).all()
+
+
+def test_a_stray_negative_voxel_changes_its_neighbourhood_alone() -> None:
+    image = voxels((40, 40, 4))
+    stray = image.copy()
+    stray[0, 0, 0] = -3
+    plain = image.copy()
+    plain[0, 0, 0] = 0
+    result, right = resolved(stray, ZeroFill()), resolved(plain, ZeroFill())
+    np.testing.assert_array_equal(result.voxels, right.voxels)
+    assert result.set_to_zero is not None
+
+
+def test_the_series_decides_about_each_of_its_volumes() -> None:
+    image = voxels((12, 10, 3))
+    assert super_resolve(image - 1, np.eye(4), ZeroFill(), 2, None, Values(signed=True)).set_to_zero is None
+    assert super_resolve(image - 1, np.eye(4), ZeroFill(), 2, None, Values(negatives=3)).voxels.min() >= 0
+
+
+def test_warnings_about_an_input_know_nothing_of_its_padding() -> None:
+    image = np.where(disc(64), np.float32(-32768), voxels((64, 64, 3)))
+    trained_on = load_training_range(Path(__file__).parents[2] / "models/model.pt")
+    filled, raw = (doubts(image, np.eye(4), 2, v, "MR", trained_on) for v in (survey([image]), Values(signed=True)))
+    assert any("negative" in line for line in raw) and not any("negative" in line for line in filled)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundle.physics import choose_slice_axis
+from bundle.physics import resolve_slice_axis
 from bundle.transforms import SlicesLast, SlicesLastd
 
 AFFINE = torch.tensor([[0, -2.0, 0.5, 10], [3, 0, 0, -20], [0, 0.25, 5, 7], [0, 0, 0, 1]], dtype=torch.float64)
@@ -34,10 +34,10 @@ def test_every_voxel_keeps_its_value_and_its_place_in_the_world(slice_axis: int)
 @pytest.mark.parametrize(("spacing", "axis"), [((3, 1, 1), 0), ((1, 9, 1), 1), ((1, 1, 3), 2)])
 def test_auto_takes_the_axis_of_the_largest_spacing(spacing: tuple[float, float, float], axis: int) -> None:
     x = volume(spacing)
-    assert choose_slice_axis(x.shape[1:], x.affine.numpy()) == axis
+    assert resolve_slice_axis("auto", x.shape[1:], x.affine.numpy()) == axis
     out = SlicesLastd("image")({"image": x})["image"]
     assert torch.equal(out, SlicesLast(axis)(x))
-    assert choose_slice_axis(out.shape[1:], out.affine.numpy()) == 2
+    assert resolve_slice_axis("auto", out.shape[1:], out.affine.numpy()) == 2
 
 
 def test_images_and_plain_tensors_stay_as_they_are() -> None:

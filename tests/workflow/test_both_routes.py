@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 from cli_command import command
 from conftest import blob_volume
 from monai.bundle import create_workflow
+
+from bundle.data.nifti import reader
+from bundle.data.sidecar import content_digest, sidecar_path
 
 
 def brain(*shape: int, seed: int = 0) -> np.ndarray:
@@ -36,7 +40,7 @@ def masked(*shape: int) -> np.ndarray:
 def series(*shape: int, sign: int = 1) -> np.ndarray:
     """Volumes of very different brightness, as in a dynamic scan."""
     volumes = [brain(*shape, seed=n) * 10.0**n for n in range(3)]
-    volumes[1] = volumes[1] - (500.0 if sign < 0 else 0.0)
+    volumes[1] = volumes[1] - (3000.0 if sign < 0 else 0.0)
     return np.stack(volumes, -1).astype(np.float32)
 
 
@@ -53,6 +57,9 @@ KINDS: dict[str, tuple[np.ndarray, np.ndarray]] = {
     "plateau": (np.where(masked(14, 13, 4) > 0, masked(14, 13, 4), -1024.0).astype(np.float32), spaced(1, 1, 3)),
     "masked": (masked(14, 12, 4), spaced(1, 1, 3)),
     "integers": (masked(12, 14, 3).astype(np.int16), spaced(1, 1, 3)),
+    "padded": (np.where(brain(20, 18, 4) > 60, brain(20, 18, 4), -32768).astype(np.float32), spaced(1, 1, 3)),
+    "padded_series": (np.where(series(14, 13, 3) < 30, -9e6, series(14, 13, 3)).astype(np.float32), spaced(1, 1, 3)),
+    "stray": (np.where(brain(14, 13, 4) > brain(14, 13, 4).min(), brain(14, 13, 4), -2), spaced(1, 1, 3)),
     "constant": (np.full((9, 8, 2), 37.25, np.float32), spaced(1, 1, 3)),
 }
 
@@ -95,6 +102,38 @@ def test_both_routes_write_the_same_bytes(name: str, results: Callable[[str], tu
     assert one.read_bytes() == other.read_bytes()
 
 
+SIGNED = {"signed_series", "signed", "plateau"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_both_routes_write_the_same_record(name: str, results: Callable[[str], tuple[Path, Path]]) -> None:
+    one, other = (json.loads(sidecar_path(path).read_text()) for path in results(name))
+    assert one == other
+    assert one["SuperResolution"]["Provenance"]["OutputSha256"] == content_digest([results(name)[1]])
+
+
+def test_both_routes_say_the_same(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    said = []
+    for route in (command, lambda a, b: run_config(a, b, Path(__file__).parents[2])):
+        caplog.clear()
+        reader._already_logged.clear()
+        route(folder / "stray.nii.gz", tmp_path / str(len(said)))
+        lines = [r.getMessage() for r in caplog.records if r.name == "iconet" and r.levelname == "WARNING"]
+        said.append({line.split("stray.nii.gz: ")[-1] for line in lines})
+    assert said[0] == said[1] and any("slightly negative" in line for line in said[0])
+
+
+def test_the_command_skips_what_the_config_has_finished_and_neither_takes_it_as_input(
+    folder: Path, tmp_path: Path
+) -> None:
+    source = folder / "signed.nii.gz"
+    run_config(source, tmp_path / "out", Path(__file__).parents[2])
+    assert "1 skipped" in command(source, tmp_path / "out").output
+    with pytest.raises(SystemExit, match="only results of this program"):
+        run_config(tmp_path / "out", tmp_path / "again", Path(__file__).parents[2])
+    assert command(tmp_path / "out", tmp_path / "again").exit_code == 2
+
+
 AXES = {"sagittal": 0, "single_slice": 0, "series": 0, "coronal": 1}
 
 
@@ -113,7 +152,9 @@ def test_the_right_axes_are_refined(name: str, results: Callable[[str], tuple[Pa
 @pytest.mark.parametrize("name", KINDS)
 def test_the_result_is_non_negative_where_the_input_is(name: str, results: Callable[[str], tuple[Path, Path]]) -> None:
     for path in results(name):
-        assert (nib.load(path).get_fdata().min() < 0) == (KINDS[name][0].min() < 0)
+        voxels = nib.load(path).get_fdata()
+        negative = voxels[voxels != KINDS[name][0].min()] if "padded" in name else voxels
+        assert (negative.min() < 0) == (name in SIGNED)
 
 
 def test_each_volume_of_a_series_is_treated_as_if_it_stood_alone(

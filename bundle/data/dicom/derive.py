@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from bundle.data.dicom.frame import CLASSIC, Image
+from bundle.data.dicom.frame import CLASSIC, Image, Padding
 from bundle.data.dicom.header import read_dataset
 from bundle.data.dicom.private import keep_private
 from bundle.data.dicom.scaling import Encoding
@@ -178,6 +178,15 @@ def set_pixels(dataset: Dataset, encoding: Encoding, rows: int, columns: int, pi
     dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, encoding.bits, encoding.bits - 1
     dataset.PixelRepresentation = int(encoding.signed)
     dataset["PixelData"] = DataElement("PixelData", "OW", pixels)
+
+
+def set_padding(dataset: Dataset, encoding: Encoding, padding: Padding | None) -> None:
+    """Declare the padding that the pixels hold; None if they hold none that the source declares."""
+    vr = "SS" if encoding.signed else "US"
+    if padding is not None:
+        dataset.add_new("PixelPaddingValue", vr, padding.value)
+        if padding.limit != padding.value:
+            dataset.add_new("PixelPaddingRangeLimit", vr, padding.limit)
 
 
 def decimal_text(value: float) -> str:

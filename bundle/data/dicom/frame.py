@@ -56,9 +56,17 @@ TRAITS = (*VALUES, *PRIVATE.values(), *TEXTS, *TIMES, *ACQUISITIONS)
 """What distinguishes frames, in the order of `Frame.traits`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """PixelPaddingValue and PixelPaddingRangeLimit (the value again if there is none), stored integers."""
+
+    value: int
+    limit: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Image:
-    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank; `padding` is in stored values.
+    """Attributes of a whole file. `patient` is a hash; UIDs are "" if blank.
 
     `dimensions` names the columns of DimensionIndexValues that are neither a stack nor a position in it; `assumed` are
     attributes that are missing or empty, with the value that is assumed instead.
@@ -81,7 +89,7 @@ class Image:
     bits_stored: int
     signed: bool
     inverted: bool
-    padding: tuple[int, int] | None
+    padding: Padding | None
     acquired: tuple[int, int] | None
     slices_in_series: int | None
     dimensions: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.data.dicom.frame import CLASSIC, MODALITIES, PRIVATE, SIDES, TRAITS, Broken, Frame, Image, Skipped
+from bundle.data.dicom.frame import CLASSIC, MODALITIES, PRIVATE, SIDES, TRAITS, Broken, Frame, Image, Padding, Skipped
 from bundle.data.dicom.library import guarded
 from bundle.data.errors import VolumeError, fail
 
@@ -187,7 +187,7 @@ def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, st
         bits_stored=bits_stored,
         signed=bool(dataset.PixelRepresentation),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
-        padding=_padding(dataset) if MODALITIES[sop_class] == "CT" else None,
+        padding=_padding(dataset),
         acquired=_acquired(dataset),
         slices_in_series=_whole(dataset, "NumberOfSlices"),
         dimensions=tuple(name for name in _dimensions(dataset) if name is not None),
@@ -422,13 +422,23 @@ def _comparable(value: Any) -> Any:
     return round(number, 3) if math.isfinite(number) else str(value)
 
 
-def _padding(dataset: Dataset) -> tuple[int, int] | None:
-    value = _whole(dataset, "PixelPaddingValue")
+def _padding(dataset: Dataset) -> Padding | None:
+    value, limit = (_padding_end(dataset, f"PixelPadding{name}") for name in ("Value", "RangeLimit"))
+    return None if value is None else Padding(value, value if limit is None else limit)
+
+
+def _padding_end(dataset: Dataset, name: str) -> int | None:
+    """A stored integer, None if it is none; some files write it as unsigned where pixels are signed, or reversed."""
+    try:
+        value = _whole(dataset, name)
+    except (TypeError, ValueError):
+        return None
     if value is None:
         return None
-    limit = _whole(dataset, "PixelPaddingRangeLimit")
-    ends = (value, value if limit is None else limit)
-    return min(ends), max(ends)
+    signed, size = bool(dataset.get("PixelRepresentation", 0)), 2 ** int(dataset.get("BitsAllocated") or 16)
+    if signed and size // 2 <= value < size:
+        return value - size
+    return value + size if not signed and -size // 2 <= value < 0 else value
 
 
 def _acquired(dataset: Dataset) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ from bundle.data.dicom.frame import Frame, Image
 from bundle.data.dicom.header import complete, read_dataset
 from bundle.data.dicom.library import guarded
 from bundle.data.errors import fail
+from bundle.data.values import put_padding
 
 MAX_SIDE = 16384
 """Longest accepted side of a slice; decoders allocate whatever the header asks for."""
@@ -52,15 +53,24 @@ def true_values(stored: np.ndarray, frame: Frame) -> np.ndarray:
     return turn_over(frame) - values if frame.image.inverted else values
 
 
-def without_padding(stored: np.ndarray, image: Image) -> np.ndarray:
-    """Stored integers in which voxels that a CT declares as padding are raised to the lowest of the others.
-
-    They lie outside the round field of view, often far below air; left unchanged, the edge would ring.
-    """
+def padded(stored: np.ndarray, image: Image) -> np.ndarray:
+    """Which stored integers the file declares as padding: nothing was measured there."""
     if image.padding is None:
-        return stored
-    padded = (stored >= image.padding[0]) & (stored <= image.padding[1])
-    return np.where(padded, stored[~padded].min(), stored) if padded.any() and not padded.all() else stored
+        return np.zeros(stored.shape, bool)
+    ends = image.padding.value, image.padding.limit
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def padding_value(frames: Sequence[Frame]) -> float | None:
+    """The value that padding gets in a volume: that of the first frame that declares any; None if none does.
+
+    A padding of 0 in MR and PET does not count: it is what an empty voxel measures.
+    """
+    for frame in frames:
+        if (padding := frame.image.padding) is not None:
+            value = float(np.float32(true_values(np.array(padding.value), frame)))
+            return value if value or frame.image.modality == "CT" else None
+    return None
 
 
 def turn_over(frame: Frame) -> float:
@@ -68,8 +78,8 @@ def turn_over(frame: Frame) -> float:
     return frame.slope * sum(stored_range(frame.image.bits_stored, frame.image.signed)) + 2 * frame.intercept
 
 
-def read_values(where: str, frames: Sequence[Frame], warnings: list[str]) -> np.ndarray:
-    """float32 (columns, rows, slices) of the frames, in order.
+def read_values(where: str, frames: Sequence[Frame]) -> np.ndarray:
+    """float32 (columns, rows, slices) of the frames, in order; padding has the one value of :func:`padding_value`.
 
     Raises:
         VolumeError: as for `stored_frames`, or values beyond float32.
@@ -81,20 +91,18 @@ def read_values(where: str, frames: Sequence[Frame], warnings: list[str]) -> np.
         wrong = f"{len(frames)} slices of {image.columns}x{image.rows} do not fit in memory"
         fail(where, wrong, "split the series", error)
     slices: dict[Image, list[int]] = {}
-    padded = 0
+    padding = padding_value(frames)
     for number, frame in enumerate(frames):
         slices.setdefault(frame.image, []).append(number)
     for source, numbers in slices.items():
         decoded = stored_frames(source, [frames[number].index for number in numbers])
         for number, stored in zip(numbers, decoded, strict=True):
-            shown = without_padding(stored, source)
-            padded += shown is not stored
-            values = true_values(shown, frames[number])
+            values = true_values(stored, frames[number])
             if not np.abs(values).max() <= np.finfo(np.float32).max:
                 fail(source.path, "values exceed the range of float32", "correct RescaleSlope and RescaleIntercept")
             voxels[:, :, number] = values.T
-    if padded:
-        warnings.append(f"padding outside the field of view raised to the lowest value of the slice in {padded} slices")
+            if padding is not None:
+                put_padding(voxels[:, :, number], padded(stored, source).T, padding)
     return voxels
 
 

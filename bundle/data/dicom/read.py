@@ -14,10 +14,11 @@ import numpy as np
 
 from bundle.data.dicom.frame import Frame
 from bundle.data.dicom.geometry import Stack, check_reference, duplicates, sort_by_position, stack_slices
-from bundle.data.dicom.pixels import read_values, stored_frames
+from bundle.data.dicom.pixels import padding_value, read_values, stored_frames
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import VolumeError, fail
 from bundle.data.nifti.stream import MAX_BYTES
+from bundle.data.values import Values, survey
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +29,7 @@ class DicomVolume:
         voxels: float32 (X, Y, Z) = (columns, rows, slices), all finite, in the units of the series (HU, Bq/ml,
             arbitrary MR); high is bright, also for MONOCHROME1.
         affine: float64 (4, 4), voxel index to world (RAS), mm. Slices are axis 2, sorted along their normal.
+        values: what the values mean.
         warnings: doubts, one line each; nothing in them identifies the patient.
         series: what it was read from.
         frames: the slices along axis 2.
@@ -37,6 +39,7 @@ class DicomVolume:
 
     voxels: np.ndarray
     affine: np.ndarray
+    values: Values
     warnings: list[str]
     series: DicomSeries
     frames: tuple[Frame, ...]
@@ -64,11 +67,13 @@ def read_pixels(series: DicomSeries, stack: Stack) -> DicomVolume:
         VolumeError: a file cannot be decoded.
     """
     warnings = list(stack.warnings)
-    voxels = read_values(_where(series), stack.frames, warnings)
+    voxels = read_values(_where(series), stack.frames)
+    hounsfield = stack.frames[0].image.modality == "CT"
+    values = survey([voxels], padding_value(stack.frames), hounsfield=hounsfield)
     low, high = voxels.min(), voxels.max()
     if low == high:
         warnings.append(f"all voxels have the value {low:g}")
-    return DicomVolume(voxels, stack.affine, warnings, series, stack.frames, stack.regular)
+    return DicomVolume(voxels, stack.affine, values, warnings, series, stack.frames, stack.regular)
 
 
 def read_geometry(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> Stack:

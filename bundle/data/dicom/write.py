@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from bundle.data.atomic import replacing_folder
-from bundle.data.dicom.derive import Derivation, adopt, decimal_text, derivation_from, derive_instance, set_pixels
+from bundle.data.dicom.derive import (
+    Derivation,
+    adopt,
+    decimal_text,
+    derivation_from,
+    derive_instance,
+    set_padding,
+    set_pixels,
+)
 from bundle.data.dicom.enhanced import derive_frames, select_frames, set_scaling
 from bundle.data.dicom.frame import ENHANCED, Image
 from bundle.data.dicom.header import read_dataset
@@ -88,7 +96,7 @@ def write_series(
     _check_arguments(target, volume, voxels_sr, affine_sr, scale, slice_axis)
     _check_folder(target, volume)
     derivation = derivation_from(provenance or {}, scale, volume.series, _version(), _creation_time())
-    encoding = plan_encoding(volume.frames, voxels_sr)
+    encoding = plan_encoding(volume.frames, voxels_sr, volume.values.padding)
     names: list[str] = []
     with disk_errors(target), replacing_folder(target) as partial:
         for image, slices in _by_file(volume).items():
@@ -129,6 +137,7 @@ def _derived(
             _finish_classic(dataset, image, slices[0], encoding, derivation)
             follow_encoding(dataset, float(encoding.coarser[slices[0]]), encoding)
         set_pixels(dataset, encoding, voxels.shape[1], voxels.shape[0], pixels)
+        set_padding(dataset, encoding, None if image.padding is None else encoding.stored_padding[slices[0]])
     return dataset
 
 

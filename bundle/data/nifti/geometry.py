@@ -51,6 +51,8 @@ def read_geometry(path: PathLike, raw: Header, warnings: list[str]) -> Geometry:
     codes = {form: _form_code(raw, form, warnings) for form in ("sform", "qform")}
     sform = usable(unit, _raw_sform(raw) if codes["sform"] else None)
     qform = usable(unit, _raw_qform(raw, zooms) if codes["qform"] and zooms_ok else None)
+    if sform is None and qform is None and codes["sform"]:
+        sform = usable(unit, _completed(_raw_sform(raw), raw, warnings))
     if sform is not None:
         _compare_forms(raw, sform, qform, unit, warnings)
         if codes["qform"] and qform is None:
@@ -170,6 +172,30 @@ def _plausible(sizes: np.ndarray) -> np.ndarray:
 def _raw_sform(raw: Header) -> np.ndarray:
     rows = [raw["srow_x"], raw["srow_y"], raw["srow_z"], [0, 0, 0, 1]]
     return np.array([[float(value) for value in row] for row in rows])
+
+
+def _completed(affine: np.ndarray, raw: Header, warnings: list[str]) -> np.ndarray | None:
+    """The sform of a single slice whose third column is 0, as of any axis of one voxel; its length is pixdim, or 1.
+
+    None if there is not exactly one such axis, or the others do not span a plane.
+    """
+    columns = affine[:3, :3]
+    missing = [axis for axis in range(3) if not columns[:, axis].any()]
+    if len(missing) != 1 or _lengths(raw)[missing[0]] != 1:
+        return None
+    axis = missing[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        normal = np.cross(columns[:, (axis + 1) % 3], columns[:, (axis + 2) % 3])
+        length = float(np.linalg.norm(normal))
+    if not (np.isfinite(length) and length > 0):
+        return None
+    size = abs(float(raw["pixdim"][axis + 1]))
+    size = size if _plausible(np.array(size)) else 1.0
+    affine[:3, axis] = normal / length * size
+    warnings.append(
+        f"the sform has no direction along axis {axis}, of one voxel: at right angles to the others, {size:g} long"
+    )
+    return affine
 
 
 def _raw_qform(raw: Header, zooms: np.ndarray) -> np.ndarray | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from nibabel.nifti1 import Nifti1Extension, Nifti1Header
+from nibabel.nifti1 import Nifti1Extension, Nifti1Header, extension_codes
 from nibabel.nifti2 import Nifti2Header
 
 from bundle.data.errors import fail
@@ -32,6 +32,12 @@ _REFUSED_TYPES = {
     2304: ("RGBA colour data (RGB with alpha) are not supported", "give a single-channel volume"),
     1536: ("128-bit floating point data are not supported", "convert the file to float32"),
 }
+
+_KEPT_EXTENSIONS = (6, 18, 20, 22, 24, 26, 34)
+"""Codes of header extensions that cannot describe the grid: comments; kind, b-value, direction, component and degree of
+diffusion models (MIND); times of frames."""
+
+_KNOWN_EXTENSIONS = frozenset(extension_codes.code.values())
 
 
 _OTHER_STARTS = {
@@ -100,6 +106,7 @@ def read_layout(source: Source) -> Layout:
     layout = Layout(raw, shape, dtype, offset, slope, intercept, geometry, paired, warnings)
     _find_image(source, layout)
     _read_extensions(source, layout)
+    drop_extensions(raw, warnings)
     return layout
 
 
@@ -303,6 +310,18 @@ def _read_extensions(source: Source, layout: Layout) -> None:
             return
         header.extensions.append(Nifti1Extension(code, region[at + 8 : at + size]))
         at += size
+
+
+def drop_extensions(header: Header, warnings: list[str]) -> None:
+    """Remove the extensions that may describe the grid, which will not be that of a result, and say which."""
+    dropped = [item.get_code() for item in header.extensions if item.get_code() not in _KEPT_EXTENSIONS]
+    header.extensions[:] = [item for item in header.extensions if item.get_code() in _KEPT_EXTENSIONS]
+    if dropped:
+        names = (
+            f"{extension_codes.label[code]} ({code})" if code in _KNOWN_EXTENSIONS else str(code) for code in dropped
+        )
+        listed = ", ".join(dict.fromkeys(names))
+        warnings.append(f"header extensions that may describe the old grid are not copied: {listed}")
 
 
 def _product(shape: Sequence[int]) -> int:

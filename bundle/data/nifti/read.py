@@ -10,16 +10,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bundle.data.errors import fail
+from bundle.data.nifti.axes import stated_axes
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.header import check_room, clean_header, read_layout
 from bundle.data.nifti.storage import Storage
 from bundle.data.nifti.stream import MAX_BYTES, open_stream
 from bundle.data.nifti.voxels import NonFinite, VoxelReader
 from bundle.data.paths import PathLike, pair_paths
+from bundle.data.values import Survey, Values
+
+if TYPE_CHECKING:
+    from bundle.physics.slices import StatedAxes
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,7 @@ class Volume:
         affine: float64 (4, 4), voxel index to world (RAS), millimetres.
         header: little-endian NIfTI header with repaired geometry in millimetres; `write_volume(like=...)` takes it.
         warnings: doubts about the file, one line each, without the path.
+        stated: the slice axis as the file says.
     """
 
     path: Path
@@ -39,6 +46,7 @@ class Volume:
     affine: np.ndarray
     header: Header
     warnings: tuple[str, ...] = ()
+    stated: StatedAxes | None = None
 
 
 def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> Volume:
@@ -59,14 +67,19 @@ def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: in
     layout = reader.layout
     frames = list(reader)
     array = frames[0].reshape(layout.shape) if layout.frames == 1 else np.stack(frames, axis=-1)
-    return Volume(reader.path, array, layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+    return _volume(reader, array)
 
 
 def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
     """The first volume of a file; the rest is not read. Args and errors as for `read_volume`."""
     reader = VoxelReader(Path(path), nonfinite, MAX_BYTES)
-    layout = reader.layout
-    return Volume(reader.path, next(iter(reader)), layout.geometry.affine, clean_header(layout), tuple(layout.warnings))
+    return _volume(reader, next(iter(reader)))
+
+
+def _volume(reader: VoxelReader, array: np.ndarray) -> Volume:
+    layout, header = reader.layout, clean_header(reader.layout)
+    stated = stated_axes(reader.path, header)
+    return Volume(reader.path, array, layout.geometry.affine, header, tuple(layout.warnings), stated)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +91,8 @@ class VolumeFile:
         shape: (X, Y), (X, Y, Z) or (X, Y, Z, T).
         affine, header, warnings: as in `Volume`.
         storage: data type and scaling of the file.
-        signed: whether any voxel of any of its volumes is negative.
+        values: what the values of its volumes mean.
+        stated: the slice axis as the file says.
     """
 
     path: Path
@@ -86,7 +100,8 @@ class VolumeFile:
     affine: np.ndarray
     header: Header
     storage: Storage
-    signed: bool
+    values: Values
+    stated: StatedAxes
     warnings: tuple[str, ...]
     _nonfinite: NonFinite
     _max_bytes: int
@@ -109,18 +124,21 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
     Args and errors as for `read_volume`.
     """
     reader = VoxelReader(Path(path), nonfinite, max_bytes)
-    for _ in reader:
-        pass
-    layout = reader.layout
+    found = Survey()
+    for frame in reader:
+        found.add(frame)
+    layout, values = reader.layout, found.decide()
     storage = Storage(layout.dtype, layout.slope, layout.intercept)
+    header = clean_header(layout)
     return VolumeFile(
         reader.path,
         layout.shape,
         layout.geometry.affine,
-        clean_header(layout),
+        header,
         storage,
-        reader.low < 0,
-        tuple(layout.warnings),
+        values,
+        stated_axes(reader.path, header),
+        (*layout.warnings, *values.warnings),
         nonfinite,
         max_bytes,
     )

@@ -13,6 +13,8 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
+from bundle.data.meaning import check_nifti
+from bundle.data.nifti.axes import META_KEY
 from bundle.data.nifti.read import read_volume
 from bundle.data.nifti.voxels import NonFinite
 from bundle.data.paths import PathLike
@@ -26,16 +28,18 @@ class NiftiVolumeReader(ImageReader):
 
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), and `warnings` (joined with "; ", empty if none). Each warning is
+    EnsureChannelFirst moves T to the channels), `stated_slice_axes` (:func:`bundle.data.nifti.axes.stated_in_meta`) and
+    `warnings` (one per line, empty if none). Each warning is
     logged once per process, to the logger "iconet".
 
     Args:
         nonfinite: as in `read_volume`.
+        force: read files that say they are no image (:func:`bundle.data.meaning.check_nifti`), with a warning.
     """
 
-    def __init__(self, nonfinite: NonFinite = "error") -> None:
+    def __init__(self, nonfinite: NonFinite = "error", force: bool = False) -> None:
         super().__init__()
-        self.nonfinite = nonfinite
+        self.nonfinite, self.force = nonfinite, force
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
         """Whether every name has the extension of a NIfTI or Analyze file."""
@@ -54,15 +58,15 @@ class NiftiVolumeReader(ImageReader):
         """Read the one file of `img`: the float32 array (X, Y[, Z[, T]]) and its metadata.
 
         Raises:
-            VolumeError: as for `read_volume`, or more than one file was given.
+            VolumeError: as for `read_volume`, or more than one file was given, or the file says it is no image.
         """
         if len(img) != 1:
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
         volume = read_volume(img[0], self.nonfinite)
-        for warning in volume.warnings:
-            if (key := (str(volume.path), warning)) not in _already_logged:
-                _already_logged.add(key)
-                _log.warning("%s: %s", *key)
+        doubts = check_nifti(volume.path, volume.header, volume.array.shape, self.force)
+        warnings = (*doubts, *volume.warnings)
+        for warning in warnings:
+            log_once(str(volume.path), warning)
         # Text fields of the header cannot be collated into a batch; NibabelReader drops them too.
         meta: dict = {k: v for k, v in dict(volume.header).items() if v.dtype.kind not in "SUO"}
         meta[MetaKeys.ORIGINAL_PIXDIM] = np.array(meta[MetaKeys.PIXDIM])
@@ -72,8 +76,18 @@ class NiftiVolumeReader(ImageReader):
         meta[MetaKeys.SPATIAL_SHAPE] = np.asarray(volume.array.shape[:3])
         meta[MetaKeys.SPACE] = SpaceKeys.RAS
         meta[MetaKeys.ORIGINAL_CHANNEL_DIM] = -1 if volume.array.ndim == 4 else float("nan")
-        meta["warnings"] = "; ".join(volume.warnings)
+        assert volume.stated is not None
+        stated = volume.stated.header, volume.stated.sidecar
+        meta[META_KEY] = np.array([-1 if axis is None else axis for axis in stated])
+        meta["warnings"] = "\n".join(warnings)
         return volume.array, meta
+
+
+def log_once(name: str, warning: str) -> None:
+    """Log a warning about a volume once per process."""
+    if (key := (name, warning)) not in _already_logged:
+        _already_logged.add(key)
+        _log.warning("%s: %s", *key)
 
 
 def _as_paths(names: Sequence[PathLike] | PathLike) -> tuple[Path, ...]:

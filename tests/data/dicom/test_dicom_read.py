@@ -201,7 +201,7 @@ def test_row_91_monochrome1_is_turned_over(tmp_path: Path) -> None:
     assert "MONOCHROME1" in volume.warnings[0]
 
 
-def test_padding_of_a_ct_does_not_stay_a_cliff(tmp_path: Path) -> None:
+def test_padding_that_is_declared_gets_one_value_and_is_not_signal(tmp_path: Path) -> None:
     stored = phantom() + 100
     stored[0], stored[-1] = -2000, -1990
     instances = series("CT", stored)
@@ -210,9 +210,46 @@ def test_padding_of_a_ct_does_not_stay_a_cliff(tmp_path: Path) -> None:
         instance.add_new("PixelPaddingRangeLimit", "SS", -1990)
     volume = read_one(save(instances, tmp_path))
     expected = stored.copy()
-    expected[[0, -1]] = stored[1:-1].min(axis=(0, 1))
+    expected[-1] = -2000
     np.testing.assert_array_equal(volume.voxels, expected - 1024)
-    assert "padding" in volume.warnings[0]
+    assert volume.values.padding == -3024
+    assert volume.values.padding_share == 2 / len(stored)
+    assert volume.values.lowest == stored[1:-1].min() - 1024
+
+
+@pytest.mark.parametrize(
+    ("modality", "vr", "declared", "stored_value", "padding"),
+    [
+        ("MR", "SS", -2000, -2000, -2000),
+        ("MR", "US", 63536, -2000, -2000),
+        ("MR", "SS", 4095, 4095, 4095),
+        ("CT", "SS", 0, 0, -1024),
+        ("MR", "SS", 0, 0, None),
+        ("PT", "US", 0, 0, None),
+        ("MR", "SS", -5, 0, None),
+    ],
+)
+def test_padding_of_any_modality_counts_but_not_the_zero_of_an_empty_voxel(
+    modality: str, vr: str, declared: int, stored_value: int, padding: float | None, tmp_path: Path
+) -> None:
+    stored = phantom() + 100
+    stored[:3] = stored_value
+    instances = series(modality, stored)
+    for instance in instances:
+        instance.add_new("PixelPaddingValue", vr, declared)
+        if stored_value < 0:
+            instance.PixelRepresentation = 1
+    assert read_one(save(instances, tmp_path)).values.padding == padding
+
+
+def test_in_a_ct_any_negative_value_is_a_measurement_and_in_mr_a_stray_one_is_not(tmp_path: Path) -> None:
+    stored = phantom() + 100
+    stored[0, 0, 0] = -3
+    for modality, shift in (("MR", 0), ("CT", 1024)):
+        instances = series(modality, stored + shift)
+        for instance in instances:
+            instance.PixelRepresentation = 1
+        assert read_one(save(instances, tmp_path / modality)).values.signed == (modality == "CT")
 
 
 def test_row_105_jpeg_of_8_bits_is_read(tmp_path: Path) -> None:

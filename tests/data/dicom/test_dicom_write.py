@@ -561,3 +561,70 @@ def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=gone.name):
         write(volume, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------ padding
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("value", "limit"), [(-2000, None), (-2000, -1900), (0, 40), (4095, None)])
+def test_padding_keeps_its_stored_integer_and_nothing_else_gets_it(
+    kind: str, value: int, limit: int | None, tmp_path: Path
+) -> None:
+    if value < 0 and kind.endswith("PT"):
+        pytest.skip("PET is unsigned")
+    instances = make(kind)
+    for instance in instances:
+        pixels = np.frombuffer(instance.PixelData, np.int16).reshape(-1, instance.Rows, instance.Columns).copy()
+        pixels[..., :3] = value
+        instance.PixelData = pixels.tobytes()
+        instance.BitsStored, instance.HighBit, instance.PixelRepresentation = 16, 15, int(value < 0 or kind == "CT")
+        instance.add_new("PixelPaddingValue", "SS" if instance.PixelRepresentation else "US", value)
+        if limit is not None:
+            instance.add_new("PixelPaddingRangeLimit", "SS" if instance.PixelRepresentation else "US", limit)
+    volume = read_one(save(instances, tmp_path / "source"))
+    if value == 0 and "CT" not in kind:
+        assert volume.values.padding is None
+        return
+    padding = np.float32(volume.values.padding)
+    fine = sharpened(volume)
+    mask = np.repeat(np.repeat(volume.voxels == padding, 2, 0), 2, 1)
+    fine[mask] = padding
+    fine[8:10] = volume.voxels[~(volume.voxels == padding)].min() - 3000  # beyond the range on the side of the padding
+    fine[10:12] = np.nextafter(padding, np.float32(1e9))
+    mask[8:12] = False
+    write(volume, tmp_path / "out", fine)
+    derived = read_one(tmp_path / "out")
+    np.testing.assert_array_equal(derived.voxels == np.float32(derived.values.padding), mask)
+    for path in (tmp_path / "out").iterdir():
+        dataset = pydicom.dcmread(path)
+        ends = sorted((dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit", dataset.PixelPaddingValue)))
+        stored = dataset.pixel_array
+        assert (dataset.PixelPaddingValue, dataset.get("PixelPaddingRangeLimit")) == (value, limit)
+        assert set(stored[(stored >= ends[0]) & (stored <= ends[1])]) == {value}
+
+
+def test_padding_of_an_unsigned_ct_that_becomes_signed_stays_padding(tmp_path: Path) -> None:
+    stored = np.minimum(phantom(), 3000)
+    stored[:3] = 65535
+    instances = series("CT", stored)
+    for instance in instances:
+        instance.PixelRepresentation, instance.RescaleIntercept = 0, "0"
+        instance.BitsStored, instance.HighBit = 16, 15
+        instance.add_new("PixelPaddingValue", "US", 65535)
+    volume = read_one(save(instances, tmp_path / "source"))
+    fine = np.repeat(np.repeat(volume.voxels, 2, 0), 2, 1)
+    fine[16, 16] = -100
+    write(volume, tmp_path / "out", fine)
+    derived = read_one(tmp_path / "out")
+    padding = np.float32(volume.values.padding)
+    np.testing.assert_array_equal(derived.voxels == np.float32(derived.values.padding), fine == padding)
+    np.testing.assert_array_equal(derived.voxels[fine != padding], fine[fine != padding])
+
+
+def test_padding_that_counts_as_signal_is_no_longer_declared(tmp_path: Path) -> None:
+    instances = series("MR")
+    for instance in instances:
+        instance.add_new("PixelPaddingValue", "US", 0)
+    (path, *_) = write(read_one(save(instances, tmp_path / "source")), tmp_path / "out")
+    assert "PixelPaddingValue" not in pydicom.dcmread(path)

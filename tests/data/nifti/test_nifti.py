@@ -43,6 +43,7 @@ from nifti_files import (
     with_voxel,
 )
 
+from bundle import super_resolve
 from bundle.data import (
     NiftiVolumeReader,
     VolumeError,
@@ -506,6 +507,23 @@ def test_sound_extensions_are_kept(order: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(out.get_fdata(), voxels())
 
 
+@pytest.mark.parametrize(("code", "name"), [(4, "afni"), (2, "dicom"), (8, "xcede"), (10, "jimdiminfo"), (32, "cifti")])
+def test_extensions_that_may_state_the_old_grid_are_dropped_and_named(code: int, name: str, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(voxels(), AFFINE)
+    extensions = [nib.nifti1.Nifti1Extension(n, b"DATASET_DIMENSIONS 6 5 4") for n in (6, code, 9998, code)]
+    image.header.extensions.extend(extensions)
+    nib.save(image, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    (warning,) = (line for line in volume.warnings if "not copied" in line)
+    assert f": {name} ({code}), 9998" in warning and warning.count(name) == 1
+    np.testing.assert_array_equal(volume.array, voxels())
+    out = nib.load(write_volume(tmp_path / "out.nii", volume.array, volume.affine, volume.header))
+    assert [extension.get_code() for extension in out.header.extensions] == [6]
+    fine = super_resolve(image)
+    assert [extension.get_code() for extension in fine.header.extensions] == [6]
+    assert warning in fine.extra["super_resolution"]["Warnings"]
+
+
 @pytest.mark.parametrize("size", [-16, 7, 8, 4096], ids=str)
 def test_row_60_a_damaged_extension_is_dropped_with_a_warning(size: int, tmp_path: Path) -> None:
     content = bytearray(image_with_extension())
@@ -635,7 +653,7 @@ def test_monai_gets_the_metadata_of_its_own_reader(tmp_path: Path) -> None:
     theirs = LoadImaged("image", reader="NibabelReader")({"image": str(path)})["image"]
     torch.testing.assert_close(ours.as_tensor(), theirs.as_tensor())
     torch.testing.assert_close(ours.affine, theirs.affine)
-    assert set(ours.meta) == set(theirs.meta) | {"warnings"}
+    assert set(ours.meta) == set(theirs.meta) | {"warnings", "stated_slice_axes"}
     for key in ("original_affine", "spatial_shape", "original_channel_dim", "filename_or_obj", "space"):
         np.testing.assert_equal(np.asarray(ours.meta[key]), np.asarray(theirs.meta[key]))
 
@@ -683,3 +701,41 @@ def test_several_files_as_one_image_are_refused(tmp_path: Path) -> None:
     path = str(put(tmp_path, "a.nii", image_bytes()))
     with pytest.raises(VolumeError, match="2 files"):
         LoadImaged("image", reader=NiftiVolumeReader)({"image": [path, path]})
+
+
+# ------------------------------------------------------------------------------------------------ a single slice
+
+
+@given(
+    st.sampled_from([(6, 5, 1), (6, 1, 4), (1, 5, 4), (6, 5)]),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 4.0, float("nan")]),
+)
+def test_a_slice_without_a_direction_across_gets_one(shape: tuple[int, ...], seed: int, size: float) -> None:
+    rng = np.random.default_rng(seed)
+    turned = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turned = turned * np.linalg.det(turned)  # right-handed
+    axis = shape.index(1) if 1 in shape else 2
+    spacing = rng.uniform(0.5, 4, 3)
+    spacing[axis] = size if size > 0 else 1.0
+    full = np.eye(4)
+    full[:3, :3], full[:3, 3] = turned * spacing, rng.uniform(-50, 50, 3)
+    flat = full.copy()
+    flat[:3, axis] = 0
+    pixdim = [1.0, *np.where(np.arange(3) == axis, size, spacing)]
+    content = image_bytes(voxels(shape), AFFINE, (1, 0))
+    content = patched(content, srow_x=("12f", tuple(flat[:3].ravel())), pixdim=("4f", tuple(pixdim)))
+    with tempfile.TemporaryDirectory() as folder:
+        volume = read_volume(put(Path(folder), "a.nii", content))
+    np.testing.assert_allclose(volume.affine, full, atol=1e-4)
+    assert any("no direction along axis" in warning for warning in volume.warnings)
+
+
+@pytest.mark.parametrize("missing", [(0, 2), (0,), (2,)])
+def test_a_direction_that_more_than_one_voxel_needs_is_not_made_up(missing: tuple[int, ...], tmp_path: Path) -> None:
+    flat = AFFINE.copy()
+    flat[:3, list(missing)] = 0
+    shape = (6, 5, 4) if missing == (2,) else (6, 5, 1)
+    content = patched(image_bytes(voxels(shape), AFFINE, (1, 0)), srow_x=("12f", tuple(flat[:3].ravel())))
+    with pytest.raises(VolumeError, match="no usable orientation"):
+        read_volume(put(tmp_path, "a.nii", content))
