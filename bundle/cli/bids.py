@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.cli.record import TOOL, finite, generated_by, write_json
+from bundle.cli.record import TOOL, finite, generated_by, tool_version, write_json
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
 from bundle.data.errors import error_line
@@ -167,7 +167,7 @@ class Bids:
             "Name": f"{TOOL} of {self.description.get('Name', 'a dataset')}",
             "BIDSVersion": VERSION,
             "DatasetType": "derivative",
-            "GeneratedBy": generated_by(),
+            "GeneratedBy": generated_by(tool_version()),
             "SourceDatasets": [{"DOI": doi} if doi else {"URL": link}],
             "DatasetLinks": {"source": link},
         }

@@ -7,8 +7,8 @@ from typing import Any
 
 from bundle.data import VolumeError
 from bundle.data.errors import error_line
-from bundle.data.sidecar import PROVENANCE, TOOL, content_digest, finite, read_record, write_json
-from bundle.inference.shipped import generated_by, tool_version
+from bundle.data.sidecar import PROVENANCE, TOOL, content_digest, finite, generated_by, read_record, write_json
+from bundle.inference.shipped import tool_version
 
 __all__ = [
     "TOOL",

@@ -19,7 +19,6 @@ from bundle.cli.log import logging_to
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
-from bundle.cli.read import check_series
 from bundle.cli.record import content_digest, read_record, tool_version, why_redo
 from bundle.cli.report import Report
 from bundle.cli.table import Row, write_results
@@ -131,6 +130,8 @@ class _Run:
         """As `_shape`, of a volume whose header passes the checks of a run; its warnings are logged."""
         shape: tuple[int, ...]
         if isinstance(job.source, DicomSeries):
+            from bundle.cli.read import check_series
+
             stack = check_series(job, job.source, self.options)
             image, warnings = stack.frames[0].image, list(stack.warnings)
             shape = image.columns, image.rows, len(stack.frames)

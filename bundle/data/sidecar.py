@@ -70,6 +70,11 @@ def _is_ours(sidecar: Path) -> bool:
         return False
 
 
+def generated_by(version: str) -> list[dict[str, str]]:
+    """GeneratedBy of the sidecars that this version of the program writes."""
+    return [{"Name": TOOL, "Version": version}]
+
+
 def content_digest(files: Iterable[Path]) -> str:
     """SHA-256 of a file's bytes; for several files, of their names and digests in the given order.
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 
 from bundle.data.paths import pair_paths, sha256_of
-from bundle.data.sidecar import content_digest
+from bundle.data.sidecar import content_digest, generated_by
 from bundle.data.values import Values
-from bundle.inference.shipped import generated_by, tool_version
+from bundle.inference.shipped import tool_version
 from bundle.inference.volume import SuperResolved
 from bundle.options import CommandOptions
 from bundle.trust import TrainingRange, load_training_range
@@ -89,7 +89,7 @@ def sidecar_content(
         **(metadata or {}),
         "Description": f"Super-resolved by {network_name}, slice by slice",
         "Sources": sources,
-        "GeneratedBy": generated_by(),
+        "GeneratedBy": generated_by(tool_version()),
         "Resolution": f"{size} mm, {facts['Scale']} times finer in-plane than the source",
         "SuperResolution": {**facts, "Provenance": dict(provenance)},
     }

@@ -11,7 +11,6 @@ import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from bundle.data.sidecar import TOOL
 from bundle.options import DEFAULT_NETWORK
 
 MODELS_VARIABLE = "ICONET_MODELS"
@@ -43,11 +42,6 @@ def tool_version() -> str:
     """Version of this copy of the package, from the metadata of the bundle."""
     metadata = json.loads((configs_folder() / "metadata.json").read_bytes())
     return str(metadata["version"])
-
-
-def generated_by() -> list[dict[str, str]]:
-    """GeneratedBy of the sidecars that this program writes."""
-    return [{"Name": TOOL, "Version": tool_version()}]
 
 
 def licence_text(name: str) -> str:

@@ -176,20 +176,22 @@ def test_a_wrong_file_is_seen() -> None:
         compare(network, lambda image: network(image)[..., :-1], [torch.rand(1, 1, 8, 8)])
 
 
-def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shift", "level"), [(330.0, 337.0), (450.0, 457.0)], ids=["stray negative voxels", "signed"])
+def test_the_example_of_the_page_gives_what_the_bundle_gives_without_data_consistency(
+    shift: float, level: float, tmp_path: Path
+) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "exports.md").read_text(), flags=re.S)
     network = build_network("residual_sr", 2).eval()
     write_onnx(network, tmp_path / "exports" / "residual_sr_x2.onnx", describe("residual_sr", 2, load(network)))
     source = nib.load(SAMPLE)
     voxels = np.asarray(source.dataobj, dtype=np.float32)[40:69, 50:74, 4:7].copy()
-    voxels[..., 2] = 7.0  # a constant slice
-    nib.save(nib.Nifti1Image(voxels - np.float32(20.0), source.affine), tmp_path / "in.nii.gz")
+    voxels[..., 2] = level  # a constant slice
+    nib.save(nib.Nifti1Image(voxels - np.float32(shift), source.affine), tmp_path / "in.nii.gz")
 
     subprocess.run([sys.executable, "-c", example], cwd=tmp_path, check=True, timeout=300)
 
-    expected = super_resolve(
-        voxels - np.float32(20.0), source.affine, network, 2, SliceWalker(data_consistency=0.0)
-    ).voxels
+    walker = SliceWalker(data_consistency=0.0)
+    expected = super_resolve(voxels - np.float32(shift), source.affine, network, 2, walker).voxels
     result = nib.load(tmp_path / "out.nii.gz")
     assert np.abs(result.get_fdata() - expected).max() < TOLERANCE * np.abs(expected).max()
     assert np.allclose(result.affine, source.affine @ np.diag([0.5, 0.5, 1, 1]), atol=1e-6)
