@@ -75,8 +75,10 @@ the largest error, absolute error. Stages: target and output of each stage, abso
 
 
 _ALIKE = {
-    UPDATES: "Matched training: equal updates",
-    COMPUTE: "Matched training: equal compute",
+    "default_compute": "Matched training of the default network: equal compute",
+    "default_updates": "Matched training of the default network: equal updates",
+    UPDATES: "Matched training of the baselines: equal updates",
+    COMPUTE: "Matched training of the baselines: equal compute",
     "longer_updates": "Longer matched training of two networks: equal updates",
     "longer_compute": "Longer matched training of two networks: equal compute",
 }
