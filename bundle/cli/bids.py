@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from bundle.cli.record import TOOL, finite, generated_by, tool_version, write_json
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
+from bundle.data.bids_sidecar import applicable, volume_stem
 from bundle.data.errors import error_line
 from bundle.data.find import files_below
 from bundle.data.paths import open_regular
@@ -110,7 +110,7 @@ class Bids:
         raw = self.description.get("DatasetType", "raw") == "raw"
         found: dict[str, Any] = {"SkullStripped": False} if raw else {}
         doubts: list[str] = []
-        for path in _applicable(self.root, volume, "json"):
+        for path in applicable(self.root, volume, "json"):
             name = path.relative_to(self.root).as_posix()
             try:
                 with open_regular(path) as stream:
@@ -143,11 +143,11 @@ class Bids:
         Raises:
             OSError: they cannot be copied.
         """
-        stem = _stem(volume)
+        stem = volume_stem(volume)
         if re.search("(^|_)(res|desc)-", stem):
-            stem = _stem(target)
+            stem = volume_stem(target)
         for ending in ("bval", "bvec"):
-            if found := list(_applicable(self.root, volume, ending)):
+            if found := list(applicable(self.root, volume, ending)):
                 copy = target.with_name(f"{stem}.{ending}")
                 with open_regular(found[-1]) as source, replacing(copy) as stream:
                     shutil.copyfileobj(source, stream)
@@ -187,19 +187,6 @@ def like_bids(root: Path) -> str | None:
     return f"{root}: plain files, not a BIDS dataset: no BIDS names, metadata and gradients; {remedy} for those"
 
 
-def _applicable(root: Path, volume: Path, ending: str) -> Iterator[Path]:
-    """Metadata files that apply to a volume, from the dataset root down to its own folder."""
-    *entities, suffix = _stem(volume).split("_")
-    folders = [root, *(root.joinpath(*volume.relative_to(root).parts[:n]) for n in range(1, len(volume.parts)))]
-    for folder in dict.fromkeys(folders):
-        if not folder.is_dir():
-            return
-        for path in sorted(folder.glob(f"*.{ending}")):
-            *others, kind = path.stem.split("_")
-            if kind == suffix and set(others) <= set(entities):
-                yield path
-
-
 def _reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
@@ -210,7 +197,3 @@ def _times_apply(found: dict[str, Any], slice_axis: int, slices: int) -> bool:
     return axis == slice_axis and all(
         isinstance(found.get(key, []), list) and len(found.get(key, [])) in (0, slices) for key in _OF_SLICES
     )
-
-
-def _stem(volume: Path) -> str:
-    return re.sub(r"\.nii(\.gz)?$", "", volume.name, flags=re.IGNORECASE)

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bundle.data.paths import open_regular
+
 _DESCRIPTION = "dataset_description.json"
 _MAX_BYTES = 16 * 2**20
 
@@ -18,9 +20,12 @@ def sidecar_metadata(volume: Path) -> dict[str, Any]:
     Outside of a BIDS dataset (no folder above has a dataset_description.json), only the sidecar beside it counts.
     """
     found: dict[str, Any] = {}
-    for path in _applicable(volume.absolute()):
+    place = volume.absolute()
+    root = next((folder for folder in place.parents if (folder / _DESCRIPTION).is_file()), None)
+    for path in applicable(root, place, "json"):
         try:
-            content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_BYTES else None
+            with open_regular(path) as stream:
+                content = json.load(stream) if path.stat().st_size <= _MAX_BYTES else None
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, dict):
@@ -33,16 +38,27 @@ def volume_stem(volume: Path) -> str:
     return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", volume.name, flags=re.IGNORECASE)
 
 
-def _applicable(volume: Path) -> Iterator[Path]:
-    """The sidecars that apply to a volume, from the root of its dataset down to its own folder."""
+def applicable(root: Path | None, volume: Path, ending: str) -> Iterator[Path]:
+    """The metadata files that apply to a volume, from the root of its dataset down to its own folder.
+
+    Of one folder, those with more entities come later, and the volume's own last: later ones win.
+
+    Args:
+        root: of the dataset, a folder above the volume; None outside of one: only the file beside it counts.
+        volume: need not exist.
+        ending: of the metadata, without its dot.
+    """
     stem = volume_stem(volume)
+    own = volume.with_name(f"{stem}.{ending}")
+    if root is None:
+        if own.exists():
+            yield own
+        return
     *entities, suffix = stem.split("_")
-    root = next((folder for folder in volume.parents if (folder / _DESCRIPTION).is_file()), None)
-    if root is not None:
-        for folder in reversed([folder for folder in volume.parents if folder == root or root in folder.parents]):
-            for path in sorted(folder.glob(f"*{suffix}.json")):
-                *others, kind = path.stem.split("_")
-                if kind == suffix and path.stem != stem and set(others) <= set(entities):
-                    yield path
-    if (own := volume.with_name(f"{stem}.json")).is_file():
-        yield own
+    for folder in reversed([folder for folder in volume.parents if folder == root or root in folder.parents]):
+        found = []
+        for path in folder.glob(f"*.{ending}"):
+            *others, kind = path.stem.split("_")
+            if path == own or (kind == suffix and set(others) <= set(entities)):
+                found.append((path == own, len(others), path))
+        yield from (path for *_, path in sorted(found))

@@ -14,8 +14,14 @@ import numpy as np
 LEAST_PADDING = 1e-3
 """A plateau is padding only if it has at least this share of the voxels."""
 
+NEVER_MEASURED = -32768.0
+"""The lowest value of 16-bit numbers is padding in any number of voxels."""
+
+STRAYS = 1e-3
+"""This share of the other voxels may be as low as padding, as streaks beside metal in CT are."""
+
 PADDING_GAP = 2.0
-"""... and lies below the next value by at least this multiple of the range (1st to 99th percentile) of the others: the
+"""... and lies below all others but strays by at least this multiple of their range (1st to 99th percentile): the
 background of standardised images is nearer."""
 
 AIR = (-1024.0, -1000.0)
@@ -70,14 +76,12 @@ class Values:
         lines = []
         if self.padding is not None:
             lines.append(
-                f"padding: {self.padding_share:.1%} of the voxels have the value {self.padding:g}; the network sees a "
-                "continuation of their neighbourhood, and they are padding again in the result"
+                f"padding: {100 * self.padding_share:.3g}% of the voxels have the value {self.padding:g}; the network "
+                "sees a continuation of their neighbourhood, and they are padding again in the result"
             )
         if self.negatives and not self.signed:
-            lines.append(
-                f"{self.negatives} slightly negative voxels (lowest {self.lowest:.4g}) in an image that is otherwise a "
-                "magnitude are set to zero"
-            )
+            what = "1 slightly negative voxel" if self.negatives == 1 else f"{self.negatives} slightly negative voxels"
+            lines.append(f"set to zero: {what} (lowest {self.lowest:.4g}) in an image that is otherwise a magnitude")
         return tuple(lines)
 
     def record(self) -> dict[str, Any]:
@@ -184,15 +188,16 @@ class Survey:
             return False
         if self.declared is not None:
             return True
-        if lowest >= 0 or AIR[0] <= lowest <= AIR[1] or count < LEAST_PADDING * self._count:
+        if lowest >= 0 or AIR[0] <= lowest <= AIR[1]:
+            return False
+        if count < LEAST_PADDING * self._count and lowest != NEVER_MEASURED:
             return False
         others = np.concatenate(self._samples)
         others = others[others != lowest]
         if not others.size:
             return False
-        following = min(volume.next if volume.lowest == lowest else volume.lowest for volume in self._volumes)
         gap = BELOW_AIR_GAP if lowest < AIR[0] else PADDING_GAP
-        low, high = np.percentile(others.astype(np.float64), (1, 99))
+        following, low, high = np.percentile(others.astype(np.float64), (100 * STRAYS, 1, 99))
         return bool(high > low and following - lowest >= gap * (high - low))
 
 

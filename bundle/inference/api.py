@@ -20,7 +20,7 @@ from nibabel.spatialimages import SpatialImage
 from bundle.data import VolumeError
 from bundle.data.errors import fail
 from bundle.data.meaning import Finding, by_bids, by_intent, judge
-from bundle.data.nifti.axes import header_axes, stated_in_meta
+from bundle.data.nifti.axes import header_axes, stated_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
@@ -148,7 +148,8 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
             drop_extensions(header, warnings)
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
-            stated = header_axes(header)
+            file = image.get_filename()  # nibabel forgets it when voxels or axes change
+            stated = stated_axes(Path(file), header) if file else header_axes(header)
             return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings), stated)
         return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
     if isinstance(image, (str, os.PathLike)):

@@ -32,6 +32,11 @@ PADDING = {
     "skull-stripped with -9999 around": (padded(STRIPPED, -9999), -9999),
     "difference image": (padded(RNG.normal(size=SHAPE).astype(np.float32), -999), -999),
     "bright MR of 16 bits": (padded(MR * 40, -32768), -32768),
+    "a few broken voxels of 16 bits": (padded(MR, -32768, np.arange(MR.size).reshape(SHAPE) < 5), -32768),
+    "CT with streaks beside metal": (
+        padded(padded(CT, -1900, np.arange(CT.size).reshape(SHAPE) % 3000 == 1500), -2048),
+        -2048,
+    ),
 }
 
 SIGNAL = {
@@ -45,7 +50,7 @@ SIGNAL = {
     "z-scores of a skull-stripped image": (STRIPPED - STRIPPED.mean()) / STRIPPED.std(),
     "-1 around": padded(MR, -1),
     "unit interval with -1 around": padded(MR / MR.max(), -1),
-    "a few broken voxels": padded(MR, -32768, np.arange(MR.size).reshape(SHAPE) < 5),
+    "a few low voxels": padded(MR, -5000, np.arange(MR.size).reshape(SHAPE) < 5),
     "constant": np.full(SHAPE, -5, np.float32),
     "two values": np.where(HEAD, np.float32(1), np.float32(-1)),
 }
