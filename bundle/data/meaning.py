@@ -54,6 +54,9 @@ _BIDS_PHASE = ("phase", "phase1", "phase2", "phasediff")
 _BIDS_LABELS = {"dseg": "labels", "mask": "a mask", "defacemask": "a mask", "probseg": "probabilities of labels"}
 
 _PHASE = {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "PHASEDIFF", "VELOCITY MAP", "VELOCITY_MAP"}
+_GE_PART = {1.0: "PHASE", "0100": "PHASE", 2.0: "REAL", "0200": "REAL", 3.0: "IMAGINARY", "0300": "IMAGINARY"}
+"""GE (0043,xx2F), whose ImageType does not tell; as text if the file does not give its type."""
+
 _PART = {"R": "real", "REAL": "real", "I": "imaginary", "IMAGINARY": "imaginary"}
 
 
@@ -89,17 +92,19 @@ def check_nifti(path: Path, header: Header, shape: tuple[int, ...], force: bool)
 
 
 def check_dicom(name: str, series: DicomSeries, force: bool) -> list[str]:
-    """The same for a DICOM series, by the image types of its slices."""
-    from bundle.data.dicom.frame import TRAITS
+    """The same for a DICOM series, by the image types of its slices, or by what GE writes instead."""
+    from bundle.data.dicom.frame import GE_PART, TRAITS
 
     if series.modality != "MR":
         return []
     types: dict[str, None] = {}
+    parts: dict[str, None] = {}
     for frame in series.frames:
         values = dict(zip(TRAITS, frame.traits, strict=True))
         for key in ("ImageType", "FrameType", "ComplexImageComponent"):
             types |= dict.fromkeys(_words(values.get(key)))
-    return judge(name, _by_type(types, "ImageType"), force)
+        parts |= dict.fromkeys(_words(_GE_PART.get(values[GE_PART])))
+    return judge(name, [*_by_type(types, "ImageType"), *_by_type(parts, "GE's private (0043,xx2F)")], force)
 
 
 def by_intent(code: int, components: int) -> Iterator[Finding]:

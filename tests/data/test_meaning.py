@@ -168,6 +168,26 @@ def test_the_image_type_of_dicom_tells_a_phase(types: list[str], refused: bool, 
         assert len(check_dicom("name", series, False)) == ("R" in types)
 
 
+@pytest.mark.parametrize(
+    ("vr", "value", "what"),
+    [("SS", 0, None), ("SS", 1, "phase"), ("UN", b"\1\0", "phase"), ("SS", 2, "real"), ("UN", b"\3\0", "imaginary")],
+)
+@pytest.mark.parametrize("creator", [True, False])
+def test_ge_tells_a_phase_in_a_private_attribute(
+    vr: str, value: object, what: str | None, creator: bool, tmp_path: Path
+) -> None:
+    instances = factory.series()
+    for instance in instances:
+        if creator:
+            instance.add_new(0x00430010, "LO", "GEMS_PARM_01")
+        instance.add_new(0x0043102F, vr, value)
+    (series,) = find_series(factory.save(instances, tmp_path / "in")).series
+    if what == "phase":
+        with pytest.raises(VolumeError, match="phase image by GE's private"):
+            check_dicom("name", series, False)
+    assert [(what or "") in line for line in check_dicom("name", series, True)] == [True] * bool(what)
+
+
 @given(st.integers(-(2**15), 2**15 - 1), st.integers(1, 6))
 def test_no_intent_code_gives_more_than_one_finding(code: int, components: int) -> None:
     found = list(by_intent(code, components))

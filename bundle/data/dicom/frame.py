@@ -39,7 +39,9 @@ TIMES = (
 ACQUISITIONS = ("FrameAcquisitionNumber", "AcquisitionNumber")
 """They number volumes, or what is acquired at a time: compared as TIMES."""
 
+GE_PART = "GE image part"
 PRIVATE = {
+    (0x0043, 0x2F): GE_PART,
     **{(0x0019, 0x0C): "Siemens b-value", (0x0043, 0x39): "GE b-value"},
     **{(0x2001, 0x03): "Philips b-value", (0x0065, 0x09): "UIH b-value"},
     **{(0x0019, 0x0E): "Siemens gradient direction", (0x0065, 0x37): "UIH gradient direction"},

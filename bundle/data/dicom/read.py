@@ -69,7 +69,10 @@ def read_pixels(series: DicomSeries, stack: Stack) -> DicomVolume:
     warnings = list(stack.warnings)
     voxels = read_values(_where(series), stack.frames)
     hounsfield = stack.frames[0].image.modality == "CT"
-    values = survey([voxels], padding_value(stack.frames), hounsfield=hounsfield)
+    declared = padding_value(stack.frames)
+    if declared is not None and not (voxels == np.float32(declared)).any():
+        declared = None  # a header may name a value that no voxel has, while padding has another
+    values = survey([voxels], declared, hounsfield=hounsfield)
     low, high = voxels.min(), voxels.max()
     if low == high:
         warnings.append(f"all voxels have the value {low:g}")

@@ -120,12 +120,13 @@ def _stacks(frames: list[Frame]) -> dict[StackKey, list[Frame]]:
 
 
 def _without_stack_ids(stacks: dict[StackKey, list[Frame]]) -> dict[StackKey, list[Frame]] | None:
-    """The slices as one stack if each has a StackID of its own and they lie in even steps, else None."""
-    slices = [frame for frames in stacks.values() for frame in frames]
+    """The slices as one stack if each position has a StackID of its own and they lie in even steps, else None."""
     keys = {(*key[:-1], None) for key in stacks}
-    if len(keys) > 1 or len(stacks) < max(len(slices), ENOUGH) or not in_even_steps(slices, certain=False):
+    alone = all(frame.position == frames[0].position for frames in stacks.values() for frame in frames)
+    firsts = [frames[0] for frames in stacks.values()]
+    if len(keys) > 1 or not alone or len(stacks) < ENOUGH or not in_even_steps(firsts, certain=False):
         return None
-    return {keys.pop(): slices}
+    return {keys.pop(): [frame for frames in stacks.values() for frame in frames]}
 
 
 def _plane(orientation: tuple[float, ...], planes: list[tuple[float, ...]]) -> tuple[float, ...]:

@@ -1,13 +1,14 @@
 """Which slices of a stack form a volume: frames are told apart within each place, a position along the normal.
 
 If no two frames share a place, they are one volume, whatever their attributes say: echo times jitter, trigger times
-drift. Otherwise attributes are tried from the most to the least meaningful, in four ways:
+drift. Otherwise attributes are tried from the most to the least meaningful, in five ways:
 
 1. values that each occur equally often in every place (echo times, b-values, time points of complete volumes);
 2. the same for numbers that agree within 1 %;
 3. the rank of a value within each place, where values drift and every place has as many (trigger times of a cine,
    acquisition times); InstanceNumber and the number of a frame are the last resort;
-4. values that agree across most places: complete volumes and incomplete ones (an aborted scan).
+4. values that agree across most places: complete volumes and incomplete ones (an aborted scan);
+5. the rank within each place where volumes follow each other and only the last is unfinished.
 
 What is left shares places still; reading it reports slices that are not copies of each other.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -241,7 +243,7 @@ def _told_apart(group: _Group, attributes: Sequence[Attribute]) -> Iterator[_Gro
     left = [(name, value, [value(item) for item in group.members]) for name, value in attributes]
     left = [(name, value, values) for name, value, values in left if _tells(group, values)]
     telling = {name: values for name, _, values in left}
-    for way in (_even, _even_nearly, _even_ranks, _mostly, _stacks_apart):
+    for way in (_even, _even_nearly, _even_ranks, _mostly, _unfinished, _stacks_apart):
         for name in telling:
             if parts := way(group, name, telling):
                 for part in parts:
@@ -290,6 +292,8 @@ def _even_ranks(group: _Group, name: str, telling: Telling) -> list[_Group]:
             continue
         if len(set(zip(near, ranks, strict=True))) > max(ranks):
             return []
+    if name in LAST_RESORTS and _times_deny(group, ranks, telling):
+        return []
     return _parts(group, name, ranks, _rank_doubts(group, name, ranks, table, telling), rank=True)
 
 
@@ -302,6 +306,38 @@ def _mostly(group: _Group, name: str, telling: Telling) -> list[_Group]:
         if name in _BY_VALUE or max(pairs.values()) == len(set(values)):
             return _parts(group, name, values)
     return []
+
+
+def _unfinished(group: _Group, name: str, telling: Telling) -> list[_Group]:
+    """Groups by the rank of a value in its place, if the last of at least three volumes was aborted.
+
+    Nothing else is missing if all values of a volume are below all of the next, steps are regular, and the places start
+    together, or in turn and the last ones are lacking: a frame missing elsewhere moves later ones of its place.
+    """
+    if not name.startswith((*_RANKED, *LAST_RESORTS, _DIMENSION)):
+        return []
+    ranks = _ranks(group, telling[name])
+    if ranks is None or max(ranks) < 3 or len(set(zip(group.at, ranks, strict=True))) < len(ranks):
+        return []
+    volumes: list[dict[int, float]] = [{} for _ in range(max(ranks))]
+    for place, rank, value in zip(group.at, ranks, telling[name], strict=True):
+        volumes[rank - 1][place] = value
+    order = sorted(group.counts, key=lambda place: volumes[0][place])
+    *whole, last = volumes
+    if min(map(len, whole)) < len(order) or len(last) == len(order):
+        return []
+    follow = all(max(one.values()) < min(other.values()) for one, other in pairwise(volumes))
+    tables = [[[one[place] for one in some] for place in some[-1]] for some in (whole, volumes)]
+    if not follow or any(_is_irregular(np.array(table), 0.2) for table in tables):
+        return []
+    # A place that lacks its first frame starts a step late, as if it came last: in an order that no scanner has.
+    starts = volumes[0].values()
+    together = max(starts) - min(starts) <= 0.5 * min(volumes[1][place] - volumes[0][place] for place in order)
+    in_turn = len(order) > 2 and order in (sorted(order), sorted(order, reverse=True))
+    if not together and not (in_turn and set(last) == set(order[: len(last)])):
+        return []
+    doubt = (f"the volumes of this series are told apart only by the order of {name} at each position",)
+    return _parts(group, name, ranks, doubt if name in LAST_RESORTS else (), rank=True)
 
 
 def _stacks_apart(group: _Group, name: str, telling: Telling) -> list[_Group]:
@@ -392,6 +428,15 @@ def _is_irregular(table: np.ndarray, tolerance: float) -> bool:
     return bool(np.ptp(shape, axis=0).max() > tolerance / steps)
 
 
+def _times_deny(group: _Group, ranks: list[int], telling: Telling) -> bool:
+    """Whether times of the same rank have steps that differ from place to place as if frames were missing."""
+    return any(
+        _ranks(group, telling[name]) == ranks and _is_irregular(_table(group, ranks, telling[name]), 0.5)
+        for name in TIMES
+        if name in telling
+    )
+
+
 def _rank_doubts(group: _Group, name: str, ranks: list[int], table: np.ndarray, telling: Telling) -> tuple[str, ...]:
     doubts = []
     if name in LAST_RESORTS:
@@ -426,7 +471,7 @@ def _sortable(value: Any) -> Any:
 
 def text_of(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return f"{value:.10g}"
     return "\\".join(map(text_of, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
 
 

@@ -219,7 +219,7 @@ def _check_folder(target: Path, volume: DicomVolume) -> None:
 
 def _doubts(encoding: Encoding) -> Iterator[str]:
     if encoding.cut:
-        yield f"{encoding.cut} voxels below 0 were set to 0: the source's integers are unsigned"
+        yield f"{encoding.cut} voxels below what the source's unsigned integers can hold were set to the lowest value"
     if (coarser := encoding.coarser.max()) > 1:
         yield f"values exceed 16 bits at the source's scaling; slopes grow by up to {coarser:.4g}"
 

@@ -227,6 +227,8 @@ def test_padding_that_is_declared_gets_one_value_and_is_not_signal(tmp_path: Pat
         ("MR", "SS", 0, 0, None),
         ("PT", "US", 0, 0, None),
         ("MR", "SS", -5, 0, None),
+        ("MR", "SS", -5, -9999, -9999),
+        ("CT", "SS", -5, -2000, -3024),
     ],
 )
 def test_padding_of_any_modality_counts_but_not_the_zero_of_an_empty_voxel(

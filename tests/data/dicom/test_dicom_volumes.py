@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 import pytest
 from cli_command import command
 from dicom_factory import AXIAL, enhanced_volumes, save, series, set_attributes, volume_pixels, volumes
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from programs import program
 from pydicom.dataset import Dataset
@@ -78,6 +80,7 @@ BY_VALUE: dict[str, Tell] = {
     "Siemens private b-value without creator": lambda v, p: {(0x0019, 0x100C, "IS"): 400 * v},
     "Siemens private b-value, unknown VR": lambda v, p: {(0x0019, 0x110C, "UN"): f"{400 * v:<6d}".encode()},
     "GE private b-value": lambda v, p: {(0x0043, 0x1039, "IS"): [1000000000 + 400 * v, 8, 0, 0]},
+    "GE private part of a complex image": lambda v, p: {(0x0043, 0x102F, "SS"): v},
     "GE private direction": lambda v, p: {(0x0019, 0x10BB, "DS"): str(0.1 * v)},
     "Philips private b-value": lambda v, p: {(0x2001, 0x1003, "FL"): 400.0 * v},
     "Philips private label": lambda v, p: {(0x2005, 0x1429, "CS"): ["LABEL", "CONTROL", "OTHER", "X"][v]},
@@ -144,6 +147,11 @@ def test_volumes_are_told_apart_by(tmp_path: Path, name: str) -> None:
         said = any(LAST in warning for warning in volume.warnings)
         assert said == (name in LAST_RESORTS)
         assert "ecret" not in volume.series.description_for_log + str(volume.warnings)
+
+
+def test_b_values_of_ge_are_shown_with_all_digits(tmp_path: Path) -> None:
+    found = find_series(save(volumes(2, 4, EVERY["GE private b-value"]), tmp_path)).series
+    assert [r"1000000400\8\0\0" in volume.description_for_log for volume in found] == [False, True]
 
 
 def test_the_description_says_by_what(tmp_path: Path) -> None:
@@ -271,6 +279,13 @@ def test_a_stack_id_for_each_slice_is_no_stack(tmp_path: Path) -> None:
     assert volume.warnings == ["each slice has a StackID of its own: taken as one stack"]
 
 
+def test_a_stack_id_for_each_position_of_several_volumes_is_no_stack(tmp_path: Path) -> None:
+    save(volumes(3, 4, lambda v, p: {"StackID": str(p + 1), "TemporalPositionIdentifier": v + 1}), tmp_path)
+    read = read_all(tmp_path)
+    check_volumes(read, 3, 4)
+    assert all(volume.warnings == ["each slice has a StackID of its own: taken as one stack"] for volume in read)
+
+
 def test_stacks_side_by_side_are_two_volumes(tmp_path: Path) -> None:
     def tell(volume: int, place: int) -> dict[str, Any]:
         x, y, z = factory.ORIGIN
@@ -302,8 +317,49 @@ def test_an_aborted_volume_of_several_echoes_and_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*DRIFTING, "InstanceNumber, slices first", "AcquisitionTime"])
+@pytest.mark.parametrize("left", [1, 3])
+def test_an_aborted_last_volume_is_read_by_rank(tmp_path: Path, name: str, left: int) -> None:
+    save(volumes(3, 4, EVERY[name])[: left - 4], tmp_path)
+    *whole, last = read_all(tmp_path)
+    check_volumes(whole, 2, 4)
+    np.testing.assert_array_equal(last.voxels, volume_pixels(2, 4)[:, :, :left])
+    assert f"incomplete: slices at {left} of the 4 positions of the series" in last.warnings
+    assert any(LAST in warning for warning in last.warnings) == (name in LAST_RESORTS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["TriggerTime", "InstanceNumber, slices first", "FrameReferenceTime", "AcquisitionTime"]),
+    count=st.integers(3, 5),
+    places=st.integers(2, 5),
+    lost=st.sets(st.integers(0, 24), min_size=1, max_size=4),
+)
+def test_volumes_of_unequal_counts_by_rank_are_never_mixed(
+    tmp_path_factory: pytest.TempPathFactory, name: str, count: int, places: int, lost: set[int]
+) -> None:
+    made = [one for number, one in enumerate(volumes(count, places, EVERY[name])) if number not in lost]
+    here = Counter(float(one.ImagePositionPatient[2]) for one in made)
+    assume(len(set(here.values())) > 1 and min(here.values()) > 1)
+    for found in find_series(save(made, tmp_path_factory.mktemp("lost"))).series:
+        with suppress(VolumeError):
+            assert len({round(float(plane.min())) // 100 for plane in read_series(found).voxels.T}) == 1
+
+
+def test_numbers_do_not_hide_that_times_tell_of_missing_frames(tmp_path: Path) -> None:
+    made = volumes(5, 4, EVERY["TriggerTime"])
+    lost = [4 * volume + place for place, volume in enumerate((1, 2, 1, 3))]
+    made = [one for number, one in enumerate(made) if number not in lost]
+    for number, one in enumerate(sorted(made, key=lambda one: one.ImagePositionPatient[2]), 1):
+        one.InstanceNumber = number
+    save(made, tmp_path)
+    with pytest.raises(VolumeError, match="no attribute tells them apart"):
+        read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*DRIFTING, "InstanceNumber, slices first", "AcquisitionTime"])
 def test_unequal_counts_of_what_drifts_are_refused_by_file_place_and_count(tmp_path: Path, name: str) -> None:
-    save(volumes(3, 4, EVERY[name])[:-1], tmp_path)
+    made = volumes(3, 4, EVERY[name])
+    save([*made[:6], *made[7:]], tmp_path)
     (found,) = find_series(tmp_path).series
     with pytest.raises(VolumeError, match="11 slices at 4 positions, 2 to 3 at each") as refused:
         read_series(found)

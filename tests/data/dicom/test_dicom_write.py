@@ -365,7 +365,9 @@ def test_mr_below_zero_is_set_to_zero_and_said(tmp_path: Path) -> None:
     (path, *_), warnings = write_series(volume, fine, affine, tmp_path / "out", 2)
     np.testing.assert_array_equal(stored(pydicom.dcmread(path))[::2, ::2], np.maximum(phantom()[:, :, 0] - 10, 0))
     below = np.sum(fine < 0)
-    assert below > 0 and warnings == (f"{below} voxels below 0 were set to 0: the source's integers are unsigned",)
+    assert below > 0 and warnings == (
+        f"{below} voxels below what the source's unsigned integers can hold were set to the lowest value",
+    )
 
 
 def test_mr_beyond_12_bits_takes_all_16(tmp_path: Path) -> None:
