@@ -1,4 +1,4 @@
-"""Programs that some tests need; those that pip installs lie beside Python, which need not be on PATH."""
+"""Find the programs that some tests need, also beside Python, where pip puts them."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle.cli.record import TOOL, finite, generated_by, tool_version, write_json
 from bundle.data import VolumeError
 from bundle.data.atomic import replacing
-from bundle.data.bids_sidecar import applicable, volume_stem
+from bundle.data.bids_sidecar import DESCRIPTION, applicable, volume_stem
 from bundle.data.errors import error_line
 from bundle.data.find import files_below
-from bundle.data.paths import open_regular
+from bundle.data.paths import open_regular, read_json
+from bundle.data.sidecar import TOOL, finite, generated_by, write_json
+from bundle.inference.shipped import tool_version
 
 VERSION = "1.10.0"
-DESCRIPTION = "dataset_description.json"
 IGNORED = ("results.csv", "report.html", "*.log", "*.jsonl")
 
 _EXTENDED = ("res", "desc")
@@ -64,8 +63,7 @@ class Bids:
         if not path.is_file():
             return None
         try:
-            with open_regular(path) as stream:
-                content = json.load(stream)
+            content = read_json(path)
         except (OSError, ValueError, RecursionError) as error:
             raise VolumeError(error_line(path, f"not readable as JSON ({error})", "correct it or remove it")) from error
         if not isinstance(content, dict):
@@ -113,8 +111,7 @@ class Bids:
         for path in applicable(self.root, volume, "json"):
             name = path.relative_to(self.root).as_posix()
             try:
-                with open_regular(path) as stream:
-                    content = json.load(stream)
+                content = read_json(path)
             except (OSError, ValueError, RecursionError) as error:
                 doubts.append(f"{name} is not readable as JSON ({_reason(error)}); its metadata are left out")
                 continue

@@ -14,9 +14,10 @@ from bundle.cli.bids import Bids
 from bundle.cli.plan import Job
 from bundle.cli.progress import Progress
 from bundle.cli.read import Source, open_source
-from bundle.cli.record import content_digest, result_files, write_json
+from bundle.cli.record import result_files
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
+from bundle.data.sidecar import content_digest, write_json
 from bundle.inference.model import Model
 from bundle.inference.record import describe, sidecar_content
 from bundle.inference.volume import SuperResolved, doubts, super_resolve

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from bundle.cli.errors import RunError
 from bundle.cli.plan import Job
-from bundle.cli.record import write_json
 from bundle.cli.table import Row
+from bundle.data.sidecar import write_json
 
 
 @dataclass(frozen=True)

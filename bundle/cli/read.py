@@ -61,7 +61,7 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     if job.to == "dicom":
         wrong = "a NIfTI file has no patient and no study, which a DICOM series needs"
         raise VolumeError(error_line(job.source, wrong, "write NIfTI (--to nifti)"))
-    warnings = check_nifti(job.source, header := read_header(job.source), header.get_data_shape(), options.force)
+    warnings = check_nifti(job.source, read_header(job.source), options.force)
     file = check_volume_file(job.source, options.nonfinite)
     return Source(
         *(file.shape, file.affine, file.frames, file.header, (*warnings, *file.warnings)),

@@ -7,20 +7,7 @@ from typing import Any
 
 from bundle.data import VolumeError
 from bundle.data.errors import error_line
-from bundle.data.sidecar import PROVENANCE, TOOL, content_digest, finite, generated_by, read_record, write_json
-from bundle.inference.shipped import tool_version
-
-__all__ = [
-    "TOOL",
-    "content_digest",
-    "finite",
-    "generated_by",
-    "read_record",
-    "result_files",
-    "tool_version",
-    "why_redo",
-    "write_json",
-]
+from bundle.data.sidecar import PROVENANCE, content_digest, read_record
 
 _CHANGED = dict(
     zip(

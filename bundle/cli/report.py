@@ -9,12 +9,13 @@ import numpy as np
 
 from bundle.cli.errors import RunError
 from bundle.cli.plan import Job, Plan
-from bundle.cli.record import TOOL, tool_version
 from bundle.cli.table import Row
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.read import read_series
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.nifti.read import read_first_volume
+from bundle.data.sidecar import TOOL
+from bundle.inference.shipped import tool_version
 from bundle.options import CommandOptions
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from bundle.cli.log import logging_to
 from bundle.cli.partition import Parts, Share
 from bundle.cli.plan import Job, Plan, find_jobs
 from bundle.cli.progress import Progress
-from bundle.cli.record import content_digest, read_record, tool_version, why_redo
+from bundle.cli.record import why_redo
 from bundle.cli.report import Report
 from bundle.cli.table import Row, write_results
 from bundle.data import VolumeError, read_header
@@ -28,7 +28,8 @@ from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import root_cause
 from bundle.data.meaning import check_nifti
 from bundle.data.paths import sha256_of
-from bundle.inference.shipped import shipped_weights
+from bundle.data.sidecar import content_digest, read_record
+from bundle.inference.shipped import shipped_weights, tool_version
 from bundle.options import CommandOptions
 
 if TYPE_CHECKING:
@@ -136,8 +137,9 @@ class _Run:
             image, warnings = stack.frames[0].image, list(stack.warnings)
             shape = image.columns, image.rows, len(stack.frames)
         else:
-            shape = _shape(job)
-            warnings = check_nifti(job.source, read_header(job.source), shape, self.options.force)
+            header = read_header(job.source)
+            shape = tuple(int(n) for n in header.get_data_shape())
+            warnings = check_nifti(job.source, header, self.options.force)
         for warning in warnings:
             _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
         return shape

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bundle.data.paths import open_regular
+from bundle.data.paths import read_json
 
-_DESCRIPTION = "dataset_description.json"
+DESCRIPTION = "dataset_description.json"
 _MAX_BYTES = 16 * 2**20
 
 
@@ -21,11 +20,10 @@ def sidecar_metadata(volume: Path) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     place = volume.absolute()
-    root = next((folder for folder in place.parents if (folder / _DESCRIPTION).is_file()), None)
+    root = next((folder for folder in place.parents if (folder / DESCRIPTION).is_file()), None)
     for path in applicable(root, place, "json"):
         try:
-            with open_regular(path) as stream:
-                content = json.load(stream) if path.stat().st_size <= _MAX_BYTES else None
+            content = read_json(path) if path.stat().st_size <= _MAX_BYTES else None
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, dict):

@@ -85,9 +85,10 @@ def judge(name: PathLike, findings: Iterable[Finding], force: bool) -> list[str]
     return lines
 
 
-def check_nifti(path: Path, header: Header, shape: tuple[int, ...], force: bool) -> list[str]:
+def check_nifti(path: Path, header: Header, force: bool) -> list[str]:
     """Warnings about what the voxels of a file are, by its header, its name and its sidecar. Errors as for `judge`."""
-    components = shape[3] if len(shape) > 3 else 1
+    shape = header.get_data_shape()
+    components = int(shape[3]) if len(shape) > 3 else 1
     return judge(path, [*by_intent(int(header["intent_code"]), components), *by_bids(path)], force)
 
 

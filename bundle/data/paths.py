@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -35,6 +36,16 @@ def open_regular(path: PathLike) -> BufferedReader:
     if kind := special_kind(path):
         raise OSError(None, f"{kind}, not a regular file", os.fspath(path))
     return open(path, "rb")
+
+
+def read_json(path: PathLike) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as for `open_regular`; ValueError, RecursionError: it is not JSON.
+    """
+    with open_regular(path) as stream:
+        return json.load(stream)
 
 
 def sha256_of(path: Path) -> str:

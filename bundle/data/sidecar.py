@@ -12,9 +12,11 @@ from typing import Any
 
 from bundle.data.atomic import replacing
 from bundle.data.errors import VolumeError, error_line
-from bundle.data.paths import open_regular
+from bundle.data.paths import open_regular, read_json
 
 TOOL = "ICONet SR"
+RECORD = "super_resolution"
+"""Key of the record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
 PROVENANCE = ("InputSha256", "WeightsSha256", "Settings", "Version")
 """What every record says about the origin of its result. If any of it changes, the result is out of date."""
 
@@ -32,16 +34,11 @@ def sidecar_path(target: Path) -> Path:
 def read_record(sidecar: Path) -> dict[str, Any] | None:
     """A record that this program wrote; None if there is none, or if the file is something else."""
     try:
-        content: dict[str, Any] = _json_of(sidecar)
+        content: dict[str, Any] = read_json(sidecar)
         own = content["GeneratedBy"][0]["Name"] == TOOL
         return content if own and content["SuperResolution"]["Provenance"].keys() >= set(PROVENANCE) else None
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
-
-
-def _json_of(path: Path) -> Any:
-    with open_regular(path) as stream:
-        return json.load(stream)
 
 
 def is_result(path: Path) -> bool:
@@ -65,7 +62,7 @@ def mark_result(target: Path, source: str) -> None:
 
 def _is_ours(sidecar: Path) -> bool:
     try:
-        return bool(_json_of(sidecar)["GeneratedBy"][0]["Name"] == TOOL)
+        return bool(read_json(sidecar)["GeneratedBy"][0]["Name"] == TOOL)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return False
 

@@ -24,9 +24,10 @@ from bundle.data.nifti.axes import header_axes, stated_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
+from bundle.data.sidecar import RECORD
 from bundle.data.values import survey
 from bundle.inference.model import Model, load_model
-from bundle.inference.record import RECORD, describe
+from bundle.inference.record import describe
 from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker

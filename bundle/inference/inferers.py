@@ -15,8 +15,9 @@ from monai.inferers import Inferer
 from torch import Tensor
 
 from bundle.data.nifti.axes import stated_in_meta
+from bundle.data.sidecar import RECORD
 from bundle.data.values import Values, survey
-from bundle.inference.record import RECORD, Origin, describe, sidecar_content
+from bundle.inference.record import Origin, describe, sidecar_content
 from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
 from bundle.physics.slices import SliceAxis, SliceChoice, check_slice_axis, decide_slice_axis, resolve_slice_axis
@@ -38,7 +39,7 @@ class VolumeInferer(Inferer):
         progress: show a progress bar over the batches of slices.
         quality: see :class:`bundle.inference.walker.SliceWalker`.
         origin: network and weights: then inputs are compared with the training data, and MetaTensors that were read
-            from files get the record of their result (JSON) under :data:`bundle.inference.record.RECORD`.
+            from files get the record of their result (JSON) under :data:`bundle.data.sidecar.RECORD`.
 
     Raises:
         ValueError: an argument is out of range.

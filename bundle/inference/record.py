@@ -20,9 +20,6 @@ from bundle.inference.volume import SuperResolved
 from bundle.options import CommandOptions
 from bundle.trust import TrainingRange, load_training_range
 
-RECORD = "super_resolution"
-"""Key of the record: in `extra` of a nibabel image, in `meta` of a MetaTensor."""
-
 GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its position"
 DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
 

@@ -15,7 +15,7 @@ from monai.transforms import SaveImaged
 from monai.utils import convert_to_numpy
 
 from bundle.data import find_volumes, output_paths, read_header, write_volume
-from bundle.data.sidecar import content_digest, mark_result, sidecar_path, write_json
+from bundle.data.sidecar import RECORD, content_digest, mark_result, sidecar_path, write_json
 
 
 class SaveVolumed(SaveImaged):
@@ -84,7 +84,7 @@ class SaveVolumed(SaveImaged):
 
     def _record(self, image: MetaTensor, source: str) -> dict[str, Any]:
         """The record that the inferer made, with the name of the source in its folder; empty if it made none."""
-        text = image.meta.get("super_resolution")
+        text = image.meta.get(RECORD)
         record: dict[str, Any] = json.loads(text) if isinstance(text, str) and text else {}
         root = Path(self.dataset_dir)
         if record:

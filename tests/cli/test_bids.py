@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from programs import program
 
 from bundle.cli.bids import Bids
-from bundle.cli.record import write_json
 from bundle.data import output_paths
+from bundle.data.sidecar import write_json
 
 VALIDATOR = program("bids-validator-deno")
 BLOB = blob_volume((12, 10, 3), (5.5, 4.0, 1.0), sigma=3.0)

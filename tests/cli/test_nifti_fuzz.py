@@ -123,7 +123,7 @@ def run_through(path: Path, target: Path) -> str:
     try:
         file = check_volume_file(path)
         frames = list(file.frames())
-        check_nifti(path, file.header, file.shape, force=True)
+        check_nifti(path, file.header, force=True)
     except VolumeError as error:
         assert str(error).startswith(f"{path}: ") and "; " in str(error) and "\n" not in str(error)
         return "refused"

@@ -63,7 +63,7 @@ class NiftiVolumeReader(ImageReader):
         if len(img) != 1:
             fail(img[0] if img else "?", f"{len(img)} files were given as one image", "give one file per item")
         volume = read_volume(img[0], self.nonfinite)
-        doubts = check_nifti(volume.path, volume.header, volume.array.shape, self.force)
+        doubts = check_nifti(volume.path, volume.header, self.force)
         warnings = (*doubts, *volume.warnings)
         for warning in warnings:
             log_once(str(volume.path), warning)
