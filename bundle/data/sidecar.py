@@ -49,15 +49,17 @@ def is_result(path: Path) -> bool:
     return any(_is_ours(sidecar_path(place)) for place in (path, Path(os.path.realpath(path))))
 
 
-def mark_result(target: Path, source: str) -> None:
-    """Write a sidecar that says no more than that a NIfTI file is a result, unless there is one already.
+def mark_result(target: Path, source: str) -> bool:
+    """Write a sidecar that says no more than that a NIfTI file is a result; false if there is one already.
 
     Raises:
         OSError: it cannot be written.
     """
     sidecar = sidecar_path(target)
-    if not sidecar.exists():
-        write_json(sidecar, {"Sources": [source], "GeneratedBy": [{"Name": TOOL}]})
+    if sidecar.exists():
+        return False
+    write_json(sidecar, {"Sources": [source], "GeneratedBy": [{"Name": TOOL}]})
+    return True
 
 
 def _is_ours(sidecar: Path) -> bool:

@@ -65,21 +65,24 @@ class SaveVolumed(SaveImaged):
         header = read_header(source)
         volume = _file_axes(volume, len(header.get_data_shape()))
         target, affine = self.target(source), image.affine.numpy()
-        record = self._record(image, source)
+        record, sidecar = self._record(image, source), sidecar_path(target)
+        written = False
 
         def before(partial: Path) -> None:
             """The record is put in place just before the result, as by the command, or else a mark of results."""
+            nonlocal written
             if not record:
-                mark_result(target, Path(source).name)
+                written = mark_result(target, Path(source).name)
                 return
             record["SuperResolution"]["Provenance"]["OutputSha256"] = content_digest([partial])
-            write_json(sidecar_path(target), record)
+            write_json(sidecar, record)
+            written = True
 
         try:
             write_volume(target, volume, affine, like=header, source=source, before=before)
         except BaseException:
-            if not target.exists():
-                sidecar_path(target).unlink(missing_ok=True)
+            if written and not target.exists():
+                sidecar.unlink(missing_ok=True)
             raise
 
     def _record(self, image: MetaTensor, source: str) -> dict[str, Any]:
