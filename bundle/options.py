@@ -8,6 +8,7 @@ quick.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from os import PathLike
@@ -25,8 +26,8 @@ class Option:
     Attributes:
         help: one or two sentences.
         choices: the values that are permitted, if they can be listed.
-        kind: ``whole`` (a whole number), ``number``, ``share`` (a number from 0 to 1), ``flag``, ``path``, ``device``
-            or ``text``; of listed values it is ``choice``.
+        kind: ``whole`` (a whole number), ``number``, ``share`` (a number from 0 to 1), ``matrix`` and ``size`` (see
+            :func:`pair_of`), ``flag``, ``path``, ``device`` or ``text``; of listed values it is ``choice``.
         minimum: of a number.
         default_text: the default in words, where the value alone would not tell.
         words: permitted values beside the numbers.
@@ -54,6 +55,8 @@ class Option:
             "whole": f"a whole number of at least {self.minimum:g}" if self.minimum is not None else "a whole number",
             "number": f"a number of at least {self.minimum:g}" if self.minimum is not None else "a number",
             "share": "a number from 0 to 1",
+            "matrix": "two whole numbers, such as 192x256",
+            "size": "one or two sizes in mm, such as 0.5 or 0.5x0.6",
             "flag": "True or False",
             "path": "a path",
             "device": "a device of this machine, such as cpu or cuda",
@@ -74,9 +77,32 @@ class Option:
         if self.kind == "number":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             return number and (self.minimum is None or value >= self.minimum)
+        if self.kind in ("matrix", "size"):
+            return pair_of(value, whole=self.kind == "matrix") is not None
         if self.kind in ("path", "text"):
             return isinstance(value, (str, PathLike))
         return True
+
+
+def pair_of(value: Any, whole: bool = False) -> tuple[float, float] | None:
+    """Two positive numbers from ``0.5`` (twice the same), ``"0.5x0.6"`` or ``(0.5, 0.6)``; None if they are not.
+
+    Args:
+        whole: the numbers must be whole, and both be given.
+    """
+    parts = value.lower().split("x") if isinstance(value, str) else value
+    parts = list(parts) if isinstance(parts, Sequence) else [parts]
+    try:
+        numbers = [float(part) for part in parts if not isinstance(part, bool)]
+    except (TypeError, ValueError):
+        return None
+    if len(numbers) != len(parts) or not all(0 < n < math.inf for n in numbers):
+        return None
+    if whole and not all(n.is_integer() for n in numbers):
+        return None
+    if len(numbers) == 1 and not whole:
+        return numbers[0], numbers[0]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
 def option(default: Any, help: str, **about: Any) -> Any:
@@ -115,6 +141,21 @@ class InferenceOptions:
         "Array axis across the slices; it keeps its size. auto takes what the header says (dim_info, DICOM), else the "
         "BIDS sidecar, else the axis with the largest voxel spacing, else the last one.",
         choices=("auto", 0, 1, 2),
+    )
+    matrix: str = option(
+        "auto",
+        "Where the network starts if the scanner has interpolated the image: auto at the acquired matrix, where it is "
+        "found, with the result on the grid of the stored one; acquired also makes the result scale times the acquired "
+        "matrix; keep takes the image as it is stored; a matrix, such as 192x256, is taken for the acquired one.",
+        kind="matrix",
+        words=("auto", "keep", "acquired"),
+    )
+    voxel_size: str | None = option(
+        None,
+        "In-plane voxel size of the result in mm, such as 0.5 or 0.5x0.6, reached by the next higher factor of the "
+        "network and exact Fourier interpolation, instead of --scale.",
+        kind="size",
+        default_text="that of the input divided by the scale",
     )
     data_consistency: float | Literal["auto"] = option(
         "auto",
@@ -249,6 +290,8 @@ class CommandOptions(InferenceOptions):
             "Scale": self.scale,
             "Network": self.network_name,
             "SliceAxis": self.slice_axis,
+            "Matrix": self.matrix,
+            "VoxelSize": self.voxel_size,
             "DataConsistency": self.data_consistency,
             "Quality": self.quality,
             "NonFinite": self.nonfinite,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,14 @@ def put(folder: Path, name: str, content: bytes) -> Path:
     path = folder / name
     path.write_bytes(content)
     return path
+
+
+def fine_grid(
+    shape: Sequence[int], affine: np.ndarray, scale: int, slice_axis: int
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape and affine of a result by the grid rule: the first voxel stays, in-plane voxels become smaller."""
+    factors = [scale] * min(3, len(shape)) + [1, 1]
+    if len(shape) > 2:
+        factors[slice_axis] = 1
+    fine = tuple(n * factor for n, factor in zip(shape, factors, strict=False))
+    return fine, np.asarray(affine, np.float64) @ np.diag([*(1 / f for f in factors[:3]), 1.0])

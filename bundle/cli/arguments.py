@@ -85,6 +85,18 @@ class _NumberOrWord(click.FloatRange):
         return number
 
 
+class _Checked(click.ParamType):
+    """Text that an option permits."""
+
+    def __init__(self, about: Option) -> None:
+        self.about, self.name = about, about.kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not self.about.permits(value):
+            self.fail(f"{value!r} is not {self.about.range_text}", param, ctx)
+        return value
+
+
 def _type(about: Option) -> Any:
     if about.choices:
         return click.Choice(about.choices)
@@ -94,4 +106,6 @@ def _type(about: Option) -> Any:
         return click.IntRange(min=None if about.minimum is None else int(about.minimum))
     if about.kind == "share":
         return _NumberOrWord(about.words)
+    if about.kind in ("matrix", "size"):
+        return _Checked(about)
     return float if about.kind == "number" else str

@@ -75,15 +75,15 @@ class Bids:
         subjects = sorted(path for path in self.root.iterdir() if path.name.startswith("sub-") and path.is_dir())
         return [path for subject in subjects for path in files_below(subject, exclude)]
 
-    def rename(self, stem: str, scale: int, mark: str = "") -> str:
-        """Name of a result: the source's entities, with `SRx<scale>` added to `res` and `ICONet` to `desc`.
+    def rename(self, stem: str, resolution: str, mark: str = "") -> str:
+        """Name of a result: the source's entities, with its resolution (`SRx2`) added to `res` and `ICONet` to `desc`.
 
         The labels of the source stay in front, so that different names stay different whatever else is there:
         `res-2_desc-preproc_T1w` becomes `res-2SRx2_desc-preprocICONet_T1w`.
 
         Args:
             stem: name of the source without extension.
-            scale: in-plane factor.
+            resolution: of the result; of anything but letters and digits, "." becomes "p" and the rest drops out.
             mark: letters and digits that tell files of one stem apart.
         """
         *entities, suffix = stem.split("_")
@@ -91,7 +91,8 @@ class Bids:
         kept = [entity for entity in entities if entity.split("-")[0] not in _EXTENDED]
         last = [entity for entity in kept if entity.split("-")[0] in _ENTITIES_AFTER_RES]
         first = [entity for entity in kept if entity not in last]
-        ends = f"res-{labels['res']}SRx{scale}", f"desc-{labels['desc']}ICONet{mark.capitalize()}"
+        grid = re.sub(r"[^A-Za-z0-9]", "", resolution.replace(".", "p"))
+        ends = f"res-{labels['res']}{grid}", f"desc-{labels['desc']}ICONet{mark.capitalize()}"
         return "_".join([*first, ends[0], *last, ends[1], suffix])
 
     def metadata(self, volume: Path, slice_axis: int, slices: int) -> tuple[dict[str, Any], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from bundle.cli.record import result_files
 from bundle.cli.write import write_dicom, write_nifti
 from bundle.data.errors import disk_errors
 from bundle.data.sidecar import content_digest, write_json
+from bundle.inference.matrix import MatrixPlan, Wanted, plan_matrix
 from bundle.inference.model import Model
 from bundle.inference.record import describe, sidecar_content
 from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.options import CommandOptions
-from bundle.physics import fine_grid
 from bundle.physics.slices import decide_slice_axis
 
 
@@ -52,10 +53,15 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     job, options = task.job, task.options
     source = open_source(job, options)
     axis, doubtful = decide_slice_axis(options.slice_axis, source.shape, source.affine, source.stated)
-    shape, affine = fine_grid(source.shape, source.affine, task.model.scale, axis)
-    outcome = _Outcome(task, source, axis, shape, affine)
+    frames = source.frames()
+    first = next(frames)
+    plan = plan_matrix(first, source.affine, axis, task.model.scale, source.values, _wanted(options, source), job.name)
+    shape, affine = plan.grids.shape(source.shape, axis), plan.grids.affine(source.affine, len(source.shape), axis)
+    outcome = _Outcome(task, source, axis, plan, shape, affine)
     outcome.warn(() if source.dicom is not None else doubtful)
-    frames = _results(source, outcome, bar)
+    outcome.warn(doubts(first, source.affine, axis, source.values, plan, source.modality, task.model.trained_on))
+    frames = _results(chain([first], frames), outcome, bar)
+    del first
     try:
         if source.dicom is not None and job.to == "dicom":
             (voxels,) = frames
@@ -77,17 +83,23 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     return outcome.content
 
 
-def _results(source: Source, outcome: _Outcome, bar: Progress) -> Iterator[np.ndarray]:
-    """The super-resolved frames one by one; warnings and results are collected in the outcome."""
-    task = outcome.task
+def _wanted(options: CommandOptions, source: Source) -> Wanted:
+    """Array axis 0 of a DICOM volume runs along its columns."""
+    return Wanted(
+        options.matrix, options.voxel_size, source.modality, source.stated_matrix, swapped=source.dicom is not None
+    )
+
+
+def _results(frames: Iterator[np.ndarray], outcome: _Outcome, bar: Progress) -> Iterator[np.ndarray]:
+    """The super-resolved frames one by one; notes and results are collected in the outcome."""
+    task, source = outcome.task, outcome.source
     axis, walker = outcome.slice_axis, task.walker
     slices = source.shape[axis] if len(source.shape) > 2 else 1
     with bar.slices(slices * int(np.prod(source.shape[3:])), task.job.name, task.model.network):
-        for frame in source.frames():
-            if not outcome.results:  # the first volume represents a series
-                model = task.model
-                outcome.warn(doubts(frame, source.affine, axis, source.values, source.modality, model.trained_on))
-            result = super_resolve(frame, source.affine, task.model.network, axis, walker, source.values)
+        for frame in frames:
+            result = super_resolve(
+                frame, source.affine, task.model.network, axis, walker, source.values, outcome.plan.grids
+            )
             outcome.results.append(replace(result, voxels=np.empty(0)))
             outcome.warn(result.notes)
             yield result.voxels
@@ -100,6 +112,7 @@ class _Outcome:
     task: Task
     source: Source
     slice_axis: int
+    plan: MatrixPlan
     shape: tuple[int, ...]
     affine: np.ndarray
     warnings: list[str] = field(default_factory=list)
@@ -138,7 +151,7 @@ class _Outcome:
     def _content(self, digest: str | None) -> dict[str, Any]:
         task, job = self.task, self.task.job
         source, results = self.source, self.results
-        facts = describe(task.model.scale, source.shape, self.shape, results, source.values, self.warnings)
+        facts = describe(self.plan, source.affine, source.shape, self.shape, results, source.values, self.warnings)
         return sidecar_content(
             task.options.network_name,
             facts,

@@ -18,7 +18,7 @@ from bundle.data.dicom.own import made_here
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.find import files_below, is_volume_name
 from bundle.data.formats import ending_of, left_out, unread, unread_among
-from bundle.data.outputs import check_target
+from bundle.data.outputs import check_target, result_suffix
 from bundle.data.paths import pair_paths, special_kind
 from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
@@ -190,8 +190,8 @@ def _single_file(options: CommandOptions) -> Job:
 
 
 def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
-    suffix = f"SRx{options.scale}"
-    rename = None if bids is None else lambda stem, mark: bids.rename(stem, options.scale, mark)
+    suffix = result_suffix(options.scale, options.voxel_size)
+    rename = None if bids is None else lambda stem, mark: bids.rename(stem, suffix, mark)
     targets = output_paths(volumes, options.input, options.output, suffix, rename)
     base = options.input.parent if options.input.is_file() else options.input
     for path, target in zip(volumes, targets, strict=True):
@@ -206,7 +206,8 @@ def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[
     to = options.to or "dicom"
     for item in series:
         place = Path(os.path.relpath(_folder_of(item), base))
-        target = options.output / place / f"{item.label}_SRx{options.scale}{'.nii.gz' if to == 'nifti' else ''}"
+        name = f"{item.label}_{result_suffix(options.scale, options.voxel_size)}"
+        target = options.output / place / f"{name}{'.nii.gz' if to == 'nifti' else ''}"
         check_target(target, options.output, inputs)
         name = f"{(place / item.paths[0].name).as_posix()} ({item.description_for_log})"
         yield Job(name, item.label, item, target, sidecar_path(target), to)

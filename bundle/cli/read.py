@@ -15,11 +15,17 @@ from bundle.data.dicom.read import DicomVolume, read_geometry, read_pixels
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
 from bundle.data.meaning import check_dicom, check_nifti
+from bundle.data.nifti.axes import stated_axes
 from bundle.data.nifti.geometry import Header
+from bundle.data.nifti.geometry import read_geometry as header_geometry
 from bundle.data.nifti.storage import FLOAT32, Storage
 from bundle.data.values import Values
 from bundle.options import CommandOptions
-from bundle.physics.slices import StatedAxes
+from bundle.physics.matrix import StatedMatrix
+from bundle.physics.slices import StatedAxes, decide_slice_axis, in_plane_axes
+
+_OF_SERIES = StatedAxes(header=2)
+"""The slices of a DICOM series are its images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +41,7 @@ class Source:
         values: what the values mean.
         stated: the slice axis as the file says.
         modality: MR, CT or PT, if the file says so.
+        stated_matrix: the acquired matrix, if the file says it.
         dicom: the volume, if it is DICOM.
     """
 
@@ -47,6 +54,7 @@ class Source:
     storage: Storage = FLOAT32
     stated: StatedAxes | None = None
     modality: str | None = None
+    stated_matrix: StatedMatrix | None = None
     dicom: DicomVolume | None = None
 
 
@@ -67,6 +75,23 @@ def open_source(job: Job, options: CommandOptions) -> Source:
         *(file.shape, file.affine, file.frames, file.header, (*warnings, *file.warnings)),
         *(file.values, file.storage, file.stated),
     )
+
+
+def in_plane_spacing(job: Job, options: CommandOptions) -> tuple[float, float]:
+    """Voxel size along the two in-plane array axes, mm, from the header alone.
+
+    Raises:
+        VolumeError: the header is unusable.
+    """
+    if isinstance(job.source, DicomSeries):
+        affine, shape, stated = read_geometry(job.source, allow_gap=options.allow_gap).affine, (1, 1, 1), _OF_SERIES
+    else:
+        header = read_header(job.source)
+        affine, shape = header_geometry(job.source, header, []).affine, header.get_data_shape()
+        stated = stated_axes(job.source, header)
+    axis = decide_slice_axis(options.slice_axis, shape, affine, stated).axis
+    first, second = (float(np.linalg.norm(affine[:3, a])) for a in in_plane_axes(min(len(shape), 3), axis))
+    return first, second
 
 
 def check_series(job: Job, series: DicomSeries, options: CommandOptions) -> Stack:
@@ -100,7 +125,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         like,
         (*volume.warnings, *volume.values.warnings),
         volume.values,
-        stated=StatedAxes(header=2),  # the slices of a series are its images
+        stated=_OF_SERIES,
         modality=series.modality,
         dicom=volume,
     )

@@ -20,6 +20,7 @@ from bundle.options import CommandOptions
 
 if TYPE_CHECKING:
     from bundle.inference.model import Model
+    from bundle.physics.place import Grids
     from bundle.report import Section
 
 NAME = "report.html"
@@ -28,6 +29,8 @@ _LABELS = {
     "Scale": "scale",
     "Network": "network",
     "SliceAxis": "slice axis",
+    "Matrix": "matrix",
+    "VoxelSize": "voxel size, mm",
     "DataConsistency": "data consistency",
     "NonFinite": "NaN and infinite voxels",
     "AllowGap": "gaps in DICOM series allowed",
@@ -38,6 +41,7 @@ _ANSWERS: dict[str, dict[Any, str]] = {
     "NonFinite": {"error": "refused", "zero": "set to 0"},
     "AllowGap": {False: "no", True: "yes"},
     "Join": {False: "no", True: "yes"},
+    "VoxelSize": {None: "as the scale gives it"},
 }
 """Titles for settings of a record and their values; others are shown unchanged."""
 
@@ -77,14 +81,15 @@ class Report:
             affine,
             after,
             fine_affine,
-            self._model.scale,
+            _grids(facts, affine, fine_affine),
             facts["SliceAxis"],
             facts["DataConsistencyResidual"],
             facts["Warnings"],
             float(row.seconds) if row.status == "done" else None,
-            {"shown": f"first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {},
+            _lines(facts),
             header,
             fine_header,
+            (facts["AcquiredMatrix"][0], facts["AcquiredMatrix"][1]),
         )
         self._sections.append(section(entry))
 
@@ -103,6 +108,43 @@ class Report:
         }
         failures = {row.volume: row.error for row in rows if row.status == "failed"}
         return write_report(self._sections, self.path, facts, failures)
+
+
+def _lines(facts: dict[str, Any]) -> dict[str, str]:
+    """What the record says about the matrix and, of a series, the volume that is shown."""
+
+    def text(key: str, unit: str = "") -> str:
+        return " x ".join(f"{value:.4g}" for value in facts[key]) + unit
+
+    lines = {"shown": f"first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {}
+    lines["stored matrix"] = text("StoredMatrix")
+    if (source := facts["AcquiredMatrixSource"]) is not None:
+        sure = f", confidence {facts['AcquiredMatrixConfidence']:.2f}" if source != "given" else ""
+        lines["acquired matrix"] = f"{text('AcquiredMatrix')} (by {source}{sure})"
+    if facts["KSpaceFilter"]:
+        lines["k-space filter"] = facts["KSpaceFilter"]
+    if facts["NetworkMatrix"] != facts["StoredMatrix"]:
+        lines["the network starts at"] = text("NetworkMatrix")
+    lines["in-plane resolution"] = f"{text('ResolutionBefore', ' mm')} before, {text('ResolutionAfter', ' mm')} after"
+    return lines
+
+
+def _grids(facts: dict[str, Any], affine: np.ndarray, fine_affine: np.ndarray) -> Grids:
+    """The in-plane matrices of a result, from its record."""
+    from bundle.physics.place import Grids
+    from bundle.physics.slices import in_plane_axes
+
+    plane = in_plane_axes(min(len(facts["Shape"]), 3), facts["SliceAxis"])
+    before, after = (np.linalg.norm(a[:3, :3], axis=0) for a in (affine, fine_affine))
+    (h, w), (rows, cols) = facts["StoredMatrix"], facts["NetworkMatrix"]
+    first, second = plane
+    return Grids(
+        (h, w),
+        (rows, cols),
+        (facts["Shape"][first], facts["Shape"][second]),
+        (float(after[first] / before[first]), float(after[second] / before[second])),
+        facts["Scale"],
+    )
 
 
 def _without(padding: float, voxels: np.ndarray, slice_axis: int) -> np.ndarray:

@@ -29,8 +29,8 @@ from bundle.data.errors import root_cause
 from bundle.data.meaning import check_nifti
 from bundle.data.paths import sha256_of
 from bundle.data.sidecar import content_digest, read_record
-from bundle.inference.shipped import shipped_weights, tool_version
-from bundle.options import CommandOptions
+from bundle.inference.shipped import factor_for, shipped_scales, shipped_weights, tool_version
+from bundle.options import CommandOptions, pair_of
 
 if TYPE_CHECKING:
     from bundle.inference.model import Model
@@ -56,13 +56,14 @@ def run(options: CommandOptions) -> int:
     prefix = "" if share.alone else f"[{share.mark}] "
     with logging_to(options.log_json and share.own_file(options.log_json), prefix, options.quiet):
         plan = find_jobs(options)
-        digest = _weights_digest(options)
-        decides = options.settings(), options.to, options.overwrite, digest, tool_version()
+        digests = {scale: _weights_digest(options, scale) for scale in _scales(options)}
+        decides = options.settings(), options.to, options.overwrite, *digests.values(), tool_version()
         share, own = share.of_run(plan.jobs, *decides)
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
-        start = f"volumes: {count}, {options.scale}x with {options.network_name}"
-        _say("start", start, volumes=len(own), weights_sha256=digest)
-        work = _Run(replace(plan, jobs=own), options, digest, share)
+        to = f"{options.scale}x" if options.voxel_size is None else f"to {options.voxel_size} mm"
+        start = f"volumes: {count}, {to} with {options.network_name}"
+        _say("start", start, volumes=len(own), weights_sha256=", ".join(digests.values()))
+        work = _Run(replace(plan, jobs=own), options, digests, share)
         if options.dry_run:
             return work.dry_run()
         work.prepare()
@@ -76,25 +77,42 @@ def run(options: CommandOptions) -> int:
 class _Run:
     """The jobs of a plan that belong to this process."""
 
-    def __init__(self, plan: Plan, options: CommandOptions, digest: str, share: Share) -> None:
-        self.plan, self.options, self.digest, self.share = plan, options, digest, share
+    def __init__(self, plan: Plan, options: CommandOptions, digests: dict[int, str], share: Share) -> None:
+        self.plan, self.options, self.digests, self.share = plan, options, digests, share
+        self.models: dict[int, Model] = {}
         self.rows: list[Row] = []
         self.undrawn = 0
         self.report: Report | None = None
 
-    @cached_property
-    def model(self) -> Model:
+    def model(self, scale: int) -> Model:
         """The network, loaded when the first volume needs it: with PyTorch and MONAI that takes seconds.
 
         Raises:
             RunError: unknown network, no or bad weights, no such device.
         """
-        from monai.utils import set_determinism
+        if scale not in self.models:
+            from monai.utils import set_determinism
 
-        model = _load(self.options)
-        set_determinism(seed=0)
-        _say("device", f"running on {next(model.network.parameters()).device}")
-        return model
+            model = _load(self.options, scale)
+            set_determinism(seed=0)
+            if not self.models:
+                _say("device", f"running on {next(model.network.parameters()).device}")
+            self.models[scale] = model
+        return self.models[scale]
+
+    def scale(self, job: Job) -> int:
+        """The factor for a volume: the only one, or by its header the next higher one for the voxel size asked for.
+
+        Raises:
+            VolumeError: the header is unusable.
+        """
+        size = None if self.options.voxel_size is None else pair_of(self.options.voxel_size)
+        if size is None or len(self.digests) == 1:
+            return next(iter(self.digests))
+        from bundle.cli.read import in_plane_spacing
+
+        spacing = in_plane_spacing(job, self.options)
+        return factor_for(size[::-1] if isinstance(job.source, DicomSeries) else size, spacing, list(self.digests))
 
     @cached_property
     def walker(self) -> SliceWalker:
@@ -109,9 +127,9 @@ class _Run:
             RunError: see :attr:`model`.
         """
         if self.options.report:
-            self.report = Report(self.plan, self.options, self.model)
+            self.report = Report(self.plan, self.options, self.model(min(self.digests)))
         if self.options.overwrite or any(not (job.target.exists() and job.sidecar.exists()) for job in self.plan.jobs):
-            _ = self.model
+            _ = self.model(min(self.digests))
 
     def dry_run(self) -> int:
         """Report what would be done, from headers and digests alone."""
@@ -243,14 +261,15 @@ class _Run:
         from bundle.inference.memory import batch_that_fits
 
         # Before the voxels are read: the result is larger than they are.
-        batch_that_fits(math.prod(_shape(job)[:3]) * self.options.scale**2)
+        scale = self.scale(job)
+        batch_that_fits(math.prod(_shape(job)[:3]) * scale**2)
 
-        return process(Task(job, self.options, self.model, self.walker, self.plan.bids, provenance), bar)
+        return process(Task(job, self.options, self.model(scale), self.walker, self.plan.bids, provenance), bar)
 
     def _provenance(self, job: Job) -> dict[str, Any]:
         return {
             "InputSha256": content_digest(job.files),
-            "WeightsSha256": self.digest,
+            "WeightsSha256": self.digests[self.scale(job)],
             "Settings": {**self.options.settings(), "Format": job.to},
             "Version": tool_version(),
         }
@@ -275,21 +294,27 @@ class _Run:
         return int(counts["failed"] + self.undrawn > 0)
 
 
-def _weights_digest(options: CommandOptions) -> str:
+def _scales(options: CommandOptions) -> list[int]:
+    """The factors that the volumes of a run may need: a given voxel size chooses among those with shipped weights."""
+    several = options.voxel_size is not None and options.weights is None
+    return (shipped_scales(options.network_name) if several else []) or [options.scale]
+
+
+def _weights_digest(options: CommandOptions, scale: int) -> str:
     """SHA-256 of the weights.
 
     Raises:
         RunError: there are none.
     """
-    path = options.weights or shipped_weights(options.network_name, options.scale)
-    return sha256_of(path) if path.is_file() else _load(options).digest  # its error says why there are none
+    path = options.weights or shipped_weights(options.network_name, scale)
+    return sha256_of(path) if path.is_file() else _load(options, scale).digest  # its error says why there are none
 
 
-def _load(options: CommandOptions) -> Model:
+def _load(options: CommandOptions, scale: int) -> Model:
     from bundle.inference.model import ModelError, load_model
 
     try:
-        return load_model(options.network_name, options.scale, options.weights, options.device)
+        return load_model(options.network_name, scale, options.weights, options.device)
     except ModelError as error:
         raise RunError(str(error)) from error
 

@@ -24,6 +24,11 @@ class Row:
     seconds: str = ""
     slice_axis: str = ""
     shape: str = ""
+    acquired_matrix: str = ""
+    acquired_by: str = ""
+    confidence: str = ""
+    resolution_mm: str = ""
+    result_resolution_mm: str = ""
     result_shape: str = ""
     residual: str = ""
     warnings: str = ""
@@ -44,6 +49,11 @@ class Row:
             seconds=f"{seconds:.2f}",
             slice_axis=str(facts["SliceAxis"]),
             shape="x".join(map(str, facts["SourceShape"])),
+            acquired_matrix="x".join(map(str, facts["AcquiredMatrix"])),
+            acquired_by=facts["AcquiredMatrixSource"] or "",
+            confidence=f"{facts['AcquiredMatrixConfidence'] or 0:.2f}",
+            resolution_mm="x".join(f"{size:.4g}" for size in facts["ResolutionBefore"]),
+            result_resolution_mm="x".join(f"{size:.4g}" for size in facts["ResolutionAfter"]),
             result_shape="x".join(map(str, facts["Shape"])),
             residual=f"{facts['DataConsistencyResidual']:.3g}",
             warnings="; ".join(facts["Warnings"]),

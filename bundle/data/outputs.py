@@ -10,6 +10,7 @@ from pathlib import Path
 from bundle.data.errors import fail_dataset
 from bundle.data.find import ENDINGS, split_name
 from bundle.data.paths import PathLike
+from bundle.options import pair_of
 
 
 def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
@@ -24,6 +25,13 @@ def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
     there = next(folder for folder in (target, *target.parents) if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         fail_dataset(output_dir, f"cannot be written ({there} is not a writable folder)", "give another output folder")
+
+
+def result_suffix(scale: int, voxel_size: str | float | None = None) -> str:
+    """What is appended to the name of a result: ``SRx2``, or ``SR0.5x0.6mm`` for a given voxel size."""
+    if voxel_size is None or (sizes := pair_of(voxel_size)) is None:
+        return f"SRx{scale}"
+    return f"SR{'x'.join(f'{size:g}' for size in dict.fromkeys(sizes))}mm"
 
 
 def output_paths(

@@ -26,13 +26,16 @@ from bundle.data.nifti.header import drop_extensions
 from bundle.data.nifti.write import output_header
 from bundle.data.sidecar import RECORD
 from bundle.data.values import survey
+from bundle.inference.matrix import Wanted, plan_matrix
 from bundle.inference.model import Model, load_model
 from bundle.inference.record import describe
+from bundle.inference.shipped import factor_for, shipped_scales
 from bundle.inference.volume import doubts
 from bundle.inference.volume import super_resolve as super_resolve_volume
 from bundle.inference.walker import SliceWalker
-from bundle.options import DEFAULT_NETWORK
-from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis
+from bundle.options import DEFAULT_NETWORK, pair_of
+from bundle.physics.matrix import StatedMatrix
+from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis, in_plane_axes
 
 logger = logging.getLogger("iconet")
 
@@ -60,6 +63,8 @@ def super_resolve(
     weights: str | os.PathLike[str] | None = None,
     device: str | None = None,
     slice_axis: SliceAxis = "auto",
+    matrix: str = "auto",
+    voxel_size: str | float | tuple[float, float] | None = None,
     data_consistency: float | Literal["auto"] = "auto",
     quality: Literal["standard", "best"] = "standard",
     slice_batch: int = 4,
@@ -78,8 +83,9 @@ def super_resolve(
         image: a nibabel image (X, Y), (X, Y, Z) or (X, Y, Z, T), a NumPy array of that shape, or a channel-first
             MetaTensor, (C, X, Y) or (C, X, Y, Z), each channel a volume of a series.
         affine: voxel index to world (4, 4), mm; only for arrays, which have none of their own.
-        scale, network_name, weights, device, slice_axis, data_consistency, quality, slice_batch, nonfinite, force: as
-            the options of the command (:class:`bundle.options.InferenceOptions`).
+        scale, network_name, weights, device, slice_axis, matrix, voxel_size, data_consistency, quality, slice_batch,
+            nonfinite, force: as the options of the command (:class:`bundle.options.InferenceOptions`). A voxel size
+            chooses the scale itself, unless weights are given.
         modality: "MR" or "PET", to compare the input with the training data of that modality.
 
     Returns:
@@ -91,23 +97,27 @@ def super_resolve(
         VolumeError: voxels that are not finite real numbers, a wrong number of axes, no usable affine, or an image that
             says it is none.
         ModelError: no such network, scale, weights or device.
-        ValueError: a slice axis, batch or data consistency outside its range.
+        ValueError: a slice axis, matrix, voxel size, batch or data consistency outside its range.
     """
     given = _given(image, affine, nonfinite)
     warnings = judge(given.name, _findings(image), force)
-    model = _kept_model(network_name, scale, *_identity(weights), device)
     affine, first_frame = given.affine, given.frames[0]
     axis, uncertain = decide_slice_axis(slice_axis, first_frame.shape, affine, given.stated)
+    if voxel_size is not None and weights is None:
+        scale = _factor(network_name, scale, voxel_size, affine, first_frame.ndim, axis)
+    model = _kept_model(network_name, scale, *_identity(weights), device)
     walker = SliceWalker(slice_batch, data_consistency, quality=quality)
     values = survey(given.frames)
-    results = [super_resolve_volume(f, affine, model.network, axis, walker, values) for f in given.frames]
+    wanted = Wanted(matrix, voxel_size, modality, given.stated_matrix)
+    plan = plan_matrix(first_frame, affine, axis, model.scale, values, wanted, given.name)
+    results = [super_resolve_volume(f, affine, model.network, axis, walker, values, plan.grids) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
-    doubtful = doubts(first_frame, affine, axis, values, modality, model.trained_on)
+    doubtful = doubts(first_frame, affine, axis, values, plan, modality, model.trained_on)
     notes = [note for result in results for note in result.notes]
     warnings = list(dict.fromkeys([*warnings, *given.warnings, *values.warnings, *uncertain, *doubtful, *notes]))
     shape, fine_shape = ([*volume.shape, *count] for volume in (first_frame, first.voxels))
     record = {
-        **describe(scale, shape, fine_shape, results, values, warnings),
+        **describe(plan, affine, shape, fine_shape, results, values, warnings),
         "Network": network_name,
         "WeightsSha256": model.digest,
         "DataConsistency": data_consistency,
@@ -129,6 +139,7 @@ class _Given:
     header: Header | None = None
     warnings: tuple[str, ...] = ()
     stated: StatedAxes | None = None
+    stated_matrix: StatedMatrix | None = None
 
 
 def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
@@ -171,6 +182,14 @@ def _findings(image: Any) -> list[Finding]:
     else:
         return []
     return [*by_intent(int(np.ravel(code)[0]), components), *(by_bids(Path(str(file))) if file else ())]
+
+
+def _factor(name: str, scale: int, voxel_size: Any, affine: np.ndarray, ndim: int, slice_axis: int) -> int:
+    """The next higher factor of the network for a voxel size."""
+    if (size := pair_of(voxel_size)) is None:
+        raise ValueError(f"voxel_size must be one or two sizes in mm, such as 0.5 or (0.5, 0.6), got {voxel_size!r}")
+    spacing = [float(np.linalg.norm(affine[:3, axis])) for axis in in_plane_axes(ndim, slice_axis)]
+    return factor_for(size, spacing, shipped_scales(name) or [scale])
 
 
 def _frames(voxels: np.ndarray) -> list[np.ndarray]:

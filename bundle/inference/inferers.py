@@ -17,6 +17,7 @@ from torch import Tensor
 from bundle.data.nifti.axes import stated_in_meta
 from bundle.data.sidecar import RECORD
 from bundle.data.values import Values, survey
+from bundle.inference.matrix import MatrixPlan, Wanted, plan_matrix
 from bundle.inference.record import Origin, describe, sidecar_content
 from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
@@ -40,6 +41,7 @@ class VolumeInferer(Inferer):
         quality: see :class:`bundle.inference.walker.SliceWalker`.
         origin: network and weights: then inputs are compared with the training data, and MetaTensors that were read
             from files get the record of their result (JSON) under :data:`bundle.data.sidecar.RECORD`.
+        matrix, voxel_size: as the options (:class:`bundle.options.InferenceOptions`); the factor is the network's.
 
     Raises:
         ValueError: an argument is out of range.
@@ -53,8 +55,11 @@ class VolumeInferer(Inferer):
         progress: bool = False,
         quality: Literal["standard", "best"] = "standard",
         origin: Origin | None = None,
+        matrix: str = "auto",
+        voxel_size: str | float | None = None,
     ) -> None:
         super().__init__()
+        self.matrix, self.voxel_size = matrix, voxel_size
         self.origin = origin
         self.slice_axis: SliceAxis = slice_axis if slice_axis == "auto" else check_slice_axis(slice_axis)
         self.walker = SliceWalker(slice_batch, data_consistency, progress, quality)
@@ -97,22 +102,26 @@ class VolumeInferer(Inferer):
         channels = item.cpu().float()
         values = survey(channel.numpy() for channel in channels)
         warnings = [*values.warnings, *uncertain]
+        wanted = Wanted(self.matrix, self.voxel_size)
+        plan = plan_matrix(channels[0].numpy(), affine, axis, scale_of(network), values, wanted)
         if self.origin is not None:
-            warnings += doubts(channels[0].numpy(), affine, axis, values, None, self.origin.trained_on)
+            warnings += doubts(channels[0].numpy(), affine, axis, values, plan, None, self.origin.trained_on)
         results = [
-            super_resolve(channel, affine, network, axis, self.walker, values, *args, **kwargs) for channel in channels
+            super_resolve(channel, affine, network, axis, self.walker, values, plan.grids, *args, **kwargs)
+            for channel in channels
         ]
         warnings += (note for result in results for note in result.notes)
         for warning in dict.fromkeys(warnings):
             logger.warning(warning)
-        record = self._record(inputs, number, scale_of(network), results, values, warnings)
+        record = self._record(inputs, number, plan, affine, results, values, warnings)
         return torch.from_numpy(np.stack([result.voxels for result in results])), results[0].affine, record
 
     def _record(
         self,
         inputs: Tensor,
         number: int,
-        scale: int,
+        plan: MatrixPlan,
+        affine: np.ndarray,
         results: Sequence[SuperResolved],
         values: Values,
         warnings: Sequence[str],
@@ -125,12 +134,14 @@ class VolumeInferer(Inferer):
         said = str(_of_item(meta, "warnings", number) or "").splitlines()
         series = [len(results)] if np.ravel(_of_item(meta, "dim", number))[0] == 4 else []
         coarse, fine = [*inputs.shape[2:], *series], [*results[0].voxels.shape, *series]
-        facts = describe(scale, coarse, fine, results, values, dict.fromkeys([*said, *warnings]))
+        facts = describe(plan, affine, coarse, fine, results, values, dict.fromkeys([*said, *warnings]))
         walker = self.walker
         provenance = self.origin.provenance(
             source,
-            scale=scale,
+            scale=plan.grids.scale,
             slice_axis=self.slice_axis,
+            matrix=self.matrix,
+            voxel_size=self.voxel_size,
             data_consistency=walker.data_consistency,
             quality=walker.quality,
         )

@@ -15,17 +15,20 @@ import numpy as np
 from bundle.data.paths import pair_paths, sha256_of
 from bundle.data.sidecar import content_digest, generated_by
 from bundle.data.values import Values
+from bundle.inference.matrix import MatrixPlan
 from bundle.inference.shipped import tool_version
 from bundle.inference.volume import SuperResolved
 from bundle.options import CommandOptions
+from bundle.physics.slices import in_plane_axes
 from bundle.trust import TrainingRange, load_training_range
 
-GRID_RULE = "low-resolution voxel j lies on high-resolution voxel scale * j; the first voxel keeps its position"
+GRID_RULE = "voxel i of the result lies at i * step of the source, in-plane; the first voxel keeps its position"
 DEGRADATION = "k-space truncation of each slice, magnitude, gain divided out"
 
 
 def describe(
-    scale: int,
+    plan: MatrixPlan,
+    source_affine: np.ndarray,
     source_shape: Sequence[int],
     shape: Sequence[int],
     results: Sequence[SuperResolved],
@@ -35,7 +38,8 @@ def describe(
     """The facts about a result; for a series (four axes), those that differ between volumes are lists.
 
     Args:
-        scale: in-plane factor.
+        plan: grids and acquired matrix.
+        source_affine: voxel index to world before.
         source_shape, shape: before and after.
         results: of the image or volume, or of each volume of a series; their voxels are not used.
         values: what the values of the input mean.
@@ -48,11 +52,12 @@ def describe(
         return values if series else values[0]
 
     return {
-        "Scale": scale,
+        "Scale": plan.grids.scale,
         "SliceAxis": first.slice_axis,
         "SourceShape": list(source_shape),
         "Shape": list(shape),
         "VoxelSize": voxel_size(first.affine, len(shape)),
+        **matrix_facts(plan, source_affine, len(shape), first.slice_axis),
         "GridRule": GRID_RULE,
         "DegradationAssumed": DEGRADATION,
         "DataConsistencyWeight": each("consistency"),
@@ -63,6 +68,32 @@ def describe(
         **values.record(),
         "Warnings": list(warnings),
         "Versions": versions(),
+    }
+
+
+def matrix_facts(plan: MatrixPlan, affine: np.ndarray, ndim: int, slice_axis: int) -> dict[str, Any]:
+    """Stored and acquired matrix along the two in-plane array axes, and the resolution before and after, mm.
+
+    The resolution is the field of view over the samples that hold information: the acquired ones of the source, and
+    those that the network made of them; a result on a finer grid has no more.
+    """
+    made, known = plan.grids, plan.acquired
+    plane = in_plane_axes(min(ndim, 3), slice_axis)
+    spacing = [float(size) for size in np.linalg.norm(np.asarray(affine)[:3, :3], axis=0)[list(plane)]]
+    view = [n * size for n, size in zip(made.stored, spacing, strict=True)]
+    acquired = made.network if known is None else known.acquired
+    after = [
+        max(length / n, step * size) for length, n, step, size in zip(view, made.fine, made.step, spacing, strict=True)
+    ]
+    return {
+        "StoredMatrix": list(made.stored),
+        "AcquiredMatrix": list(acquired),
+        "AcquiredMatrixSource": None if known is None else known.source,
+        "AcquiredMatrixConfidence": None if known is None else round(known.confidence, 3),
+        "KSpaceFilter": None if known is None else known.filtered,
+        "NetworkMatrix": list(made.network),
+        "ResolutionBefore": [round(length / n, 6) for length, n in zip(view, acquired, strict=True)],
+        "ResolutionAfter": [round(size, 6) for size in after],
     }
 
 
@@ -82,12 +113,16 @@ def sidecar_content(
         metadata: of the source that stay true.
     """
     size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
+    whole = [facts["Scale"] * n for n in facts["StoredMatrix"]] == [
+        n for axis, n in enumerate(facts["Shape"][:3]) if axis != facts["SliceAxis"]
+    ][:2]
+    finer = f", {facts['Scale']} times finer in-plane than the source" if whole else ""
     return {
         **(metadata or {}),
         "Description": f"Super-resolved by {network_name}, slice by slice",
         "Sources": sources,
         "GeneratedBy": generated_by(tool_version()),
-        "Resolution": f"{size} mm, {facts['Scale']} times finer in-plane than the source",
+        "Resolution": f"{size} mm{finer}",
         "SuperResolution": {**facts, "Provenance": dict(provenance)},
     }
 

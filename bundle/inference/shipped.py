@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from bundle.options import DEFAULT_NETWORK
+from bundle.options import DEFAULT_NETWORK, SCALES
 
 MODELS_VARIABLE = "ICONET_MODELS"
 """Environment variable that names another folder of weights."""
@@ -75,6 +76,22 @@ def weights_path(models_dir: str | os.PathLike[str], name: str = DEFAULT_NETWORK
     network = "" if name == DEFAULT_NETWORK else f"_{name}"
     factor = "" if (name, scale) == (DEFAULT_NETWORK, 2) else f"_x{scale}"
     return str(Path(models_dir) / f"model{network}{factor}.pt")
+
+
+def shipped_scales(name: str) -> list[int]:
+    """The factors for which a network has shipped weights."""
+    return [scale for scale in SCALES if shipped_weights(name, scale).is_file()]
+
+
+def factor_for(size: Sequence[float], spacing: Sequence[float], scales: Sequence[int]) -> int:
+    """The smallest factor of a network that reaches a voxel size, or the largest that there is.
+
+    Args:
+        size, spacing: of the result and of the stored voxels along the in-plane axes, mm.
+        scales: factors with weights.
+    """
+    needed = max(have / want for have, want in zip(spacing, size, strict=True))
+    return next((scale for scale in sorted(scales) if scale >= needed * (1 - 1e-6)), max(scales))
 
 
 def shipped_weights(name: str, scale: int) -> Path:

@@ -8,7 +8,7 @@ from bundle.physics.consistency import (
     restore_magnitude,
     restore_measured,
 )
-from bundle.physics.grid import divisible_size, fine_grid, lowres_affine, superres_affine
+from bundle.physics.grid import divisible_size, lowres_affine, superres_affine
 from bundle.physics.kspace import (
     fft2c,
     fftc,
@@ -31,7 +31,6 @@ __all__ = [
     "fft2c",
     "fftc",
     "fill_padding",
-    "fine_grid",
     "fine_padding",
     "fourier_upsample",
     "ifft2c",

@@ -9,13 +9,10 @@ move the origin by half the difference of the voxel sizes; here that would be of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import numpy as np
 import torch
 from torch import Tensor
-
-from bundle.physics.slices import in_plane_factors
 
 Affine = np.ndarray | Tensor
 
@@ -53,12 +50,3 @@ def divisible_size(size: Sequence[int], scale: int) -> tuple[int, ...]:
     if any(n < scale for n in size):
         raise ValueError(f"a matrix of {tuple(size)} is too small for a factor of {scale}")
     return tuple(n - n % scale for n in size)
-
-
-def fine_grid(
-    shape: Sequence[int], affine: np.ndarray, scale: int, slice_axis: int
-) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of the result by the grid rule; a time axis is unchanged."""
-    factors = in_plane_factors(min(len(shape), 3), slice_axis, scale)
-    fine = tuple(n * factor for n, factor in zip_longest(shape, factors[: len(shape)], fillvalue=1))
-    return fine, np.asarray(superres_affine(np.asarray(affine, np.float64), factors))

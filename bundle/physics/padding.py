@@ -7,11 +7,13 @@ the padding back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from bundle.physics.slices import in_plane_factors, slices_back, slices_last
+from bundle.physics.slices import slices_back, slices_last
 
 _RINGS = 4
 """Rings of voxels by which the neighbourhood grows before the matrix is halved for what lies further away."""
@@ -43,24 +45,25 @@ def fill_padding(image: Tensor, mask: Tensor, slice_axis: int) -> Tensor:
     return slices_back(filled.reshape(planes.shape), slice_axis)[0]
 
 
-def fine_padding(mask: Tensor, scale: int, slice_axis: int) -> Tensor:
+def fine_padding(mask: Tensor, steps: Sequence[float], shape: Sequence[int]) -> Tensor:
     """Which voxels of the result are padding: those of which all low-resolution voxels around them are.
 
-    Low-resolution voxel j lies on fine voxel scale * j, so fine voxel i lies between floor(i / scale) and
-    ceil(i / scale) along each in-plane axis. Behind the last low-resolution voxel that one alone decides.
+    Fine voxel i lies between floor(i * step) and ceil(i * step) along each axis. Behind the last low-resolution voxel
+    that one alone decides.
 
     Args:
         mask: bool, (X, Y) or (X, Y, Z).
+        steps: distance of the voxels of the result along each axis, in voxels of the mask.
+        shape: of the result.
 
     Returns:
-        bool, in-plane axes ``scale`` times longer.
+        bool, of that shape.
     """
-    for axis, factor in enumerate(in_plane_factors(mask.ndim, slice_axis, scale)[: mask.ndim]):
-        if factor > 1:
-            fine = torch.arange(factor * mask.shape[axis], device=mask.device)
-            before = fine // factor
-            after = (-(-fine // factor)).clamp(max=mask.shape[axis] - 1)
-            mask = mask.index_select(axis, before) & mask.index_select(axis, after)
+    for axis, (step, size) in enumerate(zip(steps, shape, strict=False)):
+        place = torch.arange(size, dtype=torch.float64, device=mask.device) * step
+        last = mask.shape[axis] - 1
+        before, after = ((place + shift).to(torch.int64).clamp(max=last) for shift in (1e-6, 1 - 1e-6))
+        mask = mask.index_select(axis, before) & mask.index_select(axis, after)
     return mask
 
 

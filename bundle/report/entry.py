@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from bundle.data.nifti.geometry import Header
+from bundle.physics.place import Grids
+from bundle.physics.slices import in_plane_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,10 +19,11 @@ class ReportEntry:
 
     Attributes:
         name: shown to the reader, such as the path below the input folder; any string.
-        input_voxels, output_voxels: real and finite, (X, Y) or (X, Y, Z), in the same units of intensity; the in-plane
-            axes of the output are ``scale`` times longer.
+        input_voxels, output_voxels: real and finite, (X, Y) or (X, Y, Z), in the same units of intensity.
         input_affine, output_affine: voxel index to world (RAS), millimetres, 4x4.
-        scale: factor of the network.
+        grids: in-plane matrices of the input and of the output.
+        measured: the acquired matrix along the two in-plane array axes, over the input's field of view; the input's
+            matrix if not given.
         slice_axis: array axis that runs over the slices.
         residual: distance of the truncated output from the input, relative root mean square; ``None``: not measured.
         warnings: one line each.
@@ -34,7 +37,7 @@ class ReportEntry:
     input_affine: np.ndarray
     output_voxels: np.ndarray
     output_affine: np.ndarray
-    scale: int
+    grids: Grids
     slice_axis: int = 2
     residual: float | None = None
     warnings: Sequence[str] = ()
@@ -42,6 +45,7 @@ class ReportEntry:
     facts: Mapping[str, Any] = field(default_factory=dict)
     input_header: Mapping[str, Any] = field(default_factory=dict)
     output_header: Mapping[str, Any] = field(default_factory=dict)
+    measured: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.slice_axis not in (0, 1, 2):
@@ -51,14 +55,25 @@ class ReportEntry:
                 raise ValueError(f"{self.name}: the {what} must be a single image or volume, got shape {voxels.shape}")
         if self.input_voxels.ndim == 2:  # one slice, both axes in-plane
             object.__setattr__(self, "slice_axis", 2)
-        expected = tuple(
-            n if axis == self.slice_axis else n * self.scale for axis, n in enumerate(self.input_voxels.shape)
-        )
-        if self.output_voxels.shape != expected:
+        plane = in_plane_axes(self.input_voxels.ndim, self.slice_axis)
+        stored = tuple(self.input_voxels.shape[axis] for axis in plane)
+        expected = self.grids.shape(self.input_voxels.shape, self.slice_axis)
+        if stored != self.grids.stored or self.output_voxels.shape != expected:
             raise ValueError(
-                f"{self.name}: an input of {self.input_voxels.shape} gives an output of {expected} at scale "
-                f"{self.scale} with slices along axis {self.slice_axis}, got {self.output_voxels.shape}"
+                f"{self.name}: an input of {self.input_voxels.shape} with slices along axis {self.slice_axis} gives an "
+                f"output of {expected}, got {self.output_voxels.shape}"
             )
+
+    @property
+    def band(self) -> tuple[int, int]:
+        """Samples of the output's k-space that were measured."""
+        rows, cols = (
+            min(size, max(1, round(n * size * step / full)))
+            for n, size, step, full in zip(
+                self.measured or self.grids.stored, self.grids.result, self.grids.step, self.grids.stored, strict=True
+            )
+        )
+        return rows, cols
 
 
 def header_facts(header: Header) -> dict[str, str]:

@@ -82,7 +82,7 @@ def section(entry: ReportEntry) -> Section:
     cuts = planes(entry)
     shown, across = cuts[0], cuts[1:]
     view = _View(_window(cuts), _reach(cuts))
-    height, width = (n // entry.scale for n in shown.output.shape)
+    band = shown.band
     html = _environment.get_template("volume.html.j2").render(
         entry=entry,
         rows=[
@@ -91,8 +91,8 @@ def section(entry: ReportEntry) -> Section:
             *(_row(plane, view, entry.name, _ACROSS, True) for plane in across),
         ],
         view=view,
-        spectra=_spectra(shown, (height, width), entry.name),
-        beyond=share_beyond(shown.output, (height, width)),
+        spectra=_spectra(shown, band, entry.name),
+        beyond=share_beyond(shown.output, band),
         histogram=histograms(entry.input_voxels, entry.output_voxels, f"histograms, {entry.name}"),
         statistics=_statistics(entry),
         header=_header(entry),
@@ -155,6 +155,7 @@ def _detail(plane: Plane) -> Plane:
         plane.interpolated[middle],
         plane.output[middle],
         plane.aspect * (height * w) / (width * h),
+        (h, w),
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from nibabel.orientations import aff2axcodes, io_orientation
 from torch import Tensor
 
-from bundle.physics import fourier_upsample
+from bundle.physics.place import Grids, place
 from bundle.report.entry import ReportEntry
 
 _NAMES = ("Sagittal", "Coronal", "Axial")
@@ -27,6 +27,7 @@ class Plane:
         directions: patient directions on the left, right, bottom and top of the picture.
         interpolated, output: (height, width), rows from the top.
         aspect: width over height in millimetres.
+        band: samples (height, width) of its k-space that were measured; all of them across the slices.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Plane:
     interpolated: np.ndarray
     output: np.ndarray
     aspect: float
+    band: tuple[int, int]
 
     @property
     def difference(self) -> np.ndarray:
@@ -52,10 +54,10 @@ def planes(entry: ReportEntry) -> list[Plane]:
     row, column = (n // 2 for n in fine.shape[1:])
     shown = fine[middle], fine[:, row, :], fine[:, :, column]
     wanted: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for upsampled in _interpolated(coarse, fine.shape[1:]):
+    for upsampled in _interpolated(coarse, entry.grids):
         wanted[0].append(upsampled[:, row, :])
         wanted[1].append(upsampled[:, :, column])
-    whole = next(_interpolated(coarse[middle : middle + 1], fine.shape[1:]))[0]
+    whole = next(_interpolated(coarse[middle : middle + 1], entry.grids))[0]
     across = (torch.cat(lines).numpy() for lines in wanted)
     in_plane = [a for a in range(3) if a != axis]
     across_axes = [[axis, a] for a in reversed(in_plane)]
@@ -69,10 +71,12 @@ def _slices_first(voxels: np.ndarray, slice_axis: int) -> np.ndarray:
     return np.moveaxis(volume, slice_axis, 0).astype(np.float32, copy=False)
 
 
-def _interpolated(coarse: np.ndarray, size: tuple[int, int]) -> Iterator[Tensor]:
+def _interpolated(coarse: np.ndarray, made: Grids) -> Iterator[Tensor]:
     """Batches (b, H, W) of the slices (n, h, w)."""
+    alone = replace(made, network=made.stored, scale=1)
     for start in range(0, len(coarse), _BATCH):
-        yield fourier_upsample(torch.from_numpy(np.ascontiguousarray(coarse[start : start + _BATCH])), size)
+        batch = torch.from_numpy(np.ascontiguousarray(coarse[start : start + _BATCH]))
+        yield place(batch, alone, 0)
 
 
 def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output: np.ndarray) -> Plane:
@@ -91,6 +95,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
         rows = np.moveaxis(image, vertical, 0)
         return rows[:: -1 if up else 1, :: 1 if right else -1]
 
+    band = output.shape if entry.slice_axis in axes else entry.band
     size = [n * spacing[a] for n, a in zip(output.shape, axes, strict=True)]
     return Plane(
         title=title,
@@ -98,6 +103,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
         interpolated=turned(interpolated),
         output=turned(output),
         aspect=float(size[horizontal] / size[vertical]),
+        band=(band[vertical], band[horizontal]),
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bundle.trust.interpolation import find_interpolation
 from bundle.trust.training_range import ImageFacts, Interval, ModalityRange, TrainingRange, image_facts
 
 _SIZE_MARGIN = 1.25  # voxel sizes may exceed the range by this factor: training volumes are few, sizes discrete
@@ -52,30 +51,11 @@ def check_volume(
         return ["the volume is constant: nothing to super-resolve"]
     if (labels := _label_warning(volume if padding is None else np.where(padding, 0, volume))) is not None:
         return [labels]
-    warnings = _interpolation_warnings(volume, slice_axis)
     if trained_on is None:
         return [
-            *warnings,
             "no training range is recorded beside the weights: voxel size, intensities and modality were not checked",
         ]
-    return warnings + _range_warnings(image_facts(volume, spacing, slice_axis, padding), modality, trained_on)
-
-
-_REMEDY = "the network expects images at their acquired matrix, so reduce it to that matrix first"
-
-
-def _interpolation_warnings(volume: np.ndarray, slice_axis: int) -> list[str]:
-    found = find_interpolation(volume, slice_axis)
-    lines = []
-    for kind, seen in (
-        ("zero-filled", "outer k-space is empty (zero filling, or a filter with a sharp edge)"),
-        ("kernel", "k-space repeats itself (interpolated with a kernel: linear, cubic, spline or nearest)"),
-    ):
-        axes = [f for f in found if f.kind == kind]
-        if axes:
-            sizes = " and ".join(f"{f.true_size} of {f.size} samples along array axis {f.axis}" for f in axes)
-            lines.append(f"already interpolated: {seen}; true matrix {sizes}; {_REMEDY}")
-    return lines
+    return _range_warnings(image_facts(volume, spacing, slice_axis, padding), modality, trained_on)
 
 
 def _label_warning(volume: np.ndarray) -> str | None:

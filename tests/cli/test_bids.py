@@ -126,7 +126,7 @@ def stem(parts: dict, suffix: str = "T1w") -> str:
 @given(first=entities, second=entities)
 def test_names_keep_all_entities_in_order_and_stay_different(first: dict, second: dict) -> None:
     bids = Bids(Path("x"), {})
-    names = [bids.rename(stem(parts), 2) for parts in (first, second)]
+    names = [bids.rename(stem(parts), "SRx2") for parts in (first, second)]
     for parts, name in zip((first, second), names, strict=True):
         found = dict(entity.split("-") for entity in name.split("_")[1:-1])
         assert found.pop("res") == parts.get("res", "") + "SRx2"
@@ -147,7 +147,7 @@ def test_any_set_of_names_gives_different_valid_names_that_other_files_do_not_ch
 
     def names(files: set) -> dict[tuple, str]:
         paths = [root / f"{stem}{ending}" for stem, ending in sorted(files)]
-        found = output_paths(paths, root, root / "out", "SRx2", lambda stem, mark: bids.rename(stem, 2, mark))
+        found = output_paths(paths, root, root / "out", "SRx2", lambda stem, mark: bids.rename(stem, "SRx2", mark))
         return dict(zip(sorted(files), (path.name for path in found), strict=True))
 
     found, with_more = names(here), names(here | more)

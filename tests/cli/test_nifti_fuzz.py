@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import blob_volume
+from nifti_files import fine_grid
 from torch import nn
 
 from bundle.data import VolumeError, check_volume_file, writing_volume
 from bundle.data.meaning import check_nifti
 from bundle.inference.volume import super_resolve
 from bundle.physics import fourier_upsample
-from bundle.physics.grid import fine_grid
 from bundle.physics.slices import resolve_slice_axis
 
 FILES = 2400

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from nifti_files import fine_grid
 from torch import nn
 
 from bundle.data import check_volume_file, writing_volume
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.physics import fourier_upsample
-from bundle.physics.grid import fine_grid
 
 shapes = st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple)
 types = st.sampled_from(["u1", "i2", "u2", "i4", "f4", "f8"])

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nifti_files import fine_grid
 from torch import nn
 
 from bundle.data.values import Values, survey
+from bundle.inference.matrix import MatrixPlan
 from bundle.inference.volume import SuperResolved, doubts, super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.physics import consistency_residual, fft2c, fine_padding, fourier_upsample, ifft2c
-from bundle.physics.grid import fine_grid
+from bundle.physics.place import grids
 from bundle.physics.slices import resolve_slice_axis
 from bundle.trust import load_training_range
 
@@ -211,7 +213,8 @@ def test_padding_does_not_ring_and_comes_back(axis: int, air: float) -> None:
     truth[np.moveaxis(disc(), 2, axis)] = air  # nothing but air near the edge outside
     padded = np.where(outside, np.float32(-3024 if air else -32768), truth)
     result, right = (resolved(image, ZeroFill(), axis).voxels for image in (padded, truth))
-    fine = fine_padding(torch.from_numpy(outside), 2, axis).numpy()
+    made = grids(tuple(n for a, n in enumerate(outside.shape) if a != axis), 2)
+    fine = fine_padding(torch.from_numpy(outside), made.steps(3, axis), made.shape(outside.shape, axis)).numpy()
     np.testing.assert_array_equal(result == padded.min(), fine)
     inside = ~fine
     assert np.sqrt(np.mean((result - right)[inside] ** 2)) < 12
@@ -267,5 +270,8 @@ def test_the_series_decides_about_each_of_its_volumes() -> None:
 def test_warnings_about_an_input_know_nothing_of_its_padding() -> None:
     image = np.where(disc(64), np.float32(-32768), voxels((64, 64, 3)))
     trained_on = load_training_range(Path(__file__).parents[2] / "models/model.pt")
-    filled, raw = (doubts(image, np.eye(4), 2, v, "MR", trained_on) for v in (survey([image]), Values(signed=True)))
+    plan = MatrixPlan(grids((64, 64), 2))
+    filled, raw = (
+        doubts(image, np.eye(4), 2, v, plan, "MR", trained_on) for v in (survey([image]), Values(signed=True))
+    )
     assert any("negative" in line for line in raw) and not any("negative" in line for line in filled)

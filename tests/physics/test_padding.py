@@ -50,8 +50,9 @@ def test_the_value_of_the_padding_does_not_matter() -> None:
 
 @given(masks, st.integers(0, 2), st.sampled_from([2, 4]))
 def test_a_fine_voxel_is_padding_if_all_measured_voxels_around_it_are(mask: np.ndarray, axis: int, scale: int) -> None:
-    fine = fine_padding(torch.from_numpy(mask), scale, axis).numpy()
     factors = [1 if a == axis else scale for a in range(3)]
+    shape = [n * f for n, f in zip(mask.shape, factors, strict=True)]
+    fine = fine_padding(torch.from_numpy(mask), [1 / f for f in factors], shape).numpy()
     assert fine.shape == tuple(n * f for n, f in zip(mask.shape, factors, strict=True))
     for place in np.ndindex(fine.shape):
         ends = [{i // f, min(-(-i // f), n - 1)} for i, f, n in zip(place, factors, mask.shape, strict=True)]
@@ -61,4 +62,4 @@ def test_a_fine_voxel_is_padding_if_all_measured_voxels_around_it_are(mask: np.n
 
 def test_on_the_grid_the_padding_is_what_it_was() -> None:
     mask = torch.rand(9, 8, generator=torch.Generator().manual_seed(1)) < 0.5
-    assert torch.equal(fine_padding(mask, 4, 2)[::4, ::4], mask)
+    assert torch.equal(fine_padding(mask, (0.25, 0.25), (36, 32))[::4, ::4], mask)

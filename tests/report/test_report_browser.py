@@ -12,6 +12,7 @@ import pytest
 from programs import program
 
 from bundle.physics import superres_affine
+from bundle.physics.place import grids
 from bundle.report import ReportEntry, section, write_report
 
 CHROMIUM = program("chromium", "chromium-browser", "google-chrome")
@@ -52,7 +53,15 @@ def test_the_page_fits_a_phone_and_a_desktop(tmp_path: Path):
     affine = np.diag([1.0, 1.0, 5.0, 1.0])
     name = "a_very_long_name_without_a_place_to_break_it_" * 4 + ".nii.gz"
     low, high = rng.random((32, 32, 4)), rng.random((64, 64, 4))
-    entry = ReportEntry(name, low, affine, high, np.asarray(superres_affine(affine, (2, 2, 1))), 2, warnings=[name])
+    entry = ReportEntry(
+        name,
+        low,
+        affine,
+        high,
+        np.asarray(superres_affine(affine, (2, 2, 1))),
+        grids(low.shape[:2], 2),
+        warnings=[name],
+    )
     report = write_report([section(entry)], tmp_path / "report.html", {"sha256": "0" * 64}, {name: name})
     page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", report.read_text(encoding="utf-8"))
     (tmp_path / "probe.html").write_text(PROBE.replace("PAGE", json.dumps(page).replace("</", r"<\/")))

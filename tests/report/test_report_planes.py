@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.physics import fourier_upsample, superres_affine
+from bundle.physics.place import grids
 from bundle.report import ReportEntry
 from bundle.report.planes import planes
 
@@ -21,13 +22,15 @@ TURNS = [(order, signs) for order in itertools.permutations(range(3)) for signs 
 def entry(low: np.ndarray, high: np.ndarray, affine: np.ndarray, scale: int, slice_axis: int = 2) -> ReportEntry:
     factors = [1 if axis == slice_axis else scale for axis in range(3)]
     fine = np.asarray(superres_affine(affine, factors))
-    return ReportEntry("x", low, affine, high, fine, scale, slice_axis)
+    plane = tuple(n for axis, n in enumerate(low.shape) if axis != slice_axis or low.ndim == 2)
+    return ReportEntry("x", low, affine, high, fine, grids(plane, scale), slice_axis)
 
 
 def interpolated(low: np.ndarray, scale: int, slice_axis: int) -> np.ndarray:
     slices = torch.from_numpy(np.moveaxis(low, slice_axis, 0).copy())
     height, width = slices.shape[1:]
-    return np.moveaxis(fourier_upsample(slices, (scale * height, scale * width)).numpy(), 0, slice_axis)
+    taller = fourier_upsample(slices, (scale * height, width))  # one axis after the other: each Nyquist row is split
+    return np.moveaxis(fourier_upsample(taller, (scale * height, scale * width)).numpy(), 0, slice_axis)
 
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
