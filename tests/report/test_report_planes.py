@@ -23,7 +23,7 @@ def entry(low: np.ndarray, high: np.ndarray, affine: np.ndarray, scale: int, sli
     factors = [1 if axis == slice_axis else scale for axis in range(3)]
     fine = np.asarray(superres_affine(affine, factors))
     plane = tuple(n for axis, n in enumerate(low.shape) if axis != slice_axis or low.ndim == 2)
-    return ReportEntry("x", low, affine, high, fine, grids(plane, scale), slice_axis)
+    return ReportEntry("x", low, affine, high, fine, grids(plane[:2], scale), slice_axis)
 
 
 def interpolated(low: np.ndarray, scale: int, slice_axis: int) -> np.ndarray:

@@ -1,0 +1,68 @@
+"""MONAI transforms that bring interpolated images back to their acquired matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, Transform
+from monai.utils import TransformBackends
+from torch import Tensor
+
+from bundle.data.values import survey
+from bundle.inference.matrix import Wanted, cut, cut_affine, plan_matrix
+from bundle.physics.slices import check_slice_axis
+
+
+class CutToAcquiredMatrix(Transform):
+    """Cut the k-space of slices that a scanner has interpolated to the matrix that it acquired.
+
+    The matrix is found and cut as before super-resolution (:func:`bundle.inference.matrix.plan_matrix`): in training
+    data, empty outer k-space would teach a network that there is nothing to restore. The first channel decides for all.
+
+    Args:
+        matrix: "auto" (found in the image), or the acquired matrix, such as "192x256".
+        slice_axis: array axis that runs over the slices; it keeps its size.
+
+    Raises:
+        ValueError: no such matrix or slice axis.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self, matrix: str = "auto", slice_axis: int = 2) -> None:
+        self.wanted, self.slice_axis = Wanted(matrix), check_slice_axis(slice_axis)
+        self.wanted.check()
+
+    def __call__(self, img: Tensor) -> Tensor:
+        """Channel-first image (C, X, Y) or volume (C, X, Y, Z); the affine of a MetaTensor follows, as float32 voxels."""
+        channels = torch.as_tensor(img).cpu().float()
+        affine = img.affine.cpu().numpy() if isinstance(img, MetaTensor) else np.eye(4)
+        values = survey(channel.numpy() for channel in channels)
+        made = plan_matrix(channels[0].numpy(), affine, self.slice_axis, 1, values, self.wanted).grids
+        if not made.cut:
+            return img
+        small = torch.stack([cut(channel, made, self.slice_axis, values.signed) for channel in channels]).to(img.device)
+        if not isinstance(img, MetaTensor):
+            return small
+        place = torch.from_numpy(cut_affine(affine, made, channels.ndim - 1, self.slice_axis))
+        return MetaTensor(small, affine=place, meta={**img.meta, "affine": place})
+
+
+class CutToAcquiredMatrixd(MapTransform):
+    """Dictionary form of :class:`CutToAcquiredMatrix`."""
+
+    backend = CutToAcquiredMatrix.backend
+
+    def __init__(
+        self, keys: KeysCollection, matrix: str = "auto", slice_axis: int = 2, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.transform = CutToAcquiredMatrix(matrix, slice_axis)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
