@@ -18,7 +18,7 @@ from bundle.inference.matrix import Wanted, cut, cut_affine, plan_matrix
 from bundle.physics.slices import check_slice_axis
 
 
-class CutToAcquiredMatrix(Transform):
+class AcquiredMatrix(Transform):
     """Cut the k-space of slices that a scanner has interpolated to the matrix that it acquired.
 
     The matrix is found and cut as before super-resolution (:func:`bundle.inference.matrix.plan_matrix`): in training
@@ -39,7 +39,7 @@ class CutToAcquiredMatrix(Transform):
         self.wanted.check()
 
     def __call__(self, img: Tensor) -> Tensor:
-        """Channel-first image (C, X, Y) or volume (C, X, Y, Z); the affine of a MetaTensor follows, as float32 voxels."""
+        """Channel-first image (C, X, Y) or volume (C, X, Y, Z); the affine of a MetaTensor follows."""
         channels = torch.as_tensor(img).cpu().float()
         affine = img.affine.cpu().numpy() if isinstance(img, MetaTensor) else np.eye(4)
         values = survey(channel.numpy() for channel in channels)
@@ -53,16 +53,16 @@ class CutToAcquiredMatrix(Transform):
         return MetaTensor(small, affine=place, meta={**img.meta, "affine": place})
 
 
-class CutToAcquiredMatrixd(MapTransform):
-    """Dictionary form of :class:`CutToAcquiredMatrix`."""
+class AcquiredMatrixd(MapTransform):
+    """Dictionary form of :class:`AcquiredMatrix`."""
 
-    backend = CutToAcquiredMatrix.backend
+    backend = AcquiredMatrix.backend
 
     def __init__(
         self, keys: KeysCollection, matrix: str = "auto", slice_axis: int = 2, allow_missing_keys: bool = False
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.transform = CutToAcquiredMatrix(matrix, slice_axis)
+        self.transform = AcquiredMatrix(matrix, slice_axis)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         return {**data, **{key: self.transform(data[key]) for key in self.key_iterator(data)}}
