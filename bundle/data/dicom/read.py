@@ -14,6 +14,7 @@ import numpy as np
 
 from bundle.data.dicom.frame import Frame
 from bundle.data.dicom.geometry import Stack, check_reference, duplicates, sort_by_position, stack_slices
+from bundle.data.dicom.matrix import stated_samples
 from bundle.data.dicom.pixels import padding_value, read_values, stored_frames
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import VolumeError, fail
@@ -133,10 +134,11 @@ def _equal_values(first: Frame, second: Frame) -> bool:
 def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
     """Warn about header details: interpolation, MONOCHROME1, slices that may be missing at the ends."""
     image = frames[0].image
-    if image.acquired and (image.acquired[0] < image.columns or image.acquired[1] < image.rows):
+    columns, rows = stated_samples(frames)
+    if (columns or image.columns) < image.columns or (rows or image.rows) < image.rows:
+        acquired = "x".join("?" if samples is None else f"{samples:.4g}" for samples in (columns, rows))
         warnings.append(
-            f"the scanner interpolated: matrix {image.columns}x{image.rows}, acquired "
-            f"{image.acquired[0]}x{image.acquired[1]} (AcquisitionMatrix)"
+            f"the scanner interpolated: matrix {image.columns}x{image.rows}, acquired {acquired} by its DICOM header"
         )
     if any(frame.image.inverted for frame in frames):
         warnings.append("MONOCHROME1 (low is bright): inverted, and inverted back when written as DICOM")
