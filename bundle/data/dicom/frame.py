@@ -121,9 +121,9 @@ class Frame:
         thickness, step: SliceThickness and SpacingBetweenSlices, if given.
         slope, intercept: value = slope * stored + intercept; `rescaled`: whether the file has them.
         sides, traits: values of SIDES and TRAITS, None if absent.
-        kspace: values of KSPACE, None if absent.
         indices: DimensionIndexValues, for the columns in `image.dimensions`.
         acquired: date and time of acquisition, in seconds; `content`: ContentDate and ContentTime. None if absent.
+        kspace: values of KSPACE, None if absent.
     """
 
     image: Image
@@ -138,10 +138,10 @@ class Frame:
     rescaled: bool
     sides: tuple[Any, ...]
     traits: tuple[Any, ...]
-    kspace: tuple[Any, ...]
     indices: tuple[int, ...] = ()
     acquired: float | None = None
     content: float | None = None
+    kspace: tuple[Any, ...] = (None,) * len(KSPACE)
 
     @property
     def path(self) -> Path:

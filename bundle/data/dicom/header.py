@@ -335,11 +335,11 @@ def _frame(image: Image, index: int, values: dict[str, Any], columns: Sequence[i
         rescaled=slope is not None or intercept is not None,
         sides=_shared(tuple(_comparable(get(name)) for name in SIDES)),
         traits=_shared(tuple(_comparable(get(name)) for name in TRAITS)),
-        kspace=_shared(tuple(_comparable(get(name)) for name in KSPACE)),
         indices=_indices(get("DimensionIndexValues"), columns),
         acquired=_seconds(get("FrameAcquisitionDateTime") or get("AcquisitionDateTime"))
         or _seconds(get("AcquisitionTime"), get("AcquisitionDate")),
         content=_seconds(get("ContentTime"), get("ContentDate")),
+        kspace=_shared(tuple(_comparable(get(name)) for name in KSPACE)),
     )
 
 
