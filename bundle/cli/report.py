@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,9 +83,10 @@ class Report:
             facts["DataConsistencyResidual"],
             facts["Warnings"],
             float(row.seconds) if row.status == "done" else None,
-            {"shown": f"first of {facts['Shape'][3]} volumes"} if len(facts["Shape"]) > 3 else {},
+            _facts(facts),
             header,
             fine_header,
+            _acquired(facts),
         )
         self._sections.append(section(entry))
 
@@ -103,6 +105,25 @@ class Report:
         }
         failures = {row.volume: row.error for row in rows if row.status == "failed"}
         return write_report(self._sections, self.path, facts, failures)
+
+
+def _facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """Lines about a volume for its table."""
+    lines = {"shown": f"first of {record['Shape'][3]} volumes"} if len(record["Shape"]) > 3 else {}
+    if record.get("AcquiredMatrix"):
+        acquired, stored = (" x ".join(map(str, record[f"{name}Matrix"])) for name in ("Acquired", "Stored"))
+        source, confidence = record["AcquiredMatrixSource"], record["AcquiredMatrixConfidence"]
+        lines["acquired matrix"] = f"{acquired} of {stored}, by {source}, confidence {confidence:.2f}"
+    return lines
+
+
+def _acquired(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The acquired matrix if it is smaller than the stored one."""
+    acquired = record.get("AcquiredMatrix")
+    if not acquired or acquired == record["StoredMatrix"]:
+        return None
+    first, second = acquired
+    return first, second
 
 
 def _without(padding: float, voxels: np.ndarray, slice_axis: int) -> np.ndarray:

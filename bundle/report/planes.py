@@ -10,7 +10,7 @@ import torch
 from nibabel.orientations import aff2axcodes, io_orientation
 from torch import Tensor
 
-from bundle.physics import fourier_upsample
+from bundle.physics import fourier_upsample, truncate_kspace
 from bundle.report.entry import ReportEntry
 
 _NAMES = ("Sagittal", "Coronal", "Axial")
@@ -27,6 +27,7 @@ class Plane:
         directions: patient directions on the left, right, bottom and top of the picture.
         interpolated, output: (height, width), rows from the top.
         aspect: width over height in millimetres.
+        axes: the array axes that run down and across.
     """
 
     title: str
@@ -34,6 +35,7 @@ class Plane:
     interpolated: np.ndarray
     output: np.ndarray
     aspect: float
+    axes: tuple[int, int]
 
     @property
     def difference(self) -> np.ndarray:
@@ -43,8 +45,8 @@ class Plane:
 def planes(entry: ReportEntry) -> list[Plane]:
     """The slice with the largest contrast, then (if there are several slices) the two through-plane views.
 
-    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice; only the voxels
-    of the planes are kept.
+    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice (along an axis on
+    which the output is coarser, by truncation); only the voxels of the planes are kept.
     """
     axis = entry.slice_axis
     coarse, fine = (_slices_first(voxels, axis) for voxels in (entry.input_voxels, entry.output_voxels))
@@ -72,7 +74,10 @@ def _slices_first(voxels: np.ndarray, slice_axis: int) -> np.ndarray:
 def _interpolated(coarse: np.ndarray, size: tuple[int, int]) -> Iterator[Tensor]:
     """Batches (b, H, W) of the slices (n, h, w)."""
     for start in range(0, len(coarse), _BATCH):
-        yield fourier_upsample(torch.from_numpy(np.ascontiguousarray(coarse[start : start + _BATCH])), size)
+        slices = torch.from_numpy(np.ascontiguousarray(coarse[start : start + _BATCH]))
+        rows, columns = (max(have, want) for have, want in zip(slices.shape[1:], size, strict=True))
+        finest = fourier_upsample(slices, (rows, columns))
+        yield finest if (rows, columns) == size else truncate_kspace(finest, size).real
 
 
 def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output: np.ndarray) -> Plane:
@@ -98,6 +103,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
         interpolated=turned(interpolated),
         output=turned(output),
         aspect=float(size[horizontal] / size[vertical]),
+        axes=(axes[vertical], axes[horizontal]),
     )
 
 
