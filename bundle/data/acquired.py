@@ -23,6 +23,12 @@ FINEST = 8
 
 Samples = tuple[float | None, ...]
 
+_OTHER_GRID = {
+    *("MPR", "CSA MPR", "CPR", "CURVED", "REFORMATTED", "PROJECTION", "PROJECTION IMAGE", "MIP", "MINIP", "MNIP"),
+    *("MAX_IP", "MIN_IP", "MEAN_IP", "RESAMPLED", "MAXIMUM", "MINIMUM", "VOLREN", "SURFREN"),
+}
+"""Words of image types of images that were computed on another grid than the acquired one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -51,10 +57,11 @@ def samples_over_stored(encoded: Encoded, stored: Sequence[float], extent: Seque
         stored: samples of the image along frequency and phase.
         extent: its lengths in mm.
     """
-    return (
-        _plausible(encoded.frequency, stored[0]),
-        _plausible(agreed(_phase_readings(encoded, extent[1] / extent[0])), stored[1]),
-    )
+    ratio = extent[1] / extent[0]
+    if encoded.field is not None and not _close(ratio, encoded.field) and not _close(ratio, 1.0):
+        return None, None  # neither a rectangle of that shape nor a square: cropped
+    phase = agreed(_phase_readings(encoded, ratio))
+    return _plausible(encoded.frequency, stored[0]), _plausible(phase, stored[1])
 
 
 def in_either_direction(
@@ -98,6 +105,12 @@ def fraction(percent: Any) -> float | None:
     return value / 100 if value is not None and 5 <= value <= 500 else None
 
 
+def on_another_grid(image_type: Any) -> bool:
+    """Whether an ImageType or FrameType is that of a derived image, whose voxels need not be the acquired ones."""
+    words = list(image_type) if isinstance(image_type, (list, tuple)) else [image_type]
+    return "DERIVED" in words[:1] or any(word in words for word in _OTHER_GRID)
+
+
 def _phase_readings(encoded: Encoded, ratio: float) -> list[float | None]:
     """All that the lines may mean over the stored field of view; `ratio` is its length along phase by frequency."""
     lines, sampling, field = encoded.phase, encoded.sampling or 1.0, encoded.field
@@ -108,7 +121,9 @@ def _phase_readings(encoded: Encoded, ratio: float) -> list[float | None]:
     if encoded.counted and not explained:
         return [None]
     counts = [lines] if explained or sampling == 1 else [lines, lines * sampling]
-    fields = [1.0] if field is None else [1.0, ratio / field]
+    fields = [1.0] if field is None or _close(ratio, field) else [1.0, ratio / field]
+    if explained and not _close(sampling, 1.0):
+        fields = fields[-1:]  # lines that contain percent sampling contain the field of view, too
     return [count * part for part in fields for count in counts]
 
 

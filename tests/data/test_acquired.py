@@ -83,6 +83,18 @@ def test_nonsense_gives_numbers_within_the_image_or_none(frequency, phase, sampl
         assert value is None or stored / 8 <= value <= stored
 
 
+def test_lines_that_contain_percent_sampling_contain_the_smaller_field_of_view() -> None:
+    """As on a Philips scanner: 166 lines over 80 % of a square of 320, which would be 207 over all of it."""
+    encoded = Encoded(268, 166, 0.776, 0.8)
+    assert samples_over_stored(encoded, (320, 320), (240.0, 240.0)) == (268, pytest.approx(207.5))
+
+
+def test_nothing_is_stated_for_an_image_that_was_cropped() -> None:
+    assert samples_over_stored(Encoded(192, 144, 1.0, 0.75), (256, 192), (256.0, 192.0)) == (192, 144)
+    assert samples_over_stored(Encoded(192, 144, 1.0, 0.75), (200, 192), (200.0, 192.0)) == (None, None)
+    assert samples_over_stored(Encoded(192, 192, 1.0, 1.0), (256, 200), (256.0, 200.0)) == (None, None)
+
+
 def test_lines_that_were_counted_one_by_one_are_believed_only_if_none_was_left_out() -> None:
     whole = Encoded(256, 192, 1.0, 0.75, counted=True)
     assert samples_over_stored(whole, (512, 384), (256, 192)) == (256, 192)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from bundle.data.acquired import Encoded, Samples, agreed, fraction, in_either_direction, number
+from bundle.data.acquired import Encoded, Samples, agreed, fraction, in_either_direction, number, on_another_grid
 from bundle.data.dicom.frame import KSPACE, TRAITS, Frame
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ _PHASE_AXIS = {"ROW": 0, "COL": 1, "COLUMN": 1}
 """Array axis of InPlanePhaseEncodingDirection: along a row, the index of the column changes."""
 
 _TYPES = tuple(TRAITS.index(name) for name in ("ImageType", "FrameType"))
-_OTHER_GRID = {
-    *("MPR", "CSA MPR", "CPR", "CURVED", "REFORMATTED", "PROJECTION", "PROJECTION IMAGE", "MIP", "MINIP", "MNIP"),
-    *("MAX_IP", "MIN_IP", "MEAN_IP", "RESAMPLED", "MAXIMUM", "MINIMUM", "VOLREN", "SURFREN"),
-}
-"""Words of ImageType and FrameType of images that were computed on another grid than the acquired one."""
 
 
 def stated_matrix(frames: Sequence[Frame]) -> StatedMatrix | None:
@@ -56,7 +51,7 @@ def _of_frame(frame: Frame) -> Samples:
         image.modality != "MR"
         or spacing is None
         or min(spacing) <= 0
-        or _on_another_grid(frame)
+        or any(on_another_grid(frame.traits[at]) for at in _TYPES)
         or direction == "OTHER"
     ):
         return None, None
@@ -81,8 +76,3 @@ def _single(pair: Sequence[Any]) -> float | None:
     """The number of rows or of columns, one of which is unused: 0, or the same again."""
     given = {number(value) for value in pair if value}
     return given.pop() if len(given) == 1 else None
-
-
-def _on_another_grid(frame: Frame) -> bool:
-    types = [value if isinstance(value, tuple) else (value,) for at in _TYPES if (value := frame.traits[at])]
-    return any("DERIVED" in kind[:1] or not _OTHER_GRID.isdisjoint(kind) for kind in types)

@@ -17,13 +17,27 @@ if TYPE_CHECKING:
 META_KEY = "stated_slice_axes"
 """Key of the metadata of MetaTensors: slice axis by header and by BIDS, -1 where not stated."""
 
+_ALONG = 0.9
+"""Cosine of the angle up to which an array axis is taken for the direction of a DICOM row or column."""
+
+_UNIT = 0.02
+"""Deviation from 1 up to which the length of a direction is that of a unit vector."""
+
 
 def stated_axes(path: Path, header: Header, metadata: Mapping[str, Any] | None = None) -> StatedAxes:
-    """What a file says about its slice axis; `metadata` is its sidecar, if that was read already."""
+    """What a file says about its slice axis; `metadata` is its sidecar, if that was read already.
+
+    dcm2niix turns the volumes of 3-D acquisitions, but leaves dim_info as it was. So where the sidecar gives the
+    directions of DICOM's rows and columns, these tell the axis, and a dim_info that contradicts them does not count.
+    """
     from bundle.physics.slices import StatedAxes  # imports PyTorch, which reading a header does not need
 
     metadata = sidecar_metadata(path) if metadata is None else metadata
-    return StatedAxes(slice_axis_of_header(header), axis_of(metadata.get("SliceEncodingDirection")))
+    by_header, by_sidecar = slice_axis_of_header(header), axis_of(metadata.get("SliceEncodingDirection"))
+    *_, across = dicom_axes(metadata, np.asarray(header.get_best_affine(), np.float64)[:3, :3])
+    if across is not None and across != by_header:
+        by_header = None
+    return StatedAxes(by_header, across if by_sidecar is None else by_sidecar)
 
 
 def header_axes(header: Header) -> StatedAxes:
@@ -82,3 +96,19 @@ def _of_dim_info(info: int) -> int | None:
     if across:
         return across - 1
     return 6 - frequency - phase - 1 if frequency and phase else None
+
+
+def dicom_axes(metadata: Mapping[str, Any], affine: np.ndarray) -> tuple[int | None, int | None, int | None]:
+    """Array axes along DICOM's rows, along its columns, and across its slices."""
+    try:
+        directions = np.asarray(metadata.get("ImageOrientationPatientDICOM"), np.float64).reshape(2, 3)
+    except (TypeError, ValueError, OverflowError):
+        return None, None, None
+    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
+    if not np.isfinite(directions).all() or (np.abs(lengths - 1) > _UNIT).any():
+        return None, None, None
+    cosines = np.abs((directions * (-1, -1, 1)) @ (affine / np.linalg.norm(affine, axis=0)))  # LPS to RAS
+    rows, columns = (int(axis) for axis in cosines.argmax(axis=1))
+    if rows == columns or cosines[0, rows] < _ALONG or cosines[1, columns] < _ALONG:
+        return None, None, None
+    return rows, columns, 3 - rows - columns

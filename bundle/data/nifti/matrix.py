@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bundle.data.acquired import AGREE, Encoded, Samples, agreed, fraction, in_either_direction, number
-from bundle.data.bids_sidecar import sidecar_metadata
+from bundle.data.acquired import Encoded, Samples, agreed, fraction, in_either_direction, number, on_another_grid
+from bundle.data.bids_sidecar import sidecar_metadata, volume_stem
 from bundle.data.meaning import modality_by_bids
-from bundle.data.nifti.axes import axis_of, item_of_meta, slice_axis_of_header, turned
+from bundle.data.nifti.axes import axis_of, dicom_axes, item_of_meta, slice_axis_of_header, turned
 from bundle.data.nifti.geometry import Header
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ META_KEY = "stated_matrix"
 """Key of the metadata of MetaTensors: acquired samples of the three axes, NaN where nothing is stated."""
 
 SOURCE = "BIDS sidecar"
-
-_ALONG = 0.9
-"""Cosine of the angle up to which an array axis is taken for the direction of a DICOM row or column."""
 
 
 def stated_matrix(path: Path, header: Header, metadata: Mapping[str, Any] | None = None) -> StatedMatrix | None:
@@ -35,8 +33,10 @@ def stated_matrix(path: Path, header: Header, metadata: Mapping[str, Any] | None
         metadata: its sidecar, if that was read already (:func:`bundle.data.bids_sidecar.sidecar_metadata`).
     """
     metadata = sidecar_metadata(path) if metadata is None else metadata
-    if modality_by_bids(path, metadata) not in ("MR", None) or _on_another_grid(metadata):
+    if modality_by_bids(path, metadata) not in ("MR", None) or on_another_grid(metadata.get("ImageType")):
         return None
+    if re.search("(^|_)(space|res)-", volume_stem(path)):
+        return None  # by its BIDS name resampled since
     shape = [int(size) for size in (*header.get_data_shape(), 1, 1)[:3]]
     affine = np.asarray(header.get_best_affine(), np.float64)[:3, :3]
     axes = _axes(metadata, header, affine)
@@ -128,7 +128,7 @@ def _axes(metadata: Mapping[str, Any], header: Header, affine: np.ndarray) -> tu
     dcm2niix turns the volumes of 3-D acquisitions, but leaves dim_info as it was. So ROW and COL count first by the
     directions of DICOM's rows and columns among the axes of the array, and only without these by their order.
     """
-    rows, columns, across = _dicom_axes(metadata, affine)
+    rows, columns, across = dicom_axes(metadata, affine)
     certain = rows is not None
     if across is None:
         across = slice_axis_of_header(header)
@@ -156,24 +156,3 @@ def _phase_axis_of_header(header: Header) -> int | None:
     info = int(header["dim_info"])
     frequency, phase = info & 3, info >> 2 & 3
     return phase - 1 if phase and phase != frequency else None
-
-
-def _dicom_axes(metadata: Mapping[str, Any], affine: np.ndarray) -> tuple[int | None, int | None, int | None]:
-    """Array axes along DICOM's rows, along its columns, and across its slices."""
-    try:
-        directions = np.asarray(metadata.get("ImageOrientationPatientDICOM"), np.float64).reshape(2, 3)
-    except (TypeError, ValueError, OverflowError):
-        return None, None, None
-    lengths = np.linalg.norm(directions, axis=1, keepdims=True)
-    if not np.isfinite(directions).all() or (np.abs(lengths - 1) > AGREE).any():
-        return None, None, None
-    cosines = np.abs((directions * (-1, -1, 1)) @ (affine / np.linalg.norm(affine, axis=0)))  # LPS to RAS
-    rows, columns = (int(axis) for axis in cosines.argmax(axis=1))
-    if rows == columns or cosines[0, rows] < _ALONG or cosines[1, columns] < _ALONG:
-        return None, None, None
-    return rows, columns, 3 - rows - columns
-
-
-def _on_another_grid(metadata: Mapping[str, Any]) -> bool:
-    types = metadata.get("ImageType")
-    return isinstance(types, list) and "DERIVED" in types[:1]

@@ -60,9 +60,9 @@ CASES: dict[str, tuple[dict[str, Any], tuple[float | None, ...] | None]] = {
         {"AcquisitionMatrix": [0, 20, 20, 0], "PercentSampling": "70"},
         (None, 20),
     ),
-    "smaller field of view in a wide image": (
+    "neither a square nor the rectangle of the field of view": (
         {"AcquisitionMatrix": [0, 20, 20, 0], "PercentPhaseFieldOfView": "75"},
-        (None, 20),
+        None,
     ),
     "no direction": ({"AcquisitionMatrix": [20, 0, 0, 18], "InPlanePhaseEncodingDirection": None}, None),
     "no direction, the same both ways": (
@@ -113,6 +113,11 @@ def test_a_square_matrix_holds_in_either_direction_only_if_the_image_is_square(t
     unknown = {"InPlanePhaseEncodingDirection": None, "PercentPhaseFieldOfView": "100"}
     assert stated(classic(columns=32, rows=32, AcquisitionMatrix=[16, 0, 0, 16], **unknown), tmp_path / "a") == (16, 16)
     assert stated(classic(AcquisitionMatrix=[16, 0, 0, 16], **unknown), tmp_path / "b") is None
+
+
+def test_a_smaller_field_of_view_in_a_square_leaves_the_phase_axis_open(tmp_path: Path) -> None:
+    field = {"PercentPhaseFieldOfView": "75"}
+    assert stated(classic(columns=32, rows=32, AcquisitionMatrix=[0, 20, 20, 0], **field), tmp_path) == (None, 20)
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -25,6 +25,7 @@ from bundle.data.dicom.matrix import stated_matrix as stated_by_dicom
 from bundle.data.meaning import modality_by_bids, modality_in_meta
 from bundle.data.nifti.matrix import stated_matrix, stated_matrix_in_meta
 from bundle.physics.matrix import StatedMatrix
+from bundle.physics.slices import decide_slice_axis
 
 DCM2NIIX = program("dcm2niix")
 SHAPE = (32, 24, 5)
@@ -94,12 +95,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[float | None, ...] | None]] = {
         },
         (16, pytest.approx(9.6), None),
     ),
-    "lines of a full field of view": (
+    "a full field of view in a rectangle is cropped": (
         {
             **FLAT,
             **{"BaseResolution": 16, "AcquisitionMatrixPE": 20, "PercentPhaseFOV": 100, "PhaseEncodingDirection": "j"},
         },
-        (16, None, None),
+        None,
     ),
     "two numbers of samples": (
         {**SIEMENS, **FLAT, "FrequencyEncodingSteps": 32, "PhaseEncodingDirection": "j"},
@@ -110,6 +111,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[float | None, ...] | None]] = {
         None,
     ),
     "derived": ({**SIEMENS, **FLAT, "PhaseEncodingDirection": "j", "ImageType": ["DERIVED", "MPR"]}, None),
+    "projected": ({**SIEMENS, **FLAT, "PhaseEncodingDirection": "j", "ImageType": ["ORIGINAL", "X", "MIP"]}, None),
     "PET": ({**SIEMENS, **FLAT, "PhaseEncodingDirection": "j", "Modality": "PT"}, None),
     "empty": ({}, None),
 }
@@ -138,6 +140,12 @@ def test_a_square_matrix_needs_no_direction(tmp_path: Path) -> None:
     square = {"BaseResolution": 16, "AcquisitionMatrixPE": 16, "PercentPhaseFOV": 100, "PercentSampling": 100}
     assert stated(save(tmp_path / "a.nii", (32, 32, 5), **square, **FLAT)) == (16, 16, None)
     assert stated(save(tmp_path / "b.nii", (32, 32, 5), **square)) is None
+
+
+def test_a_file_that_was_resampled_by_its_name_states_nothing(tmp_path: Path) -> None:
+    sidecar = {**SIEMENS, **FLAT, "PhaseEncodingDirection": "j"}
+    assert stated(save(tmp_path / "sub-1_space-MNI_T1w.nii", **sidecar)) is None
+    assert stated(save(tmp_path / "sub-1_acq-res_T1w.nii", **sidecar)) == (16, 12, None)
 
 
 VALUES = st.one_of(
@@ -198,6 +206,8 @@ def test_a_file_of_dcm2niix_states_on_its_axes_what_the_series_states(
     found = stated(path)
     # dcm2niix does not tell the samples along frequency of a scanner that it does not know.
     assert found == tuple(17 if axis == phase else None for axis in range(3))
+    read = read_volume(path)
+    assert decide_slice_axis("auto", read.array.shape, read.affine, read.stated) == (3 - sum(axes), ())
 
 
 # ------------------------------------------------------------------------------------------------- the other routes
