@@ -111,10 +111,17 @@ def _encoded(metadata: Mapping[str, Any]) -> Encoded:
     field = fraction(metadata.get("PercentPhaseFOV"))
     resolution = number(metadata.get("PhaseResolution"))
     sampling = fraction(metadata.get("PercentSampling")) or fraction(None if resolution is None else 100 * resolution)
-    phase = number(metadata.get("AcquisitionMatrixPE"))
-    if phase is None and frequency is not None and field is not None and resolution is not None:
-        phase = frequency * field * resolution
-    return Encoded(frequency, phase, sampling, field)
+    phase, counted = number(metadata.get("AcquisitionMatrixPE")), False
+    if phase is None and frequency is not None:
+        if field is not None and resolution is not None:
+            phase = frequency * field * resolution
+        else:  # of an enhanced object; elsewhere they contain oversampling
+            phase, counted = number(metadata.get("PhaseEncodingSteps")), True
+    partial = number(metadata.get("PartialFourier")) or 1.0
+    if frequency is not None and phase is not None and 0.5 <= partial < 1:
+        whole = frequency * (field or 1.0) * (sampling or 1.0)
+        counted = counted or agreed((phase, whole * partial)) is not None
+    return Encoded(frequency, phase, sampling, field, counted)
 
 
 def _same(metadata: Mapping[str, Any], *names: str) -> float | None:

@@ -102,6 +102,23 @@ CASES: dict[str, tuple[dict[str, Any], tuple[float | None, ...] | None]] = {
         },
         None,
     ),
+    "partial Fourier": ({**SIEMENS, **FLAT, "PhaseEncodingDirection": "j", "PartialFourier": 0.75}, (16, 12, None)),
+    "lines counted in partial Fourier": (
+        {**SIEMENS, **FLAT, "AcquisitionMatrixPE": 9, "PhaseEncodingDirection": "j", "PartialFourier": 0.75},
+        (16, None, None),
+    ),
+    "steps of an enhanced object": (
+        {
+            **FLAT,
+            **{"FrequencyEncodingSteps": 16, "PhaseEncodingSteps": 12, "PercentPhaseFOV": 75},
+            **{"PercentSampling": 100, "PhaseEncodingDirection": "j"},
+        },
+        (16, 12, None),
+    ),
+    "steps with oversampling": (
+        {**FLAT, "FrequencyEncodingSteps": 16, "PhaseEncodingSteps": 20, "PhaseEncodingDirection": "j"},
+        (16, None, None),
+    ),
     "two numbers of samples": (
         {**SIEMENS, **FLAT, "FrequencyEncodingSteps": 32, "PhaseEncodingDirection": "j"},
         (None, 12, None),
@@ -208,6 +225,21 @@ def test_a_file_of_dcm2niix_states_on_its_axes_what_the_series_states(
     assert found == tuple(17 if axis == phase else None for axis in range(3))
     read = read_volume(path)
     assert decide_slice_axis("auto", read.array.shape, read.affine, read.stated) == (3 - sum(axes), ())
+
+
+@pytest.mark.skipif(DCM2NIIX is None, reason="dcm2niix is not installed")
+def test_a_file_that_dcm2niix_made_of_an_enhanced_object_states_both_axes(tmp_path: Path) -> None:
+    dataset = factory.enhanced(voxels=np.ones((32, 32, 6), np.int16))
+    groups = dataset.SharedFunctionalGroupsSequence[0]
+    groups.PixelMeasuresSequence[0].PixelSpacing = ["1.5", "1.5"]
+    geometry = groups.MRFOVGeometrySequence[0]
+    geometry.MRAcquisitionFrequencyEncodingSteps, geometry.MRAcquisitionPhaseEncodingStepsInPlane = 20, 17
+    geometry.PercentSampling = "85"
+    folder = factory.save([dataset], tmp_path / "in")
+    (tmp_path / "out").mkdir()
+    call = [str(DCM2NIIX), "-b", "y", "-z", "n", "-f", "a", "-o", str(tmp_path / "out"), str(folder)]
+    subprocess.run(call, check=True, capture_output=True)
+    assert stated(tmp_path / "out/a.nii") == (17, 20, None)  # ROW: phase along the columns' index
 
 
 # ------------------------------------------------------------------------------------------------- the other routes
