@@ -11,6 +11,7 @@ from nibabel.nifti1 import Nifti1Header
 from bundle.cli.plan import Job
 from bundle.data import VolumeError, check_volume_file, read_header
 from bundle.data.dicom.geometry import Stack
+from bundle.data.dicom.matrix import stated_matrix
 from bundle.data.dicom.read import DicomVolume, read_geometry, read_pixels
 from bundle.data.dicom.series import DicomSeries
 from bundle.data.errors import error_line
@@ -40,8 +41,8 @@ class Source:
         storage: data type of the file; float32 if it has no single one.
         values: what the values mean.
         stated: the slice axis as the file says.
+        stated_matrix: the acquired matrix as the file says.
         modality: MR, CT or PT, if the file says so.
-        stated_matrix: the acquired matrix, if the file says it.
         dicom: the volume, if it is DICOM.
     """
 
@@ -53,8 +54,8 @@ class Source:
     values: Values
     storage: Storage = FLOAT32
     stated: StatedAxes | None = None
-    modality: str | None = None
     stated_matrix: StatedMatrix | None = None
+    modality: str | None = None
     dicom: DicomVolume | None = None
 
 
@@ -73,7 +74,7 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     file = check_volume_file(job.source, options.nonfinite)
     return Source(
         *(file.shape, file.affine, file.frames, file.header, (*warnings, *file.warnings)),
-        *(file.values, file.storage, file.stated),
+        *(file.values, file.storage, file.stated, file.stated_matrix, file.modality),
     )
 
 
@@ -126,6 +127,7 @@ def _open_dicom(job: Job, series: DicomSeries, options: CommandOptions) -> Sourc
         (*volume.warnings, *volume.values.warnings),
         volume.values,
         stated=_OF_SERIES,
+        stated_matrix=stated_matrix(volume.frames),
         modality=series.modality,
         dicom=volume,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ class Report:
             _lines(facts),
             header,
             fine_header,
-            (facts["AcquiredMatrix"][0], facts["AcquiredMatrix"][1]),
+            _acquired(facts),
         )
         self._sections.append(section(entry))
 
@@ -145,6 +146,15 @@ def _grids(facts: dict[str, Any], affine: np.ndarray, fine_affine: np.ndarray) -
         (float(after[first] / before[first]), float(after[second] / before[second])),
         facts["Scale"],
     )
+
+
+def _acquired(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """The acquired matrix if it is smaller than the stored one."""
+    acquired = record.get("AcquiredMatrix")
+    if not acquired or acquired == record["StoredMatrix"]:
+        return None
+    first, second = acquired
+    return first, second
 
 
 def _without(padding: float, voxels: np.ndarray, slice_axis: int) -> np.ndarray:

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from bundle.data.dicom.series import DicomSeries
     from bundle.data.nifti.geometry import Header
 
+MODALITY_KEY = "stated_modality"
+"""Key of the metadata of MetaTensors: MR, CT or PT, empty if not known."""
+
 _COMPONENTS = {
     **{1004: "matrices", 1005: "symmetric matrices (tensors)", 1006: "displacement vectors", 1007: "vectors"},
     **{1010: "quaternions", 2003: "colours", 2004: "colours"},
@@ -50,6 +53,14 @@ _STATISTICS = {
 _LABELS = {1002: "labels", 1003: "names of structures"}
 
 _BIDS_NAME = re.compile(r"sub-[0-9A-Za-z+]+(_[A-Za-z0-9]+-[0-9A-Za-z+.]+)*_[0-9A-Za-z]+")
+_MR_SUFFIXES = {
+    *("T1w", "T2w", "PDw", "T2starw", "FLAIR", "inplaneT1", "inplaneT2", "PDT2", "PDT2w", "angio", "UNIT1", "VFA"),
+    *("T2star", "FLASH", "PD", "MEGRE", "MESE", "MP2RAGE", "MPM", "MTS", "MTR", "MTw", "IRT1", "bold", "cbv", "sbref"),
+    *("dwi", "asl", "m0scan", "epi", "magnitude", "magnitude1", "magnitude2"),
+}
+_MODALITIES = {"MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "CT": "CT"}
+_FOLDERS = {**dict.fromkeys(("anat", "func", "dwi", "fmap", "perf"), "MR"), "pet": "PT", "ct": "CT"}
+
 _BIDS_PHASE = ("phase", "phase1", "phase2", "phasediff")
 _BIDS_LABELS = {"dseg": "labels", "mask": "a mask", "defacemask": "a mask", "probseg": "probabilities of labels"}
 
@@ -142,6 +153,26 @@ def by_bids(path: Path) -> Iterator[Finding]:
         elif suffix == "statmap" or "stat" in labels:
             yield Finding("statistics", by, False)
     yield from _by_sidecar(sidecar_metadata(path))
+
+
+def modality_by_bids(path: Path, metadata: Mapping[str, Any]) -> str | None:
+    """The modality of a file as DICOM names it (MR, CT or PT), by its sidecar, or by a BIDS name and its folder."""
+    declared = metadata.get("Modality")
+    if isinstance(declared, str) and (name := declared.strip().upper()):
+        return _MODALITIES.get(name, name)
+    stem = volume_stem(path)
+    if not _BIDS_NAME.fullmatch(stem):
+        return None
+    suffix = stem.rpartition("_")[2]
+    if suffix in ("pet", "ct"):
+        return _FOLDERS[suffix]
+    return "MR" if suffix in _MR_SUFFIXES else _FOLDERS.get(path.absolute().parent.name)
+
+
+def modality_in_meta(meta: Mapping[str, Any], item: int = 0) -> str | None:
+    """The modality that the metadata of a MetaTensor say, of one item of a batch; None if they do not."""
+    given = _words(meta.get(MODALITY_KEY))
+    return (given[min(item, len(given) - 1)] or None) if given else None
 
 
 def _by_sidecar(metadata: Mapping[str, Any]) -> Iterator[Finding]:

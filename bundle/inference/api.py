@@ -18,11 +18,13 @@ from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import SpatialImage
 
 from bundle.data import VolumeError
+from bundle.data.bids_sidecar import sidecar_metadata
 from bundle.data.errors import fail
-from bundle.data.meaning import Finding, by_bids, by_intent, judge
+from bundle.data.meaning import Finding, by_bids, by_intent, judge, modality_by_bids, modality_in_meta
 from bundle.data.nifti.axes import header_axes, stated_axes, stated_in_meta
 from bundle.data.nifti.geometry import Header, read_geometry, store_geometry, usable
 from bundle.data.nifti.header import drop_extensions
+from bundle.data.nifti.matrix import stated_matrix, stated_matrix_in_meta
 from bundle.data.nifti.write import output_header
 from bundle.data.sidecar import RECORD
 from bundle.data.values import survey
@@ -108,6 +110,7 @@ def super_resolve(
     model = _kept_model(network_name, scale, *_identity(weights), device)
     walker = SliceWalker(slice_batch, data_consistency, quality=quality)
     values = survey(given.frames)
+    modality = modality or given.modality
     wanted = Wanted(matrix, voxel_size, modality, given.stated_matrix)
     plan = plan_matrix(first_frame, affine, axis, model.scale, values, wanted, given.name)
     results = [super_resolve_volume(f, affine, model.network, axis, walker, values, plan.grids) for f in given.frames]
@@ -140,6 +143,7 @@ class _Given:
     warnings: tuple[str, ...] = ()
     stated: StatedAxes | None = None
     stated_matrix: StatedMatrix | None = None
+    modality: str | None = None
 
 
 def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
@@ -150,7 +154,9 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
         channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4), nonfinite))
         place = _usable(name, image.affine.cpu().numpy())
         stated = stated_in_meta(image.meta, place)
-        return _Given(name, channels, len(channels) == 1, place, stated=stated)
+        matrix = stated_matrix_in_meta(image.meta, place, shape=channels[0].shape)
+        known = modality_in_meta(image.meta)
+        return _Given(name, channels, len(channels) == 1, place, stated=stated, stated_matrix=matrix, modality=known)
     if isinstance(image, SpatialImage):
         name = image.get_filename() or type(image).__name__
         voxels = _checked(name, np.asanyarray(image.dataobj), (2, 3, 4), nonfinite)
@@ -161,8 +167,13 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
             geometry = read_geometry(name, header, warnings)  # in mm, whatever the unit of the header
             store_geometry(header, geometry, int(header["xyzt_units"]) & 0x38)
             file = image.get_filename()  # nibabel forgets it when voxels or axes change
-            stated = stated_axes(Path(file), header) if file else header_axes(header)
-            return _Given(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings), stated)
+            sidecar = sidecar_metadata(Path(file)) if file else {}
+            return _Given(
+                *(name, _frames(voxels), voxels.ndim < 4, geometry.affine, header, tuple(warnings)),
+                stated_axes(Path(file), header, sidecar) if file else header_axes(header),
+                stated_matrix(Path(file), header, sidecar) if file else None,
+                modality_by_bids(Path(file), sidecar) if file else None,
+            )
         return _Given(name, _frames(voxels), voxels.ndim < 4, _usable(name, image.affine))
     if isinstance(image, (str, os.PathLike)):
         raise VolumeError(f"{image}: give a loaded image, such as nibabel.load({os.fspath(image)!r})")

@@ -14,7 +14,9 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from bundle.data.meaning import modality_in_meta
 from bundle.data.nifti.axes import stated_in_meta
+from bundle.data.nifti.matrix import stated_matrix_in_meta
 from bundle.data.sidecar import RECORD
 from bundle.data.values import Values, survey
 from bundle.inference.matrix import MatrixPlan, Wanted, plan_matrix
@@ -102,10 +104,13 @@ class VolumeInferer(Inferer):
         channels = item.cpu().float()
         values = survey(channel.numpy() for channel in channels)
         warnings = [*values.warnings, *uncertain]
-        wanted = Wanted(self.matrix, self.voxel_size)
+        meta = inputs.meta if isinstance(inputs, MetaTensor) else {}
+        modality = modality_in_meta(meta, number)
+        stated = stated_matrix_in_meta(meta, affine, number, item.shape[1:])
+        wanted = Wanted(self.matrix, self.voxel_size, modality, stated)
         plan = plan_matrix(channels[0].numpy(), affine, axis, scale_of(network), values, wanted)
         if self.origin is not None:
-            warnings += doubts(channels[0].numpy(), affine, axis, values, plan, None, self.origin.trained_on)
+            warnings += doubts(channels[0].numpy(), affine, axis, values, plan, modality, self.origin.trained_on)
         results = [
             super_resolve(channel, affine, network, axis, self.walker, values, plan.grids, *args, **kwargs)
             for channel in channels

@@ -90,7 +90,7 @@ def decide_slice_axis(
     thin = [axis for axis in range(3) if shape[axis] == 1]
     sources = [
         ("dim_info of the header", stated.header),
-        ("SliceEncodingDirection of the BIDS sidecar", stated.sidecar),
+        ("the BIDS sidecar", stated.sidecar),
         ("a single voxel", thin[0] if len(thin) == 1 else None),
         ("the largest voxel spacing", _largest(affine)),
     ]
@@ -101,7 +101,11 @@ def decide_slice_axis(
         return SliceChoice(2, (f"{what}: the last one (2) is taken; --slice-axis says another",))
     source, axis = known[0]
     # Only what a file states can be contradicted: one slice of thin voxels is an ordinary image.
-    against = [f"{other} (axis {n})" for other, n in known[1:] if n != axis] if source.startswith(("dim", "Sl")) else []
+    against = (
+        [f"{other} (axis {n})" for other, n in known[1:] if n != axis]
+        if source in ("dim_info of the header", "the BIDS sidecar")
+        else []
+    )
     if not against:
         return SliceChoice(axis)
     what = f"the slice axis is {axis} by {source}, against {' and '.join(against)}; voxels of {size} mm"

@@ -22,12 +22,12 @@ class ReportEntry:
         input_voxels, output_voxels: real and finite, (X, Y) or (X, Y, Z), in the same units of intensity.
         input_affine, output_affine: voxel index to world (RAS), millimetres, 4x4.
         grids: in-plane matrices of the input and of the output.
-        measured: the acquired matrix along the two in-plane array axes, over the input's field of view; the input's
-            matrix if not given.
         slice_axis: array axis that runs over the slices.
         residual: distance of the truncated output from the input, relative root mean square; ``None``: not measured.
         warnings: one line each.
         seconds: processing time of the volume; ``None``: not measured.
+        acquired: acquired samples along the two in-plane axes of the input, in the order of the array, if they are
+            fewer than those that are stored; ``None``: not known, or all of them.
         facts: more lines for the volume, such as its modality.
         input_header, output_header: more lines for the table of the headers, such as data type and units.
     """
@@ -45,7 +45,7 @@ class ReportEntry:
     facts: Mapping[str, Any] = field(default_factory=dict)
     input_header: Mapping[str, Any] = field(default_factory=dict)
     output_header: Mapping[str, Any] = field(default_factory=dict)
-    measured: tuple[int, int] | None = None
+    acquired: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.slice_axis not in (0, 1, 2):
@@ -65,15 +65,9 @@ class ReportEntry:
             )
 
     @property
-    def band(self) -> tuple[int, int]:
-        """Samples of the output's k-space that were measured."""
-        rows, cols = (
-            min(size, max(1, round(n * size * step / full)))
-            for n, size, step, full in zip(
-                self.measured or self.grids.stored, self.grids.result, self.grids.step, self.grids.stored, strict=True
-            )
-        )
-        return rows, cols
+    def in_plane(self) -> tuple[int, int]:
+        """The array axes of a slice."""
+        return in_plane_axes(self.input_voxels.ndim, self.slice_axis)
 
 
 def header_facts(header: Header) -> dict[str, str]:

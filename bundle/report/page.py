@@ -82,7 +82,7 @@ def section(entry: ReportEntry) -> Section:
     cuts = planes(entry)
     shown, across = cuts[0], cuts[1:]
     view = _View(_window(cuts), _reach(cuts))
-    band = shown.band
+    stored, measured = _bands(entry, shown)
     html = _environment.get_template("volume.html.j2").render(
         entry=entry,
         rows=[
@@ -91,8 +91,9 @@ def section(entry: ReportEntry) -> Section:
             *(_row(plane, view, entry.name, _ACROSS, True) for plane in across),
         ],
         view=view,
-        spectra=_spectra(shown, band, entry.name),
-        beyond=share_beyond(shown.output, band),
+        spectra=_spectra(shown, measured, stored, entry.name),
+        beyond=share_beyond(shown.output, measured),
+        acquired=None if entry.acquired is None else _acquired(entry),
         histogram=histograms(entry.input_voxels, entry.output_voxels, f"histograms, {entry.name}"),
         statistics=_statistics(entry),
         header=_header(entry),
@@ -155,7 +156,7 @@ def _detail(plane: Plane) -> Plane:
         plane.interpolated[middle],
         plane.output[middle],
         plane.aspect * (height * w) / (width * h),
-        (h, w),
+        plane.axes,
     )
 
 
@@ -175,12 +176,30 @@ def _reach(cuts: list[Plane]) -> float:
     return math.ceil(value / digit) * digit
 
 
-def _spectra(shown: Plane, measured: tuple[int, int], name: str) -> list[tuple[str, Picture]]:
+def _bands(entry: ReportEntry, shown: Plane) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Samples down and across in the k-space of the shown slice that were stored, and those that were measured."""
+    stored = {axis: entry.input_voxels.shape[axis] for axis in entry.in_plane}
+    measured = stored if entry.acquired is None else dict(zip(entry.in_plane, entry.acquired, strict=True))
+
+    def within(samples: Mapping[int, int]) -> tuple[int, int]:
+        down, across = (min(samples[axis], n) for axis, n in zip(shown.axes, shown.output.shape, strict=True))
+        return down, across
+
+    return within(stored), within(measured)
+
+
+def _acquired(entry: ReportEntry) -> str:
+    stored = " x ".join(str(entry.input_voxels.shape[axis]) for axis in entry.in_plane)
+    return f"acquired matrix {' x '.join(map(str, entry.acquired or ()))} of {stored}"
+
+
+def _spectra(shown: Plane, measured: tuple[int, int], stored: tuple[int, int], name: str) -> list[tuple[str, Picture]]:
     """k-space of the shown slice before and after, on the same scale."""
     peak = spectrum_peak(shown.output)
     images = (("Fourier interpolation", shown.interpolated), ("network output", shown.output))
     return [
-        (title, spectrum(image, measured, f"k-space of the slice, {title}, {name}", peak)) for title, image in images
+        (title, spectrum(image, measured, f"k-space of the slice, {title}, {name}", peak, stored))
+        for title, image in images
     ]
 
 

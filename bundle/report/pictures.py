@@ -48,17 +48,24 @@ def signed_picture(image: np.ndarray, reach: float, alt: str, aspect: float, lon
     return Picture(_webp(_coloured(steps, (-_STEPS, _STEPS), "RdBu_r"), lossless=True), alt, aspect)
 
 
-def spectrum(image: np.ndarray, measured: tuple[int, int], alt: str, peak: float) -> Picture:
-    """Log magnitude of the k-space of an image (H, W) below ``peak``, with a box around the measured samples (h, w)."""
+def spectrum(
+    image: np.ndarray, measured: tuple[int, int], alt: str, peak: float, stored: tuple[int, int] | None = None
+) -> Picture:
+    """Log magnitude of the k-space of an image (H, W) below ``peak``, with a box around the measured samples (h, w).
+
+    A grey box is around the ``stored`` samples, if they are more than the measured ones.
+    """
     magnitude = _magnitudes(image)
     decibels = _reduced(20 * np.log10(np.maximum(magnitude / peak, 1e-12)), _SPECTRUM)
     drawn = _coloured(decibels, (-_DECIBELS, 0.0), "inferno")
     scale = [have / full for have, full in zip(decibels.shape, image.shape, strict=True)]
-    (top, bottom), (left, right) = (
-        (s * (n // 2 - m // 2), s * (n // 2 - m // 2 + m) - 1)
-        for s, n, m in zip(scale, image.shape, measured, strict=True)
-    )
-    ImageDraw.Draw(drawn).rectangle((left, top, right, bottom), outline=(0, 230, 230))
+    boxes = [(stored, (150, 150, 150))] if stored is not None and stored != measured else []
+    for size, colour in (*boxes, (measured, (0, 230, 230))):
+        (top, bottom), (left, right) = (
+            (s * (n // 2 - m // 2), s * (n // 2 - m // 2 + m) - 1)
+            for s, n, m in zip(scale, image.shape, size, strict=True)
+        )
+        ImageDraw.Draw(drawn).rectangle((left, top, right, bottom), outline=colour)
     return Picture(_webp(drawn), alt, 1.0)
 
 

@@ -27,7 +27,7 @@ class Plane:
         directions: patient directions on the left, right, bottom and top of the picture.
         interpolated, output: (height, width), rows from the top.
         aspect: width over height in millimetres.
-        band: samples (height, width) of its k-space that were measured; all of them across the slices.
+        axes: the array axes that run down and across.
     """
 
     title: str
@@ -35,7 +35,7 @@ class Plane:
     interpolated: np.ndarray
     output: np.ndarray
     aspect: float
-    band: tuple[int, int]
+    axes: tuple[int, int]
 
     @property
     def difference(self) -> np.ndarray:
@@ -45,8 +45,8 @@ class Plane:
 def planes(entry: ReportEntry) -> list[Plane]:
     """The slice with the largest contrast, then (if there are several slices) the two through-plane views.
 
-    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice; only the voxels
-    of the planes are kept.
+    The input is brought to the output's matrix by zero-filled Fourier interpolation, slice by slice (along an axis on
+    which the output is coarser, by truncation); only the voxels of the planes are kept.
     """
     axis = entry.slice_axis
     coarse, fine = (_slices_first(voxels, axis) for voxels in (entry.input_voxels, entry.output_voxels))
@@ -95,7 +95,6 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
         rows = np.moveaxis(image, vertical, 0)
         return rows[:: -1 if up else 1, :: 1 if right else -1]
 
-    band = output.shape if entry.slice_axis in axes else entry.band
     size = [n * spacing[a] for n, a in zip(output.shape, axes, strict=True)]
     return Plane(
         title=title,
@@ -103,7 +102,7 @@ def _plane(entry: ReportEntry, axes: list[int], interpolated: np.ndarray, output
         interpolated=turned(interpolated),
         output=turned(output),
         aspect=float(size[horizontal] / size[vertical]),
-        band=(band[vertical], band[horizontal]),
+        axes=(axes[vertical], axes[horizontal]),
     )
 
 

@@ -203,6 +203,44 @@ def test_the_box_in_k_space_is_around_the_measured_samples():
     assert (rows.min(), rows.max() + 1, cols.min(), cols.max() + 1) == pytest.approx((15, 45, 30, 70), abs=1)
 
 
+def boxes(drawn: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """First and last row, first and last column of the cyan and of the grey box in a dark picture."""
+    found = []
+    for mask in (drawn[..., 2] - drawn[..., 0] > 60, (drawn.min(axis=2) > 90) & (np.ptp(drawn, axis=2) < 40)):
+        rows, cols = np.nonzero(mask)
+        found.append((rows.min(), rows.max() + 1, cols.min(), cols.max() + 1))
+    return found
+
+
+def test_a_grey_box_is_around_the_stored_samples_if_fewer_were_acquired():
+    image = np.zeros((60, 100), np.float32)
+    drawn = decoded(spectrum(image, (20, 30), "k", 1e6, (40, 80)).uri).astype(int)
+    cyan, grey = boxes(drawn)
+    assert cyan == pytest.approx((20, 40, 35, 65), abs=1)
+    assert grey == pytest.approx((10, 50, 10, 90), abs=1)
+    assert spectrum(image, (20, 30), "k", 1e6, (20, 30)) == spectrum(image, (20, 30), "k", 1e6)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_acquired_band_lies_along_its_axes_whatever_the_orientation(turned):
+    affine = np.eye(4)[[1, 0, 2, 3]] if turned else np.eye(4)
+    low, high = np.zeros((40, 60, 2), np.float32), np.zeros((80, 120, 2), np.float32)
+    low[0], high[0] = 1, 1
+    fine = np.asarray(superres_affine(affine, (2, 2, 1)))
+    made = section(ReportEntry("a", low, affine, high, fine, grids((40, 60), 2), acquired=(20, 50)))
+    page = Page(made.html)
+    assert "The inner box marks the measured band (acquired matrix 20 x 50 of 40 x 60)" in " ".join(page.text.split())
+    (uri, *_) = [picture["src"] for picture in page.all("img") if "k-space" in (picture["alt"] or "")]
+    cyan, _ = boxes(decoded(uri or "").astype(int))
+    first = cyan[:2] if turned else cyan[2:]
+    second = cyan[2:] if turned else cyan[:2]
+    assert (*first, *second) == pytest.approx((30, 50, 35, 85), abs=1)
+
+
+def test_without_an_acquired_matrix_the_box_is_that_of_the_input(drawn):
+    assert "The box marks the measured band; everything" in " ".join(Page(drawn.html).text.split())
+
+
 def test_the_share_beyond_the_measured_band_is_that_of_the_energy():
     rows = torch.arange(64)[:, None] * torch.ones(64)
     low, high = torch.cos(2 * torch.pi * 3 * rows / 64), torch.cos(2 * torch.pi * 20 * rows / 64)

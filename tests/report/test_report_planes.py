@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundle.physics import fourier_upsample, superres_affine
-from bundle.physics.place import grids
+from bundle.physics.place import Grids, grids
 from bundle.report import ReportEntry
 from bundle.report.planes import planes
 
@@ -96,3 +96,37 @@ def test_an_output_of_another_size_is_refused():
         entry(np.zeros((8, 8, 3, 2)), np.zeros((16, 16, 3, 2)), np.eye(4), 2)
     with pytest.raises(ValueError, match="slice_axis"):
         entry(np.zeros((8, 8, 3)), np.zeros((16, 16, 3)), np.eye(4), 2, slice_axis=3)
+
+
+@pytest.mark.parametrize("slice_axis", [0, 1, 2])
+@pytest.mark.parametrize("matrix", [(24, 27), (12, 33), (13, 11)])
+def test_an_output_of_another_voxel_size_is_compared_over_the_same_field_of_view(slice_axis, matrix):
+    """Blobs stay in their places, finer or coarser."""
+    in_plane = [axis for axis in range(3) if axis != slice_axis]
+
+    def blob(shape: list[int]) -> np.ndarray:
+        places = [np.arange(n) / n - 0.4 if axis in in_plane else np.zeros(n) for axis, n in enumerate(shape)]
+        return np.exp(-60 * sum(place**2 for place in np.meshgrid(*places, indexing="ij"))).astype(np.float32)
+
+    shape = [18, 20, 22]
+    fine = list(shape)
+    for axis, n in zip(in_plane, matrix, strict=True):
+        fine[axis] = n
+    affine = np.diag([1.0, 1.5, 2.0, 1.0])
+    grid = affine @ np.diag([*(a / b for a, b in zip(shape, fine, strict=True)), 1.0])
+    stored = tuple(shape[axis] for axis in in_plane)
+    steps = tuple(have / want for have, want in zip(stored, matrix, strict=True))
+    made = planes(
+        ReportEntry("x", blob(shape), affine, blob(fine), grid, Grids(stored, stored, matrix, steps, 2), slice_axis)
+    )
+    assert made[0].output.shape == tuple(fine[axis] for axis in made[0].axes)
+    for plane in made:
+        assert np.abs(plane.difference).max() < 0.02
+
+
+def test_an_output_that_does_not_fill_the_field_of_view_is_refused():
+    low, affine = np.zeros((8, 8, 3), np.float32), np.eye(4)
+    grid = np.diag([0.5, 0.5, 1.0, 1.0])
+    for shape in ((16, 15, 3), (18, 16, 3), (8, 8, 3), (16, 16)):
+        with pytest.raises(ValueError, match="gives an output of"):
+            ReportEntry("x", low, affine, np.zeros(shape, np.float32), grid, grids((8, 8), 2))

@@ -61,12 +61,15 @@ class Derivation:
     """How a derived series was made; shared by all its instances.
 
     Attributes:
-        scale: in-plane factor.
+        scale: in-plane factor of the network.
         version: of this software.
         weights: sha256 of the weights, "" if not given.
         settings: JSON text of all other settings that affect the voxels.
         created: time of creation.
         source: the source series as read; its volumes become one derived series.
+        factors: voxel size of the source by that of the result, between columns and between rows; None if both are
+            `scale`.
+        size: voxel size of the result between columns and between rows, mm; None if it follows from `scale`.
     """
 
     scale: int
@@ -75,27 +78,51 @@ class Derivation:
     settings: str
     created: datetime
     source: DicomSeries
+    factors: tuple[float, float] | None = None
+    size: tuple[float, float] | None = None
 
     def uid(self, *source: object) -> str:
         """A UID (PS3.5 B.2) determined by source, weights and settings."""
         lead = self.source.lead
         # If an anonymiser blanked the series UID, the folder identifies it.
         origin = lead and [lead.study, lead.series or str(lead.path.parent), lead.patient]
-        parts = [origin, self.scale, self.version, self.weights, self.settings, *map(str, source)]
+        grid = [] if self.size is None else [self._size]
+        parts = [origin, self.scale, self.version, self.weights, self.settings, *grid, *map(str, source)]
         return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, json.dumps([NAME, *parts])).int}"
 
     @property
     def text(self) -> str:
         weights = f", weights sha256 {self.weights[:16]}" if self.weights else ""
         volume = " Volume {} of {} of its series.".format(*self.source.volume) if self.source.volume else ""
+        grid = "" if self.size is None else f", on voxels of {self._size}"
         return (
-            f"Super-resolution x{self.scale} in the plane of the slices by {NAME} {self.version}{weights}. "
+            f"Super-resolution x{self.scale} in the plane of the slices by {NAME} {self.version}{weights}{grid}. "
             f"Detail beyond the acquired band is estimated, not measured. Voxel 0 stays in place.{volume}"
         )
 
+    @property
+    def mark(self) -> str:
+        """What the description of the series says about the result."""
+        return f"SRx{self.scale}" if self.size is None else f"SR {self._size.replace(' ', '')}"
+
+    def spacing(self, source: Sequence[float]) -> list[str]:
+        """PixelSpacing (between rows, between columns) from that of the source."""
+        columns, rows = self.factors or (self.scale, self.scale)
+        return [decimal_text(float(size) / factor) for size, factor in zip(source, (rows, columns), strict=False)]
+
+    @property
+    def _size(self) -> str:
+        return f"{' x '.join(f'{length:.4g}' for length in self.size or ())} mm"
+
 
 def derivation_from(
-    provenance: Mapping[str, Any], scale: int, source: DicomSeries, version: str, now: datetime
+    provenance: Mapping[str, Any],
+    scale: int,
+    source: DicomSeries,
+    version: str,
+    now: datetime,
+    factors: tuple[float, float] | None = None,
+    size: tuple[float, float] | None = None,
 ) -> Derivation:
     """Pick the keys of a provenance record that affect the voxels: "version", "weights_sha256", "settings"."""
     return Derivation(
@@ -105,6 +132,8 @@ def derivation_from(
         settings=json.dumps(provenance.get("settings", {}), sort_keys=True, default=str),
         created=now,
         source=source,
+        factors=factors,
+        size=size,
     )
 
 
@@ -216,7 +245,7 @@ def _remove_stale(dataset: Dataset) -> None:
 
 
 def _describe(dataset: Dataset, derivation: Derivation) -> None:
-    suffix = f" SRx{derivation.scale} ICONet"
+    suffix = f" {derivation.mark} ICONet"
     dataset.SeriesDescription = (str(dataset.get("SeriesDescription") or "")[: 64 - len(suffix)] + suffix).strip()
     for prefix in ("InstanceCreation", "Content"):
         setattr(dataset, f"{prefix}Date", derivation.created.strftime("%Y%m%d"))

@@ -52,7 +52,9 @@ def derive_frames(dataset: Dataset, image: Image, indices: Sequence[int], deriva
     frames = dataset.PerFrameFunctionalGroupsSequence
     shared = _shared_groups(dataset)
     for group in (shared, *frames):
-        _divide_spacing(group, derivation.scale)
+        for item in group.get("PixelMeasuresSequence") or ():
+            if "PixelSpacing" in item:
+                item.PixelSpacing = derivation.spacing(item.PixelSpacing)
         for name in _FRAME_TYPES:
             for item in group.get(name) or ():
                 item.FrameType = _derived_type(values_of(item, "FrameType"))
@@ -114,12 +116,6 @@ def _shared_groups(dataset: Dataset) -> Dataset:
         dataset.SharedFunctionalGroupsSequence = [Dataset()]
     item: Dataset = dataset.SharedFunctionalGroupsSequence[0]
     return item
-
-
-def _divide_spacing(group: Dataset, scale: int) -> None:
-    for item in group.get("PixelMeasuresSequence") or ():
-        if "PixelSpacing" in item:
-            item.PixelSpacing = [decimal_text(float(size) / scale) for size in item.PixelSpacing]
 
 
 def _derived_type(source: Sequence[str]) -> list[str]:

@@ -39,6 +39,13 @@ TIMES = (
 ACQUISITIONS = ("FrameAcquisitionNumber", "AcquisitionNumber")
 """They number volumes, or what is acquired at a time: compared as TIMES."""
 
+KSPACE = (
+    *("AcquisitionMatrix", "InPlanePhaseEncodingDirection", "PercentSampling", "PercentPhaseFieldOfView"),
+    *("MRAcquisitionFrequencyEncodingSteps", "MRAcquisitionPhaseEncodingStepsInPlane", "PartialFourier"),
+    "ParallelAcquisition",
+)
+"""How the k-space of an MR image was sampled (:mod:`bundle.data.dicom.matrix`); they tell no volumes apart."""
+
 GE_PART = "GE image part"
 PRIVATE = {
     (0x0043, 0x2F): GE_PART,
@@ -92,7 +99,6 @@ class Image:
     signed: bool
     inverted: bool
     padding: Padding | None
-    acquired: tuple[int, int] | None
     slices_in_series: int | None
     dimensions: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
@@ -117,6 +123,7 @@ class Frame:
         sides, traits: values of SIDES and TRAITS, None if absent.
         indices: DimensionIndexValues, for the columns in `image.dimensions`.
         acquired: date and time of acquisition, in seconds; `content`: ContentDate and ContentTime. None if absent.
+        kspace: values of KSPACE, None if absent.
     """
 
     image: Image
@@ -134,6 +141,7 @@ class Frame:
     indices: tuple[int, ...] = ()
     acquired: float | None = None
     content: float | None = None
+    kspace: tuple[Any, ...] = (None,) * len(KSPACE)
 
     @property
     def path(self) -> Path:

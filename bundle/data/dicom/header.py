@@ -11,7 +11,19 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle.data.dicom.frame import CLASSIC, MODALITIES, PRIVATE, SIDES, TRAITS, Broken, Frame, Image, Padding, Skipped
+from bundle.data.dicom.frame import (
+    CLASSIC,
+    KSPACE,
+    MODALITIES,
+    PRIVATE,
+    SIDES,
+    TRAITS,
+    Broken,
+    Frame,
+    Image,
+    Padding,
+    Skipped,
+)
 from bundle.data.dicom.library import guarded
 from bundle.data.errors import VolumeError, fail
 
@@ -33,7 +45,7 @@ _MATRIX = (
 _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices")
 _SCALING = ("RescaleSlope", "RescaleIntercept")
 _VALUES = ("ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit")
-_OTHER = ("FrameOfReferenceUID", "InstanceNumber", "AcquisitionMatrix", "NumberOfSlices")
+_OTHER = ("FrameOfReferenceUID", "InstanceNumber", "NumberOfSlices")
 _FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence")
 _DATES = (
     *("FrameAcquisitionDateTime", "AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime"),
@@ -188,7 +200,6 @@ def _image(path: Path, dataset: Dataset, sop_class: str, identity: tuple[str, st
         signed=bool(dataset.PixelRepresentation),
         inverted=dataset.PhotometricInterpretation == "MONOCHROME1",
         padding=_padding(dataset),
-        acquired=_acquired(dataset),
         slices_in_series=_whole(dataset, "NumberOfSlices"),
         dimensions=tuple(name for name in _dimensions(dataset) if name is not None),
         assumed=assumed,
@@ -271,7 +282,7 @@ def _values(datasets: list[Dataset]) -> dict[str, Any]:
 def _frame_tags() -> dict[int, str]:
     from pydicom.datadict import tag_for_keyword
 
-    names = (*_PLACE, *_SCALING, *_DATES, *SIDES, *_PUBLIC_TRAITS)
+    names = (*_PLACE, *_SCALING, *_DATES, *SIDES, *_PUBLIC_TRAITS, *KSPACE)
     private = {
         (group << 16) + (block << 8) + offset: name
         for (group, offset), name in PRIVATE.items()
@@ -328,6 +339,7 @@ def _frame(image: Image, index: int, values: dict[str, Any], columns: Sequence[i
         acquired=_seconds(get("FrameAcquisitionDateTime") or get("AcquisitionDateTime"))
         or _seconds(get("AcquisitionTime"), get("AcquisitionDate")),
         content=_seconds(get("ContentTime"), get("ContentDate")),
+        kspace=_shared(tuple(_comparable(get(name)) for name in KSPACE)),
     )
 
 
@@ -439,12 +451,3 @@ def _padding_end(dataset: Dataset, name: str) -> int | None:
     if signed and size // 2 <= value < size:
         return value - size
     return value + size if not signed and -size // 2 <= value < 0 else value
-
-
-def _acquired(dataset: Dataset) -> tuple[int, int] | None:
-    """Acquired (columns, rows) from AcquisitionMatrix: frequency rows, columns, phase rows, columns; unused are 0."""
-    value = dataset.get("AcquisitionMatrix")
-    if not value or len(value) != 4:
-        return None
-    columns, rows = max(int(value[1]), int(value[3])), max(int(value[0]), int(value[2]))
-    return (columns, rows) if columns and rows else None

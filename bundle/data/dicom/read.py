@@ -131,13 +131,8 @@ def _equal_values(first: Frame, second: Frame) -> bool:
 
 
 def _check_headers(frames: Sequence[Frame], warnings: list[str]) -> None:
-    """Warn about header details: interpolation, MONOCHROME1, slices that may be missing at the ends."""
+    """Warn about header details: MONOCHROME1, slices that may be missing at the ends."""
     image = frames[0].image
-    if image.acquired and (image.acquired[0] < image.columns or image.acquired[1] < image.rows):
-        warnings.append(
-            f"the scanner interpolated: matrix {image.columns}x{image.rows}, acquired "
-            f"{image.acquired[0]}x{image.acquired[1]} (AcquisitionMatrix)"
-        )
     if any(frame.image.inverted for frame in frames):
         warnings.append("MONOCHROME1 (low is bright): inverted, and inverted back when written as DICOM")
     if image.slices_in_series and image.slices_in_series > len(frames):

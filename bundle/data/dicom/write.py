@@ -73,17 +73,19 @@ def write_series(
 ) -> SeriesWritten:
     """Write the derived series of a volume into its own folder.
 
-    Voxel j of the source lies on voxel scale * j of the result, so ImagePositionPatient stays and PixelSpacing is
-    divided. UIDs are derived from those of the source, the scale, and the keys "version", "weights_sha256" and
-    "settings" of `provenance`, so a second run gives the same UIDs. The creation time is SOURCE_DATE_EPOCH if set (then
-    equal arguments give equal bytes), else now.
+    The first voxel stays in place, so ImagePositionPatient does, and PixelSpacing is that of the affine: the source's
+    divided by the scale, or any other, also one for rows and another for columns. UIDs are derived from those of the
+    source, the scale (another voxel size), and the keys "version", "weights_sha256" and "settings" of `provenance`, so
+    a second run gives the same UIDs. The creation time is SOURCE_DATE_EPOCH if set (then equal arguments give equal
+    bytes), else now.
 
     Args:
         volume: the source, as read.
-        voxels_sr: (scale * X, scale * Y, Z), finite, in the units of `volume.voxels`.
-        affine_sr: (4, 4), RAS, mm; must follow the grid rule.
+        voxels_sr: (X', Y', Z), finite, in the units of `volume.voxels`, over the field of view of the source: (scale *
+            X, scale * Y, Z) where voxels are divided by the scale.
+        affine_sr: (4, 4), RAS, mm; the source's with other voxel sizes in the plane, and the same first voxel.
         folder: created if missing; an earlier result in it is replaced, a folder that holds anything else is refused.
-        scale: in-plane factor.
+        scale: in-plane factor of the network.
         slice_axis: must be 2: DICOM slices are the images.
         provenance: how the voxels were made; only the keys named above are used.
 
@@ -93,9 +95,10 @@ def write_series(
     """
     target = Path(folder)
     require_pydicom(target)
-    _check_arguments(target, volume, voxels_sr, affine_sr, scale, slice_axis)
+    factors, size = _check_arguments(target, volume, voxels_sr, affine_sr, scale, slice_axis)
     _check_folder(target, volume)
-    derivation = derivation_from(provenance or {}, scale, volume.series, _version(), _creation_time())
+    now = _creation_time()
+    derivation = derivation_from(provenance or {}, scale, volume.series, _version(), now, factors, size)
     encoding = plan_encoding(volume.frames, voxels_sr, volume.values.padding)
     names: list[str] = []
     with disk_errors(target), replacing_folder(target) as partial:
@@ -148,7 +151,7 @@ def _finish_classic(dataset: Dataset, image: Image, at: int, encoding: Encoding,
     Mapping, which the class does know, is ignored by most of them.
     """
     frame = encoding.frames[at]
-    dataset.PixelSpacing = [decimal_text(size / derivation.scale) for size in frame.spacing or ()]
+    dataset.PixelSpacing = derivation.spacing(frame.spacing or ())
     if encoding.coarser[at] > 1:
         dataset.RescaleSlope = decimal_text(float(encoding.slopes[at]))
         dataset.RescaleIntercept = decimal_text(frame.intercept)
@@ -185,20 +188,33 @@ def _by_file(volume: DicomVolume) -> dict[Image, list[int]]:
 
 def _check_arguments(
     target: Path, volume: DicomVolume, voxels: np.ndarray, affine: np.ndarray, scale: int, slice_axis: int
-) -> None:
+) -> tuple[tuple[float, float], tuple[float, float]] | tuple[None, None]:
+    """Factors and voxel sizes of `Derivation`; None where the result is the source divided by the scale."""
     if slice_axis != 2:
         wrong = f"slice axis {slice_axis} of a DICOM series"
         fail(target, wrong, "use axis 2, the plane of the images, or write NIfTI")
-    columns, rows, slices = volume.voxels.shape
-    if voxels.shape != (expected := (scale * columns, scale * rows, slices)):
-        fail(target, f"voxels of shape {voxels.shape}, expected {expected}", "give the whole result")
-    if max(voxels.shape[:2]) > 65535:
-        fail(target, f"a matrix of {voxels.shape[0]}x{voxels.shape[1]} exceeds the limit of DICOM", "write NIfTI")
+    shape = volume.voxels.shape
+    source, size = (np.linalg.norm(np.asarray(place)[:3, :2], axis=0) for place in (volume.affine, affine))
+    factors = source / size if np.isfinite(size).all() and size.all() else np.full(2, float(scale))
+    whole = bool((np.abs(factors - scale) * source < 1e-4).all())
+    factors = np.full(2, float(scale)) if whole else factors
+    _check_shape(target, voxels.shape, shape, factors)
     if not np.isfinite(voxels).all():
         fail(target, "voxels to write are NaN or infinite", "check the input and the network")
-    wanted = np.asarray(superres_affine(volume.affine, (scale, scale, 1)))
+    wanted = np.asarray(superres_affine(volume.affine, (*factors, 1)))
     if not np.allclose(affine, wanted, rtol=0, atol=1e-4):
         fail(target, "the affine is not that of the source divided by the scale", "keep the first voxel in place")
+    return (None, None) if whole else ((float(factors[0]), float(factors[1])), (float(size[0]), float(size[1])))
+
+
+def _check_shape(target: Path, shape: tuple[int, ...], source: tuple[int, ...], factors: np.ndarray) -> None:
+    """Refuse a result whose field of view differs from that of the source by a voxel of the result or more."""
+    length = np.append(np.asarray(source[:2]) * factors, source[2])
+    if len(shape) != 3 or 0 in shape or (np.abs(shape - length) > 0.999).any() or shape[2] != source[2]:
+        expected = tuple(round(float(size)) for size in length)
+        fail(target, f"voxels of shape {shape}, expected {expected}", "give the whole result")
+    if max(shape[:2]) > 65535:
+        fail(target, f"a matrix of {shape[0]}x{shape[1]} exceeds the limit of DICOM", "write NIfTI")
 
 
 def _check_folder(target: Path, volume: DicomVolume) -> None:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bundle.data.bids_sidecar import sidecar_metadata
 from bundle.data.errors import fail
+from bundle.data.meaning import modality_by_bids
 from bundle.data.nifti.axes import stated_axes
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.header import check_room, clean_header, read_layout
+from bundle.data.nifti.matrix import stated_matrix
 from bundle.data.nifti.storage import Storage
 from bundle.data.nifti.stream import MAX_BYTES, open_stream
 from bundle.data.nifti.voxels import NonFinite, VoxelReader
@@ -25,6 +28,7 @@ from bundle.data.paths import PathLike, pair_paths
 from bundle.data.values import Survey, Values
 
 if TYPE_CHECKING:
+    from bundle.physics.matrix import StatedMatrix
     from bundle.physics.slices import StatedAxes
 
 
@@ -39,6 +43,8 @@ class Volume:
         header: little-endian NIfTI header with repaired geometry in millimetres; `write_volume(like=...)` takes it.
         warnings: doubts about the file, one line each, without the path.
         stated: the slice axis as the file says.
+        stated_matrix: the acquired matrix as its sidecar says.
+        modality: MR, CT or PT, by its sidecar, BIDS name or folder.
     """
 
     path: Path
@@ -47,6 +53,8 @@ class Volume:
     header: Header
     warnings: tuple[str, ...] = ()
     stated: StatedAxes | None = None
+    stated_matrix: StatedMatrix | None = None
+    modality: str | None = None
 
 
 def read_volume(path: PathLike, nonfinite: NonFinite = "error", *, max_bytes: int = MAX_BYTES) -> Volume:
@@ -78,8 +86,16 @@ def read_first_volume(path: PathLike, nonfinite: NonFinite = "error") -> Volume:
 
 def _volume(reader: VoxelReader, array: np.ndarray) -> Volume:
     layout, header = reader.layout, clean_header(reader.layout)
-    stated = stated_axes(reader.path, header)
-    return Volume(reader.path, array, layout.geometry.affine, header, tuple(layout.warnings), stated)
+    return Volume(
+        *(reader.path, array, layout.geometry.affine, header, tuple(layout.warnings)), *_statements(reader.path, header)
+    )
+
+
+def _statements(path: Path, header: Header) -> tuple[StatedAxes, StatedMatrix | None, str | None]:
+    """What header and sidecar say about the slice axis, the acquired matrix and the modality."""
+    metadata = sidecar_metadata(path)
+    axes, matrix = stated_axes(path, header, metadata), stated_matrix(path, header, metadata)
+    return axes, matrix, modality_by_bids(path, metadata)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +109,8 @@ class VolumeFile:
         storage: data type and scaling of the file.
         values: what the values of its volumes mean.
         stated: the slice axis as the file says.
+        stated_matrix: the acquired matrix as its sidecar says.
+        modality: MR, CT or PT, by its sidecar, BIDS name or folder.
     """
 
     path: Path
@@ -102,6 +120,8 @@ class VolumeFile:
     storage: Storage
     values: Values
     stated: StatedAxes
+    stated_matrix: StatedMatrix | None
+    modality: str | None
     warnings: tuple[str, ...]
     _nonfinite: NonFinite
     _max_bytes: int
@@ -137,7 +157,7 @@ def check_volume_file(path: PathLike, nonfinite: NonFinite = "error", *, max_byt
         header,
         storage,
         values,
-        stated_axes(reader.path, header),
+        *_statements(reader.path, header),
         (*layout.warnings, *values.warnings),
         nonfinite,
         max_bytes,

@@ -13,8 +13,10 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
-from bundle.data.meaning import check_nifti
+from bundle.data.meaning import MODALITY_KEY, check_nifti
 from bundle.data.nifti.axes import META_KEY
+from bundle.data.nifti.matrix import META_KEY as MATRIX_KEY
+from bundle.data.nifti.matrix import matrix_for_meta
 from bundle.data.nifti.read import read_volume
 from bundle.data.nifti.voxels import NonFinite
 from bundle.data.paths import PathLike
@@ -28,9 +30,10 @@ class NiftiVolumeReader(ImageReader):
 
     The metadata has the keys of MONAI's NibabelReader: the header fields, `affine`, `original_affine`,
     `spatial_shape`, `original_channel_dim` (NaN, "no channel", for 2-D and 3-D; -1 for 4-D, so that
-    EnsureChannelFirst moves T to the channels), `stated_slice_axes` (:func:`bundle.data.nifti.axes.stated_in_meta`) and
-    `warnings` (one per line, empty if none). Each warning is
-    logged once per process, to the logger "iconet".
+    EnsureChannelFirst moves T to the channels), `stated_slice_axes` (:func:`bundle.data.nifti.axes.stated_in_meta`),
+    `stated_matrix` (:func:`bundle.data.nifti.matrix.stated_matrix_in_meta`), `stated_modality`
+    (:func:`bundle.data.meaning.modality_in_meta`) and `warnings` (one per line, empty if none). Each warning is logged
+    once per process, to the logger "iconet".
 
     Args:
         nonfinite: as in `read_volume`.
@@ -79,6 +82,8 @@ class NiftiVolumeReader(ImageReader):
         assert volume.stated is not None
         stated = volume.stated.header, volume.stated.sidecar
         meta[META_KEY] = np.array([-1 if axis is None else axis for axis in stated])
+        meta[MATRIX_KEY] = matrix_for_meta(volume.stated_matrix)
+        meta[MODALITY_KEY] = volume.modality or ""
         meta["warnings"] = "\n".join(warnings)
         return volume.array, meta
 

@@ -17,6 +17,8 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_factory import phantom, save, series
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from programs import program
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
@@ -630,3 +632,87 @@ def test_padding_that_counts_as_signal_is_no_longer_declared(tmp_path: Path) -> 
         instance.add_new("PixelPaddingValue", "US", 0)
     (path, *_) = write(read_one(save(instances, tmp_path / "source")), tmp_path / "out")
     assert "PixelPaddingValue" not in pydicom.dcmread(path)
+
+
+# ------------------------------------------------------------------------------------------- grids of another size
+
+
+def on_grid(volume: DicomVolume, columns: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest voxels of the source on a grid of this matrix over its field of view."""
+    x, y = (np.arange(n) * size // n for n, size in zip((columns, rows), volume.voxels.shape, strict=False))
+    factors = columns / volume.voxels.shape[0], rows / volume.voxels.shape[1], 1
+    return volume.voxels[x][:, y], np.asarray(superres_affine(volume.affine, factors))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("matrix", [(15, 24), (13, 17), (7, 30), (20, 23)])
+def test_a_result_of_any_voxel_size_reads_back_in_its_place(tmp_path: Path, kind: str, matrix: tuple[int, int]) -> None:
+    source = make(kind)
+    volume = read_one(save(source, tmp_path / "in"))
+    voxels, affine = on_grid(volume, *matrix)
+    paths = write_series(volume, voxels, affine, tmp_path / "out", 2).paths
+    again = read_one(tmp_path / "out")
+    np.testing.assert_allclose(again.affine, affine, atol=1e-6)
+    np.testing.assert_allclose(again.voxels, voxels, atol=0.51 * max(frame.slope for frame in again.frames))
+    size = f"{10 * 1.25 / matrix[0]:.4g} x {12 * 1.5 / matrix[1]:.4g} mm"
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        assert (dataset.Columns, dataset.Rows) == matrix
+        assert dataset.SeriesDescription == f"phantom SR {size.replace(' ', '')} ICONet"
+        assert dataset.get("AcquisitionMatrix") == source[0].get("AcquisitionMatrix")
+        assert f", on voxels of {size}. Detail" in str(dataset)
+    if shutil.which("dciodvfy") is not None:
+        assert [error for path in paths for error in _errors("dciodvfy", "-new", str(path))] == []
+    if DCM2NIIX is not None:
+        (tmp_path / "theirs").mkdir()
+        command = [DCM2NIIX, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
+        subprocess.run(command, check=True, capture_output=True)
+        (converted,) = (tmp_path / "theirs").glob("*.nii")
+        ours = write_volume(tmp_path / "ours.nii", again.voxels, again.affine)
+        one, other = (nib.as_closest_canonical(nib.load(path)) for path in (converted, ours))
+        np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
+        np.testing.assert_allclose(one.get_fdata(), other.get_fdata(), atol=1e-3 * other.get_fdata().max())
+
+
+def test_results_of_one_source_on_different_grids_are_different_series(tmp_path: Path) -> None:
+    volume = read_one(save(series(), tmp_path / "in"))
+    seen = set()
+    for number, matrix in enumerate([(20, 24), (15, 24), (20, 18)]):
+        voxels, affine = on_grid(volume, *matrix)
+        (path, *_) = write_series(volume, voxels, affine, tmp_path / str(number), 2).paths
+        dataset = pydicom.dcmread(path)
+        seen.add((dataset.SeriesInstanceUID, dataset.SOPInstanceUID))
+        assert ("SRx2" in dataset.SeriesDescription) == (number == 0)
+    assert len({uid for uids in seen for uid in uids}) == 6
+
+
+@given(columns=st.integers(2, 45), rows=st.integers(2, 45), off=st.sampled_from([(1, 0), (0, -1), (3, 3), (-1, 1)]))
+@settings(max_examples=25, deadline=None)
+def test_a_matrix_that_does_not_fill_the_field_of_view_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, columns: int, rows: int, off: tuple[int, int]
+) -> None:
+    folder = tmp_path_factory.mktemp("case")
+    volume = read_one(save(series(), folder / "in"))
+    _, affine = on_grid(volume, columns, rows)
+    voxels = np.zeros((max(columns + off[0], 1), max(rows + off[1], 1), 6), np.float32)
+    with pytest.raises(VolumeError, match=f"expected \\({columns}, {rows}, 6\\)"):
+        write_series(volume, voxels, affine, folder / "out", 2)
+
+
+@pytest.mark.parametrize("spoil", ["turned", "sheared", "zero", "nan", "moved", "through the plane"])
+def test_an_affine_that_is_not_that_of_the_source_is_refused(tmp_path: Path, spoil: str) -> None:
+    volume = read_one(save(series(), tmp_path / "in"))
+    voxels, affine = on_grid(volume, 15, 17)
+    changes = {
+        "turned": (slice(0, 3), 0, -affine[:3, 0]),
+        "sheared": (slice(0, 3), 1, affine[:3, 1] + 0.1 * affine[:3, 0]),
+        "zero": (slice(0, 3), 0, 0),
+        "nan": (0, 0, np.nan),
+        "moved": (0, 3, affine[0, 3] + 0.1),
+        "through the plane": (slice(0, 3), 2, affine[:3, 2] * 1.1),
+    }
+    at, column, value = changes[spoil]
+    affine[at, column] = value
+    with pytest.raises(VolumeError, match="the affine is not|expected"):
+        write_series(volume, voxels, affine, tmp_path / "out", 2)
+    assert not (tmp_path / "out").exists()

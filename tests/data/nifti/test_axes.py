@@ -125,3 +125,30 @@ def test_metadata_of_monais_own_reader_are_understood(tmp_path: Path) -> None:
     path = save(tmp_path / "a.nii.gz", slice=2)
     loaded = EnsureChannelFirst()(LoadImage("NibabelReader")(path))
     assert stated_in_meta(loaded.meta, loaded.affine.numpy()) == StatedAxes(2, None)
+
+
+@pytest.mark.parametrize("by_header", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("directions", "axis"),
+    [
+        ([1, 0, 0, 0, 1, 0], 2),
+        ([0, 1, 0, 0, 0, -1], 0),
+        ([-0.999, 0, 0.045, 0.045, 0, 0.999], 1),
+        ([0.7, 0.7, 0, -0.7, 0.7, 0], None),
+        ([1, 0, 0, 1, 0, 0], None),
+        ([0] * 6, None),
+        ([1, 0, 0], None),
+        ("x", None),
+        ([1e300, 0, 0, 0, float("nan"), 0], None),
+    ],
+)
+def test_directions_of_rows_and_columns_tell_the_axis_and_overrule_dim_info(
+    directions: object, axis: int | None, by_header: int, tmp_path: Path
+) -> None:
+    path = save(tmp_path / "a.nii", slice=by_header)
+    (tmp_path / "a.json").write_text(json.dumps({"ImageOrientationPatientDICOM": directions}))
+    assert read_volume(path).stated == StatedAxes(by_header if axis in (None, by_header) else None, axis)
+    (tmp_path / "a.json").write_text(
+        json.dumps({"ImageOrientationPatientDICOM": directions, "SliceEncodingDirection": "k"})
+    )
+    assert read_volume(path).stated == StatedAxes(by_header if axis in (None, by_header) else None, 2)

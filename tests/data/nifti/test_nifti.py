@@ -221,6 +221,36 @@ def test_row_34_conflicting_forms_warn_in_mm_and_both_are_carried_to_the_new_gri
     assert (int(out.header["sform_code"]), int(out.header["qform_code"])) == (4, 1)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    size=st.tuples(st.integers(3, 20), st.integers(3, 20)),
+    axis=st.sampled_from([0, 1, 2]),
+    angles=st.tuples(*[st.floats(-1, 1)] * 3),
+)
+def test_a_result_of_any_voxel_size_keeps_both_frames_the_first_voxel_and_dim_info(
+    size: tuple[int, int], axis: int, angles: tuple[float, float, float]
+) -> None:
+    image = nib.Nifti1Image(voxels(), AFFINE)
+    moved = nib.affines.from_matvec(rotation(angles) @ AFFINE[:3, :3], [3, 4, 5])
+    image.set_sform(AFFINE, 4)
+    image.set_qform(moved, 1)
+    image.header.set_dim_info(0, 1, 2)
+    shape = list(SHAPE)
+    for at, n in zip([a for a in range(3) if a != axis], size, strict=True):
+        shape[at] = n
+    step = np.diag([*(old / new for old, new in zip(SHAPE, shape, strict=True)), 1])
+    with tempfile.TemporaryDirectory() as folder:
+        like = read_volume(put(Path(folder), "a.nii", image.to_bytes())).header
+        out = reference(write_volume(Path(folder) / "b.nii", np.ones(shape), AFFINE @ step, like))
+        again = read_volume(Path(folder) / "b.nii")
+    np.testing.assert_allclose(again.affine, AFFINE @ step, atol=1e-5)
+    np.testing.assert_allclose(out.get_qform(), moved @ step, atol=1e-4)
+    np.testing.assert_allclose(out.header.get_zooms(), np.linalg.norm((AFFINE @ step)[:3, :3], axis=0), rtol=1e-6)
+    assert (int(out.header["sform_code"]), int(out.header["qform_code"])) == (4, 1)
+    assert out.header.get_dim_info() == (0, 1, 2)
+    assert out.get_sform()[:3, 3] == pytest.approx(AFFINE[:3, 3])
+
+
 def test_an_unknown_form_code_counts_as_aligned(tmp_path: Path) -> None:
     volume = read_volume(put(tmp_path, "a.nii", patched(image_bytes(), sform_code=("h", 900))))
     assert volume.warnings == ("unknown sform_code 900; treated as 2",)
@@ -653,7 +683,7 @@ def test_monai_gets_the_metadata_of_its_own_reader(tmp_path: Path) -> None:
     theirs = LoadImaged("image", reader="NibabelReader")({"image": str(path)})["image"]
     torch.testing.assert_close(ours.as_tensor(), theirs.as_tensor())
     torch.testing.assert_close(ours.affine, theirs.affine)
-    assert set(ours.meta) == set(theirs.meta) | {"warnings", "stated_slice_axes"}
+    assert set(ours.meta) == set(theirs.meta) | {"warnings", "stated_slice_axes", "stated_matrix", "stated_modality"}
     for key in ("original_affine", "spatial_shape", "original_channel_dim", "filename_or_obj", "space"):
         np.testing.assert_equal(np.asarray(ours.meta[key]), np.asarray(theirs.meta[key]))
 
