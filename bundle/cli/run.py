@@ -239,7 +239,9 @@ class _Run:
                 row = Row.of(job, "done", time.monotonic() - started, record)
                 for warning in record["SuperResolution"]["Warnings"]:
                     _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
-                text = f"{job.name}: {row.shape} -> {row.result_shape} in {row.seconds} s, {job.target}"
+                facts = record["SuperResolution"]
+                from_ = f" (acquired {row.acquired_matrix})" if facts["NetworkMatrix"] != facts["StoredMatrix"] else ""
+                text = f"{job.name}: {row.shape}{from_} -> {row.result_shape} in {row.seconds} s, {job.target}"
                 _say("done", text, volume=job.name)
         except RunError:  # there is no network to run: not an error of this volume
             raise
