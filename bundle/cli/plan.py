@@ -16,10 +16,10 @@ from bundle.data.dicom.find import find_series
 from bundle.data.dicom.header import starts_as_dicom
 from bundle.data.dicom.own import made_here
 from bundle.data.dicom.series import DicomSeries
-from bundle.data.find import files_below, is_volume_name
+from bundle.data.find import LOOKED_FOR, files_below, is_volume_name, volume_files
 from bundle.data.formats import ending_of, left_out, unread, unread_among
 from bundle.data.outputs import check_target
-from bundle.data.paths import pair_paths, special_kind
+from bundle.data.paths import special_kind
 from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
 
@@ -51,7 +51,7 @@ class Job:
         """The files whose bytes make the input."""
         if isinstance(self.source, DicomSeries):
             return self.source.paths
-        return tuple(dict.fromkeys(pair_paths(self.source)))
+        return volume_files(self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +107,9 @@ def _found(options: CommandOptions, bids: Bids | None = None) -> tuple[list[Path
         series = _series_among(root, files, options.join)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
-        wrong = f"{root}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        wrong = f"{root}: no {LOOKED_FOR} and no DICOM images"
         if bids is not None:
-            wrong = f"{root}: a BIDS dataset without NIfTI volumes below its sub-... folders"
+            wrong = f"{root}: a BIDS dataset without volumes below its sub-... folders"
         other = unread_among(files)
         raise RunError(wrong if other is None else f"{wrong}; {other}")
     originals = [path for path in volumes if not is_result(path)]

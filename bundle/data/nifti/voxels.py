@@ -11,6 +11,7 @@ import numpy as np
 
 from bundle.data.errors import fail
 from bundle.data.nifti.header import Layout, check_room, read_gap, read_layout
+from bundle.data.nifti.opened import open_volume
 from bundle.data.nifti.stream import CHUNK, Source, drain, open_stream
 from bundle.data.paths import pair_paths
 
@@ -41,7 +42,7 @@ class VoxelReader:
             raise ValueError(f"nonfinite must be 'error' or 'zero', got {nonfinite!r}")
         self.path, self._image_path = pair_paths(path)
         self._nonfinite, self._max_bytes = nonfinite, max_bytes
-        with open_stream(self.path) as source:
+        with open_volume(self.path) as source:
             self.layout = read_layout(source)
             if not self.layout.paired:
                 check_room(source, self.layout, max_bytes)
@@ -53,7 +54,7 @@ class VoxelReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         with ExitStack() as stack:
-            source = stack.enter_context(open_stream(self.path))
+            source = stack.enter_context(open_volume(self.path))
             layout = read_layout(source)
             if layout.paired:
                 source = stack.enter_context(open_stream(self._image_path))
