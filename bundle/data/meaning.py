@@ -53,6 +53,8 @@ _BIDS_NAME = re.compile(r"sub-[0-9A-Za-z+]+(_[A-Za-z0-9]+-[0-9A-Za-z+.]+)*_[0-9A
 _BIDS_PHASE = ("phase", "phase1", "phase2", "phasediff")
 _BIDS_LABELS = {"dseg": "labels", "mask": "a mask", "defacemask": "a mask", "probseg": "probabilities of labels"}
 
+_LABEL_MAPS = ("dseg", "mask", "defacemask")
+
 _PHASE = {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "PHASEDIFF", "VELOCITY MAP", "VELOCITY_MAP"}
 _GE_PART = {1.0: "PHASE", "0100": "PHASE", 2.0: "REAL", "0200": "REAL", 3.0: "IMAGINARY", "0300": "IMAGINARY"}
 """GE (0043,xx2F), whose ImageType does not tell; as text if the file does not give its type."""
@@ -142,6 +144,12 @@ def by_bids(path: Path) -> Iterator[Finding]:
         elif suffix == "statmap" or "stat" in labels:
             yield Finding("statistics", by, False)
     yield from _by_sidecar(sidecar_metadata(path))
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether a file is a label map by its BIDS name."""
+    stem = volume_stem(path)
+    return bool(_BIDS_NAME.fullmatch(stem)) and stem.rsplit("_", 1)[-1] in _LABEL_MAPS
 
 
 def _by_sidecar(metadata: Mapping[str, Any]) -> Iterator[Finding]:
