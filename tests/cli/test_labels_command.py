@@ -11,8 +11,13 @@ import numpy as np
 import pytest
 from cli_command import command, record, results
 from conftest import blob_volume
+from hypothesis import given
+from hypothesis import strategies as st
 from other_formats import matrix_of
 
+from bundle.cli.carry import steps
+from bundle.cli.labels import Grid
+from bundle.data import VolumeError
 from bundle.workflow import inference_data
 
 SHAPE = (12, 10, 3)
@@ -132,6 +137,24 @@ def test_a_series_shares_the_grid_of_its_volumes_with_a_label_map(scans: Path, t
     assert command(scans, tmp_path / "out", "--labels", "*_seg*").exit_code == 0
     assert nib.load(tmp_path / "out/scan_SRx2.nii.gz").shape == (24, 20, 3, 3)
     assert nib.load(tmp_path / "out/scan_seg_SRx2.nii.gz").shape == (24, 20, 3)
+
+
+@given(
+    sizes=st.tuples(*[st.integers(2, 600)] * 3),
+    factors=st.tuples(*[st.one_of(st.integers(1, 8), st.floats(0.4, 6))] * 3),
+    seed=st.integers(0, 2**31),
+)
+def test_steps_are_those_of_the_affines_whatever_float32_made_of_them(sizes, factors, seed) -> None:
+    affine = matrix_of(seed)
+    shape = tuple(max(1, round(n * f)) for n, f in zip(sizes, factors, strict=True))
+    old = Grid(sizes, affine.astype(np.float32).astype(np.float64))
+    new = Grid(shape, (affine @ np.diag([*(1 / f for f in factors), 1])).astype(np.float32).astype(np.float64))
+    found = steps(Path("x"), old, new)
+    assert np.allclose(found, [1 / f for f in factors], rtol=2e-5)
+    assert all(step == 1 / f for step, f in zip(found, factors, strict=True) if isinstance(f, int))
+    moved = Grid(shape, nib.affines.from_matvec(np.eye(3), (9, 9, 9)) @ new.affine)
+    with pytest.raises(VolumeError, match="another first voxel"):
+        steps(Path("x"), old, moved)
 
 
 @pytest.mark.parametrize(

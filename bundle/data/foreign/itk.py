@@ -36,6 +36,8 @@ _TO_RAS = {
 """From ITK's coordinates to RAS by the `space` that it names. It turns those of three axes into LPS, and calls them so,
 but leaves those with time as they are."""
 
+_SIZES = {"spacings", "space directions", "elementspacing", "elementsize"}
+_DIRECTIONS = {"transformmatrix", "rotation", "orientation"}
 _UNITS = {"m": 1, "mm": 2, "um": 3, "µm": 3, "micron": 3, "microns": 3, "micrometer": 3, "": 2, "?": 2, "???": 2}
 _NOT_IN_SPACE = re.compile(
     r"time|list|point|vector|covariant|normal|stub|scalar|complex|color|hsv|xyz|quaternion|.*mat.*"
@@ -100,7 +102,9 @@ def _head(path: Path, reader: ImageFileReader) -> Head:
         step = abs(float(matrix[3, 3]))
     affine = np.eye(4)
     affine[:space, :space], affine[:space, 3] = matrix[:space, :space], place[:space]
-    to_ras, frame = _frame(path, said.get("NRRD_space", ""), space, warnings)
+    if not fields.keys() & _SIZES:
+        warnings.append("the header states no voxel size: 1 mm is assumed, as by ITK")
+    to_ras, frame = _frame(path, said.get("NRRD_space", ""), space, fields, warnings)
     if any(key in fields for key in ("old min", "oldmin", "old max", "oldmax")):
         warnings.append("old min and old max of the header are not applied, as by ITK: the stored values are used")
     if float(_number(fields.get("elementtointensityfunctionslope", "1"))) not in (0.0, 1.0) or float(
@@ -141,16 +145,15 @@ def _check_axes(
         fail(path, "an axis of space without a direction", "correct the header (space directions, kinds)")
 
 
-def _frame(path: Path, space: str, ndim: int, warnings: list[str]) -> tuple[np.ndarray, int]:
+def _frame(path: Path, space: str, ndim: int, fields: dict[str, str], warnings: list[str]) -> tuple[np.ndarray, int]:
     """From the coordinates of ITK to RAS, and NIfTI's code of the frame."""
     if space in _TO_RAS:
         return _TO_RAS[space], 1
-    if is_meta(path):
-        return _LPS, 1
-    if ndim == 3:
-        said = f"the space of the header is {space}" if space else "the header states no space"
+    placed = is_meta(path) and fields.keys() & _DIRECTIONS
+    if ndim == 3 and not placed:
+        said = f"the space of the header is {space}" if space else "the header states no space and no direction"
         warnings.append(f"{said}: position and orientation are unknown; taken as left-posterior-superior, as by ITK")
-    return _LPS, 2
+    return _LPS, 1 if placed else 2
 
 
 def _unit(path: Path, said: dict[str, str], fields: dict[str, str]) -> int:

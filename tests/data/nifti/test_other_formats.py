@@ -90,7 +90,18 @@ def test_the_space_of_a_nrrd_header_decides_where_it_lies(space: str, turn, time
 def test_a_space_that_does_not_say_where_the_patient_is_gives_a_warning(space: str | None, tmp_path: Path) -> None:
     directions = None if space is None else np.diag([1, 2, 3])
     volume = read_volume(nrrd(tmp_path / "a.nrrd", (2, 3, 4), directions, (5, 6, 7), space))
-    assert "position and orientation are unknown" in volume.warnings[0] and volume.header["sform_code"] == 2
+    assert any("position and orientation are unknown" in line for line in volume.warnings)
+    assert any("no voxel size" in line for line in volume.warnings) == (space is None)
+    assert volume.header["sform_code"] == 2
+
+
+def test_metaimage_without_size_and_direction_gives_the_same_warnings(tmp_path: Path) -> None:
+    path, data = tmp_path / "a.mha", voxels((2, 3, 4), "float32")
+    head = "ObjectType = Image\nNDims = 3\nDimSize = 2 3 4\nElementType = MET_FLOAT\n"
+    for fields, count in (("", 2), ("ElementSpacing = 1 2 3\n", 1), ("Orientation = 1 0 0 0 1 0 0 0 1\n", 1)):
+        path.write_bytes(f"{head}{fields}ElementDataFile = LOCAL\n".encode() + data.tobytes(order="F"))
+        volume = read_volume(path)
+        assert np.array_equal(volume.array, data) and len(volume.warnings) == count
 
 
 @pytest.mark.parametrize(
