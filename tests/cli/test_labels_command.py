@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from cli_command import command, record, results
 from conftest import blob_volume
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from other_formats import matrix_of
 
@@ -139,6 +139,7 @@ def test_a_series_shares_the_grid_of_its_volumes_with_a_label_map(scans: Path, t
     assert nib.load(tmp_path / "out/scan_seg_SRx2.nii.gz").shape == (24, 20, 3)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(2, 600)] * 3),
     factors=st.tuples(*[st.one_of(st.integers(1, 8), st.floats(0.4, 6))] * 3),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, label
 
@@ -24,6 +24,7 @@ def blobs(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.where(sizes[parts] >= 20, parts, 0).astype(np.int32)
 
 
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), factor=st.integers(1, 8))
 def test_whole_factors_keep_the_volume_of_every_blob_exactly(seed: int, factor: int) -> None:
     stored = blobs(seed)
@@ -34,6 +35,7 @@ def test_whole_factors_keep_the_volume_of_every_blob_exactly(seed: int, factor: 
     assert np.array_equal(after, before * factor**2)
 
 
+@settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_twice_finer_is_exact_up_to_the_border(seed: int) -> None:
     stored = np.random.default_rng(seed).integers(0, 5, SHAPE).astype(np.uint8)
@@ -41,6 +43,7 @@ def test_twice_finer_is_exact_up_to_the_border(seed: int) -> None:
     assert np.array_equal(carried, np.repeat(np.repeat(stored, 2, 0), 2, 1))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 40),
     step=st.floats(0.05, 3.0, exclude_min=True),
@@ -57,6 +60,7 @@ def test_no_stored_voxel_is_nearer_than_the_one_taken(count: int, step: float, s
         assert np.array_equal(same, nearest_voxels(count, 1 / factor, count * factor))
 
 
+@settings(max_examples=40, deadline=None)
 @given(width=st.integers(1, 50), start=st.integers(1, 20), step=st.floats(0.1, 2.0))
 def test_for_any_step_a_run_of_voxels_is_less_than_one_new_voxel_off(width: int, start: int, step: float) -> None:
     stored = np.zeros(80, np.uint8)

@@ -9,7 +9,7 @@ import dicom_factory as factory
 import numpy as np
 import pytest
 from dicom_factory import phantom, save, series
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 
@@ -46,6 +46,7 @@ def test_one_volume_of_measured_negatives_makes_all_of_its_series_signed(tmp_pat
     assert [read_series(volume).values.signed for volume in alone] == [False]
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     counts=st.lists(st.sampled_from([0, 1, 40, 400]), min_size=2, max_size=3),
     value=st.sampled_from([-1, -200, -9999, -32768]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from other_formats import matrix_of, mgh_bytes, nrrd, sitk_image
 
@@ -33,6 +33,7 @@ def voxels(shape: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 120, shape).astype(dtype)
 
 
+@settings(max_examples=40, deadline=None)
 @given(shape=SHAPES, dtype=st.sampled_from(MGH_TYPES), seed=st.integers(0, 2**31), packed=st.booleans())
 def test_mgh_is_read_as_nibabel_reads_it(shape, dtype, seed, packed, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("mgh") / ("a.mgz" if packed else "a.mgh")
@@ -43,6 +44,7 @@ def test_mgh_is_read_as_nibabel_reads_it(shape, dtype, seed, packed, tmp_path_fa
     assert check_volume_file(path).storage.dtype.newbyteorder("=") == dtype
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple).filter(lambda shape: shape[3:] != (1,)),
     dtype=st.sampled_from(ITK_TYPES),
@@ -257,6 +259,7 @@ def test_missing_data_files_and_pipes_are_one_line(tmp_path: Path) -> None:
         read_volume(path)
 
 
+@settings(max_examples=40, deadline=None)
 @given(at=st.floats(0.35, 0.98), cut=st.booleans(), ending=st.sampled_from((".mha", ".mhd", ".nrrd", ".nhdr")))
 def test_damaged_compressed_data_are_never_read_as_something_else(at, cut, ending, tmp_path_factory) -> None:
     path = tmp_path_factory.mktemp("itk") / f"a{ending}"
