@@ -273,6 +273,13 @@ class CommandOptions(InferenceOptions):
         "Number type of NIfTI results. same keeps that of the input, with a new slope where values do not fit.",
         choices=("float32", "same"),
     )
+    labels: str | None = option(
+        None,
+        "File names of label maps, such as '*_seg.nii.gz': not sharpened, but carried by nearest neighbour to the grid "
+        "of the result of their image, that of the same folder (BIDS: subject and session) with the same matrix and "
+        "affine.",
+        default_text="_dseg and _mask in a BIDS dataset, else none",
+    )
     to: Literal["nifti", "dicom"] | None = option(
         None, "Format of the results.", choices=("nifti", "dicom"), default_text="that of the input"
     )

@@ -20,7 +20,7 @@ import click
 from bundle.inference.shipped import MODELS_VARIABLE, PACKAGE, models_folder, models_origin, tool_version
 
 REQUIRED = ("torch", "monai", "pytorch-ignite", "numpy", "nibabel")
-OPTIONAL = {"pydicom": "dicom", "python-gdcm": "dicom", "onnx": "export", "mamba-ssm": "cuda"}
+OPTIONAL = {"pydicom": "dicom", "python-gdcm": "dicom", "SimpleITK": "itk", "onnx": "export", "mamba-ssm": "cuda"}
 """Packages that some features need, and the extra that installs them."""
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +59,7 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     outcome = _Outcome(task, source, axis, plan, shape, affine)
     outcome.warn(() if source.dicom is not None else doubtful)
     outcome.warn(doubts(first, source.affine, axis, source.values, plan, source.modality, task.model.trained_on))
-    frames = _results(chain([first], frames), outcome, bar)
+    frames = _results(_from_the_first([first], frames), outcome, bar)
     del first
     try:
         if source.dicom is not None and job.to == "dicom":
@@ -81,6 +80,12 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
         outcome.retract()
         raise
     return outcome.content
+
+
+def _from_the_first(first: list[np.ndarray], others: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """All frames again; the first is let go once it was taken (the list is emptied)."""
+    yield first.pop()
+    yield from others
 
 
 def _wanted(options: CommandOptions, source: Source) -> Wanted:

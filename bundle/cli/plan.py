@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import Literal
 
 from bundle.cli.bids import Bids, like_bids
 from bundle.cli.errors import RunError
+from bundle.cli.labels import LabelJob, images_of, label_maps
 from bundle.data import DatasetError, VolumeError, check_folders, output_paths
 from bundle.data.dicom.find import find_series
 from bundle.data.dicom.header import starts_as_dicom
 from bundle.data.dicom.own import made_here
 from bundle.data.dicom.series import DicomSeries
-from bundle.data.find import files_below, is_volume_name
+from bundle.data.find import LOOKED_FOR, files_below, is_volume_name, volume_files
 from bundle.data.formats import ending_of, left_out, unread, unread_among
 from bundle.data.outputs import check_target, result_suffix
-from bundle.data.paths import pair_paths, special_kind
+from bundle.data.paths import special_kind
 from bundle.data.sidecar import is_result, sidecar_path
 from bundle.options import CommandOptions
 
@@ -37,6 +39,7 @@ class Job:
         source: NIfTI file or DICOM series.
         target: NIfTI file or folder of a DICOM series.
         sidecar: record beside the target.
+        labels: label maps that get the grid of its result.
     """
 
     name: str
@@ -45,13 +48,14 @@ class Job:
     target: Path
     sidecar: Path
     to: Literal["nifti", "dicom"]
+    labels: tuple[LabelJob, ...] = ()
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files whose bytes make the input."""
         if isinstance(self.source, DicomSeries):
             return self.source.paths
-        return tuple(dict.fromkeys(pair_paths(self.source)))
+        return volume_files(self.source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +65,11 @@ class Plan:
     jobs: list[Job]
     folder: Path | None
     bids: Bids | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Of all volumes, each followed by its label maps."""
+        return [name for job in self.jobs for name in (job.name, *(label.name for label in job.labels))]
 
 
 def find_jobs(options: CommandOptions) -> Plan:
@@ -81,6 +90,10 @@ def find_jobs(options: CommandOptions) -> Plan:
         if bids is None and options.output.resolve().is_relative_to(options.input.resolve()):
             _log.info("%s: lies below the input; nothing in it is taken as input", options.output)
         jobs = [*_nifti_jobs(options, volumes, bids), *_dicom_jobs(options, series)]
+        if not jobs:
+            raise RunError(f"{options.input}: holds label maps and no image; give a folder with their images")
+        if options.labels is not None and not any(job.labels for job in jobs):
+            _log.warning("--labels %s: no label map of an image below %s", options.labels, options.input)
         return Plan(jobs, options.output, bids)
     except (DatasetError, VolumeError) as error:
         raise RunError(str(error)) from error
@@ -107,9 +120,9 @@ def _found(options: CommandOptions, bids: Bids | None = None) -> tuple[list[Path
         series = _series_among(root, files, options.join)
     volumes = [path for path in files if is_volume_name(path)]
     if not volumes and not series:
-        wrong = f"{root}: no NIfTI volumes (.nii, .nii.gz, or .hdr with .img) and no DICOM images"
+        wrong = f"{root}: no {LOOKED_FOR} and no DICOM images"
         if bids is not None:
-            wrong = f"{root}: a BIDS dataset without NIfTI volumes below its sub-... folders"
+            wrong = f"{root}: a BIDS dataset without volumes below its sub-... folders"
         other = unread_among(files)
         raise RunError(wrong if other is None else f"{wrong}; {other}")
     originals = [path for path in volumes if not is_result(path)]
@@ -175,6 +188,8 @@ def _single_file(options: CommandOptions) -> Job:
     target = options.output
     if not target.name.lower().endswith((".nii", ".nii.gz")):
         raise RunError(f"{target}: results are written as .nii or .nii.gz; choose such a name or a folder")
+    if options.labels is not None:
+        raise RunError(f"{target}: names one file, but --labels asks for more; give a folder")
     if options.to == "dicom":
         raise RunError(f"{target}: a NIfTI file by its name, but --to dicom; give a folder")
     volumes, series = _found(options)
@@ -190,13 +205,28 @@ def _single_file(options: CommandOptions) -> Job:
 
 
 def _nifti_jobs(options: CommandOptions, volumes: list[Path], bids: Bids | None) -> Iterable[Job]:
+    labels = label_maps(volumes, options.labels, bids is not None)
+    images = [path for path in volumes if path not in labels]
+    image_of, lines = images_of(sorted(labels), images, None if bids is None else bids.root)
+    for line in lines:
+        _log.warning("%s", line)
     suffix = result_suffix(options.scale, options.voxel_size)
     rename = None if bids is None else lambda stem, mark: bids.rename(stem, suffix, mark)
     targets = output_paths(volumes, options.input, options.output, suffix, rename)
     base = options.input.parent if options.input.is_file() else options.input
+
+    def name_of(path: Path) -> str:
+        return Path(os.path.relpath(path, base)).as_posix()
+
+    followers: dict[Path, list[LabelJob]] = defaultdict(list)
     for path, target in zip(volumes, targets, strict=True):
-        name = Path(os.path.relpath(path, base)).as_posix()
-        yield Job(name, name, path, target, sidecar_path(target), options.to or "nifti")
+        if path in image_of:
+            followers[image_of[path]].append(LabelJob(name_of(path), path, target, sidecar_path(target)))
+    for path, target in zip(volumes, targets, strict=True):
+        if path in labels:
+            continue
+        mine = tuple(followers.get(path, ()))
+        yield Job(name_of(path), name_of(path), path, target, sidecar_path(target), options.to or "nifti", mine)
 
 
 def _dicom_jobs(options: CommandOptions, series: list[DicomSeries]) -> Iterable[Job]:

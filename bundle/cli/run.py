@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bundle.cli.errors import RunError
+from bundle.cli.labels import LabelJob
 from bundle.cli.lock import at_work, hold, locked
 from bundle.cli.log import logging_to
 from bundle.cli.partition import Parts, Share
@@ -57,11 +58,13 @@ def run(options: CommandOptions) -> int:
     with logging_to(options.log_json and share.own_file(options.log_json), prefix, options.quiet):
         plan = find_jobs(options)
         digests = {scale: _weights_digest(options, scale) for scale in _scales(options)}
-        decides = options.settings(), options.to, options.overwrite, *digests.values(), tool_version()
+        decides = options.settings(), options.to, options.labels, options.overwrite, *digests.values(), tool_version()
         share, own = share.of_run(plan.jobs, *decides)
         count = f"{len(own)}" if share.alone else f"{len(own)} of {len(plan.jobs)}"
         to = f"{options.scale}x" if options.voxel_size is None else f"to {options.voxel_size} mm"
         start = f"volumes: {count}, {to} with {options.network_name}"
+        if labels := sum(len(job.labels) for job in own):
+            start += f"; label maps: {labels}"
         _say("start", start, volumes=len(own), weights_sha256=", ".join(digests.values()))
         work = _Run(replace(plan, jobs=own), options, digests, share)
         if options.dry_run:
@@ -139,6 +142,8 @@ class _Run:
                 reason = self._why(job, self._provenance(job))
                 shape = "x".join(map(str, self._checked_shape(job)))
                 _say("plan", f"{job.name} ({shape}) -> {job.target}: {reason or 'finished, would be skipped'}")
+                for label in job.labels:
+                    _say("plan", f"{label.name} (labels) -> {label.target}: after {job.name}")
             except Exception as error:
                 failures += 1
                 _failed(job, error, 0.0)
@@ -195,7 +200,7 @@ class _Run:
                 missing, others = parts.missing(), len(at_work(lock))
                 counts = ", ".join(f"{count} {status}" for status, count in self._counts().items())
                 if not missing:
-                    self.rows = parts.merge([job.name for job in whole.jobs])
+                    self.rows = parts.merge(whole.names)
                     self._write_table()
                 if missing or others:
                     _say("part", f"{counts}; still running: {max(missing, others)} of {self.share.count} processes")
@@ -219,7 +224,10 @@ class _Run:
             for job in jobs:
                 self.rows.append(self._one(job, bar))
                 bar.next_volume(made=self.rows[-1].status == "done")
-                yield self.rows[-1]
+                yield (image := self.rows[-1])
+                for label in job.labels:
+                    self.rows.append(self._label(label, job, image.status))
+                    yield self.rows[-1]
         finally:
             bar.close()
 
@@ -251,6 +259,31 @@ class _Run:
             self._draw(self.report, job, row, record)
         return row
 
+    def _label(self, label: LabelJob, image: Job, status: str) -> Row:
+        """Carry a label map to the grid of the result of its image, which has this status."""
+        from bundle.cli import carry
+
+        started = time.monotonic()
+        try:
+            if status == "failed":
+                raise VolumeError(f"{label.name}: a label map whose image failed ({image.name})")
+            made_from = carry.provenance(label, image.target)
+            if (reason := self._why(label, made_from)) is None:
+                _say("skipped", f"{label.name}: finished before, skipped", volume=label.name)
+                record = read_record(label.sidecar)
+                assert record is not None  # why_redo has read it
+                return carry.row_of(label, "skipped", record)
+            source = label.name if self.plan.bids is None else self.plan.bids.source(label.source)
+            row = carry.carry(label, image.target, made_from, source, self.options.nonfinite)
+        except Exception as error:
+            return _failed(label, error, time.monotonic() - started)
+        row = replace(row, seconds=f"{time.monotonic() - started:.2f}")
+        for warning in filter(None, row.warnings.split("; ")):
+            _say("warning", f"{label.name}: {warning}", logging.WARNING, volume=label.name)
+        text = f"{label.name}: {reason}; labels {row.shape} -> {row.result_shape}, {label.target}"
+        _say("done", text, volume=label.name)
+        return row
+
     def _draw(self, report: Report, job: Job, row: Row, record: dict[str, Any]) -> None:
         try:
             report.add(job, row, record)
@@ -276,7 +309,7 @@ class _Run:
             "Version": tool_version(),
         }
 
-    def _why(self, job: Job, provenance: dict[str, Any]) -> str | None:
+    def _why(self, job: Job | LabelJob, provenance: dict[str, Any]) -> str | None:
         if self.options.overwrite:
             return "overwrite"
         return why_redo(job.target, job.sidecar, provenance)
@@ -331,7 +364,7 @@ def _stopped(error: OSError) -> int:
     return 1
 
 
-def _failed(job: Job, error: Exception, seconds: float) -> Row:
+def _failed(job: Job | LabelJob, error: Exception, seconds: float) -> Row:
     reason = root_cause(error)
     line = reason if job.name in reason or str(job.files[0]) in reason else f"{job.name}: {reason}"
     details = {} if isinstance(error, VolumeError) else {"traceback": traceback.format_exc()}

@@ -33,7 +33,7 @@ def sidecar_metadata(volume: Path) -> dict[str, Any]:
 
 def volume_stem(volume: Path) -> str:
     """The name of a volume without its extension."""
-    return re.sub(r"\.(nii|hdr|img)(\.gz)?$", "", volume.name, flags=re.IGNORECASE)
+    return re.sub(r"\.((nii|hdr|img|mgh)(\.gz)?|mgz|nrrd|nhdr|mha|mhd)$", "", volume.name, flags=re.IGNORECASE)
 
 
 def applicable(root: Path | None, volume: Path, ending: str) -> Iterator[Path]:

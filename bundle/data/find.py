@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bundle.data.errors import fail_dataset
-from bundle.data.paths import PathLike, special_kind
+from bundle.data.foreign.names import ITK, MGH, detached, is_read, without_parts
+from bundle.data.paths import PathLike, pair_paths, special_kind
 
-ENDINGS = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
+NIFTI = (".nii.gz", ".nii", ".hdr", ".hdr.gz")
+ENDINGS = (*NIFTI, *MGH, *ITK)
+"""Endings of volumes; those of one name are preferred in this order."""
+
 SURFACES = tuple(
     f".{kind}.nii"
     for kind in (
@@ -20,12 +24,12 @@ SURFACES = tuple(
     )
 )
 """Endings of CIFTI files, whose values belong to points of surfaces; they are NIfTI by their form alone."""
-LOOKED_FOR = "NIfTI volumes (.nii, .nii.gz, or .hdr with .img)"
+LOOKED_FOR = "NIfTI volumes (.nii, .nii.gz, or .hdr with .img; also .mgz, .nrrd and .mha)"
 _log = logging.getLogger("iconet")
 
 
 def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """Every NIfTI volume below a folder, sorted by path; an .hdr/.img pair is listed once, as its .hdr.
+    """Every volume below a folder, sorted by path; an .hdr/.img pair is listed once, as its .hdr.
 
     Extensions match in any letter case; hidden files and folders are skipped; links to folders are followed, each
     real folder once. Links to missing files are listed, so that reading them reports the error.
@@ -40,7 +44,7 @@ def find_volumes(dataset_dir: PathLike, exclude: PathLike | None = None) -> list
     root = Path(dataset_dir)
     if root.is_file():
         if not is_volume_name(root) and not root.name.lower().endswith((".img", ".img.gz")):
-            fail_dataset(root, "not a NIfTI file by its name", f"give a folder or one of the {LOOKED_FOR}")
+            fail_dataset(root, "not a volume by its name", f"give a folder or one of the {LOOKED_FOR}")
         return [root]
     if not root.is_dir():
         wrong = "exists but is neither a folder nor a file" if root.exists() else "no such folder"
@@ -57,12 +61,12 @@ def volumes_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]
 
 
 def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
-    """All files below a folder, sorted, walked as by `find_volumes`.
+    """All files below a folder, sorted, walked as by `find_volumes`, without the data files of NRRD and MetaImage.
 
     A folder that cannot be listed is logged; so are pipes, sockets and devices, which are left out.
     """
     skipped = None if exclude is None else os.path.realpath(exclude)
-    found = sorted(_walk_files(Path(root), skipped))
+    found = without_parts(sorted(_walk_files(Path(root), skipped)))
     special = {path: kind for path in found if (kind := special_kind(path)) is not None}
     if special:
         first, kind = next(iter(special.items()))
@@ -77,9 +81,17 @@ def files_below(root: PathLike, exclude: PathLike | None = None) -> list[Path]:
 
 
 def is_volume_name(path: PathLike) -> bool:
-    """Whether a file name is that of a NIfTI volume; of an .hdr/.img pair, only the .hdr counts. CIFTI is none."""
+    """Whether a file name is that of a volume that can be read; of an .hdr/.img pair, only the .hdr counts.
+
+    CIFTI is none; NRRD and MetaImage are if SimpleITK is installed.
+    """
     name = os.fspath(path).lower()
-    return name.endswith(ENDINGS) and not name.endswith(SURFACES)
+    return (name.endswith(NIFTI) and not name.endswith(SURFACES)) or is_read(name)
+
+
+def volume_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold a volume: one, a header and its image, or a header and the data files that it names."""
+    return tuple(dict.fromkeys((*pair_paths(path), *detached(path))))
 
 
 def inference_datalist(dataset_dir: PathLike, exclude: PathLike | None = None) -> list[dict[str, str]]:
@@ -110,4 +122,4 @@ def split_name(file: Path) -> tuple[str, str]:
     for ending in ENDINGS:
         if name.lower().endswith(ending):
             return name[: -len(ending)], ending
-    fail_dataset(file, "not a NIfTI file by its name", f"give one of the {LOOKED_FOR}")
+    fail_dataset(file, "not a volume by its name", f"give one of the {LOOKED_FOR}")

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from bundle.data.find import SURFACES, is_volume_name
+from bundle.data.foreign.names import ITK
 from bundle.data.paths import pair_paths
 
-_SIMPLEITK = "convert it to NIfTI first, in Python: SimpleITK.WriteImage(SimpleITK.ReadImage('NAME'), 'scan.nii.gz')"
+_SIMPLEITK = "it is read if SimpleITK is installed: pip install SimpleITK; or convert it to NIfTI first"
 _PICTURE = "a picture has no voxel size and no units; give the NIfTI or DICOM file it was made from"
 _ARCHIVE = "unpack it first"
 _ARRAY = "an array has no affine; use bundle.super_resolve(array, affine) in Python, or save it as NIfTI"
@@ -24,8 +25,7 @@ _UNPACK = {
 }
 
 _VOLUMES = {
-    **dict.fromkeys((".mgz", ".mgh"), "convert it first: mri_convert NAME scan.nii.gz"),
-    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd"), _SIMPLEITK),
+    **dict.fromkeys(ITK, _SIMPLEITK),
     **dict.fromkeys((".mnc", ".mnc.gz"), "convert it to NIfTI first: mnc2nii NAME scan.nii"),
     **dict.fromkeys((".par", ".rec"), "convert it to NIfTI first: dcm2niix, or parrec2nii of nibabel"),
     **dict.fromkeys(
@@ -62,6 +62,8 @@ def ending_of(path: Path) -> str | None:
 
     The image of a header that is there, and the header itself, are read.
     """
+    if is_volume_name(path):
+        return None
     name = path.name.lower()
     ending = next((ending for ending in _LONGEST_FIRST if name.endswith(ending)), None)
     return None if ending in (".img", ".img.gz") and pair_paths(path)[0].exists() else ending
@@ -102,7 +104,7 @@ def left_out(root: Path, paths: Iterable[Path]) -> Iterator[tuple[bool, str]]:
         yield ending in _VOLUMES, f"{_counted(root, files, ending)}; {REMEDIES[ending].replace('NAME', files[0].name)}"
     known = {path for files in found.values() for path in files}
     if others := [path for path in rest if path not in known and not _accompanies(path)]:
-        yield False, f"{_counted(root, others, 'other')}; NIfTI and DICOM are read"
+        yield False, f"{_counted(root, others, 'other')}; no volume and no DICOM"
 
 
 def _counted(root: Path, files: list[Path], kind: str) -> str:

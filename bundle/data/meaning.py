@@ -64,6 +64,8 @@ _FOLDERS = {**dict.fromkeys(("anat", "func", "dwi", "fmap", "perf"), "MR"), "pet
 _BIDS_PHASE = ("phase", "phase1", "phase2", "phasediff")
 _BIDS_LABELS = {"dseg": "labels", "mask": "a mask", "defacemask": "a mask", "probseg": "probabilities of labels"}
 
+_LABEL_MAPS = ("dseg", "mask", "defacemask")
+
 _PHASE = {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "PHASEDIFF", "VELOCITY MAP", "VELOCITY_MAP"}
 _GE_PART = {1.0: "PHASE", "0100": "PHASE", 2.0: "REAL", "0200": "REAL", 3.0: "IMAGINARY", "0300": "IMAGINARY"}
 """GE (0043,xx2F), whose ImageType does not tell; as text if the file does not give its type."""
@@ -173,6 +175,12 @@ def modality_in_meta(meta: Mapping[str, Any], item: int = 0) -> str | None:
     """The modality that the metadata of a MetaTensor say, of one item of a batch; None if they do not."""
     given = _words(meta.get(MODALITY_KEY))
     return (given[min(item, len(given) - 1)] or None) if given else None
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether a file is a label map by its BIDS name."""
+    stem = volume_stem(path)
+    return bool(_BIDS_NAME.fullmatch(stem)) and stem.rsplit("_", 1)[-1] in _LABEL_MAPS
 
 
 def _by_sidecar(metadata: Mapping[str, Any]) -> Iterator[Finding]:

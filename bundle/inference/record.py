@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bundle.data.paths import pair_paths, sha256_of
+from bundle.data.find import volume_files
+from bundle.data.paths import sha256_of
 from bundle.data.sidecar import content_digest, generated_by
 from bundle.data.values import Values
 from bundle.inference.matrix import MatrixPlan
@@ -148,7 +149,7 @@ class Origin:
         """As in the record that the command writes for a NIfTI file, without the digest of the result."""
         options = CommandOptions(network_name=self.network_name, nonfinite=self.nonfinite, **settings)
         return {
-            "InputSha256": content_digest(dict.fromkeys(pair_paths(source))),
+            "InputSha256": content_digest(volume_files(source)),
             "WeightsSha256": self.digest,
             "Settings": {**options.settings(), "Format": "nifti"},
             "Version": tool_version(),

@@ -19,6 +19,7 @@ from bundle.physics.kspace import (
     truncate_kspace,
     zero_fill,
 )
+from bundle.physics.labels import carry_labels
 from bundle.physics.padding import fill_padding, fine_padding
 from bundle.physics.shift import measure_grid_shift
 from bundle.physics.slices import in_plane_axes, resolve_slice_axis
@@ -26,6 +27,7 @@ from bundle.physics.slices import in_plane_axes, resolve_slice_axis
 __all__ = [
     "agreed_weight",
     "band_edge_gain",
+    "carry_labels",
     "consistency_residual",
     "divisible_size",
     "fft2c",

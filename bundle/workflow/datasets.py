@@ -14,9 +14,11 @@ from bundle.data import (
     read_header,
     training_datalist,
 )
+from bundle.data.bids_sidecar import DESCRIPTION
 from bundle.data.errors import fail_dataset
 from bundle.data.find import files_below
 from bundle.data.formats import left_out
+from bundle.data.meaning import is_label_map
 from bundle.data.sidecar import is_result
 from bundle.workflow.errors import one_line_exit
 
@@ -31,11 +33,19 @@ def inference_data(dataset_dir: str, output_dir: str) -> list[dict[str, str]]:
     originals = [item for item in found if not is_result(Path(item["image"]))]
     if not originals:
         fail_dataset(dataset_dir, "holds only results of this program", "give the folder of the originals")
-    root = Path(dataset_dir)
+    root, every = Path(dataset_dir), len(originals)
+    if (root / DESCRIPTION).is_file():
+        originals = [item for item in originals if not is_label_map(Path(item["image"]))]
+        if not originals:
+            fail_dataset(dataset_dir, "holds label maps and no image", "give a folder with their images")
+    if labels := every - len(originals):
+        logger.warning(
+            "%s: label maps left out: %d; python -m bundle carries them to the grid of the results", dataset_dir, labels
+        )
     for expected, line in left_out(root, files_below(root, output_dir)) if root.is_dir() else ():
         logger.log(logging.WARNING if expected else logging.INFO, "%s", line)
-    if len(originals) < len(found):
-        logger.info("%s: %d results of earlier runs are not taken as input", dataset_dir, len(found) - len(originals))
+    if every < len(found):
+        logger.info("%s: %d results of earlier runs are not taken as input", dataset_dir, len(found) - every)
     return originals
 
 

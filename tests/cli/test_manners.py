@@ -37,10 +37,9 @@ def one_line(*arguments: object) -> str:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("brain.mgz", "mri_convert brain.mgz"),
-        ("brain.MGH", "mri_convert"),
+        ("brain.mnc", "mnc2nii brain.mnc"),
+        ("brain.MIF", "mrconvert"),
         ("slice.png", "no voxel size"),
-        ("brain.nrrd", "convert it to NIfTI"),
         ("study.zip", "unpack it"),
         ("brain.npy", "super_resolve(array, affine)"),
     ],
@@ -54,7 +53,7 @@ def test_a_format_that_is_not_read_is_named_with_what_to_do(name: str, said: str
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["fine.mgz", "fine.png"])
+@pytest.mark.parametrize("name", ["fine.mif", "fine.png"])
 def test_a_format_that_is_not_written_is_named(name: str, scan: Path, tmp_path: Path) -> None:
     assert "is not written; give a folder" in one_line(scan, tmp_path / name)
 

@@ -15,6 +15,7 @@ from conftest import blob_volume
 from dicom_factory import save, series
 
 from bundle.data.find import SURFACES
+from bundle.data.foreign import names
 from bundle.data.formats import REMEDIES
 from bundle.workflow import inference_data
 
@@ -29,8 +30,11 @@ def scan(tmp_path: Path, write_nifti: Callable[..., Path]) -> Path:
 # ------------------------------------------------------------------------------------------------- other formats
 
 
-@pytest.mark.parametrize("ending", sorted({*REMEDIES, ".NRRD", ".Nii.Zst", ".hdr.bak", ".nii~", ".xyz"}))
-def test_every_other_format_beside_a_volume_is_counted_and_named(ending: str, scan: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", sorted({*REMEDIES, ".MIF", ".Nii.Zst", ".hdr.bak", ".nii~", ".xyz"}))
+def test_every_other_format_beside_a_volume_is_counted_and_named(
+    ending: str, scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "itk_installed", lambda: False)
     for name in ("b", "a"):
         (scan.parent / f"{name}{ending}").write_bytes(b"not looked at")
     done = command(scan.parent, tmp_path / "out")
@@ -51,11 +55,11 @@ def test_they_are_named_in_a_bids_dataset_and_by_the_monai_workflow_too(scan: Pa
     folder.mkdir(parents=True)
     (tmp_path / "bids" / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     shutil.copy(scan, folder / "sub-1_T1w.nii.gz")
-    (folder / "sub-1_T2w.mgz").touch()
-    assert "1 .mgz file not read" in command(tmp_path / "bids", tmp_path / "out").stderr
+    (folder / "sub-1_T2w.mnc").touch()
+    assert "1 .mnc file not read" in command(tmp_path / "bids", tmp_path / "out").stderr
     caplog.clear()
     assert len(inference_data(str(tmp_path / "bids"), str(tmp_path / "out2"))) == 1
-    assert "1 .mgz file not read" in caplog.text
+    assert "1 .mnc file not read" in caplog.text
 
 
 def test_texts_that_accompany_volumes_are_not_worth_a_line(scan: Path, tmp_path: Path) -> None:

@@ -85,8 +85,12 @@ def test_row_63_a_dangling_link_is_listed_so_that_reading_reports_it_and_the_res
     ("make", "message"),
     [
         pytest.param(lambda path: None, "no such folder", id="missing"),
-        pytest.param(lambda path: path.mkdir(), r"no NIfTI volumes \(.nii, .nii.gz, or .hdr with .img\)", id="empty"),
-        pytest.param(lambda path: path.write_bytes(b"x"), "not a NIfTI file by its name", id="another file"),
+        pytest.param(
+            lambda path: path.mkdir(),
+            r"no NIfTI volumes \(.nii, .nii.gz, or .hdr with .img; also .mgz, .nrrd and .mha\)",
+            id="empty",
+        ),
+        pytest.param(lambda path: path.write_bytes(b"x"), "not a volume by its name", id="another file"),
         pytest.param(os.mkfifo, "neither a folder nor a file", id="pipe"),
     ],
 )

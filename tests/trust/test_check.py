@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from bundle.physics import fourier_upsample
 from bundle.trust import ModalityRange, TrainingRange, check_volume
 
 MR = ModalityRange(
@@ -43,14 +41,6 @@ def test_an_input_like_the_training_images_gives_no_warning():
 
 def test_weights_without_a_range_give_one_line_that_says_so():
     assert "no training range" in only(check_volume(head(), SPACING, 2, "MR"))
-
-
-def test_an_interpolated_input_is_named_with_its_true_matrix():
-    slices = torch.from_numpy(head(96)).movedim(2, 0)
-    filled = fourier_upsample(slices, (128, 160)).movedim(0, 2).numpy()
-    line = only(check_volume(np.rint(filled), SPACING, 2, "MR", TRAINED))
-    assert "96 of 128 samples along array axis 0" in line
-    assert "96 of 160 samples along array axis 1" in line
 
 
 @pytest.mark.parametrize(("modality", "shown"), [("PT", "PET"), ("CT", "CT"), (" ct ", "CT")])

@@ -68,15 +68,19 @@ def read_pixels(series: DicomSeries, stack: Stack) -> DicomVolume:
     """
     warnings = list(stack.warnings)
     voxels = read_values(_where(series), stack.frames)
-    hounsfield = stack.frames[0].image.modality == "CT"
-    declared = padding_value(stack.frames)
-    if declared is not None and not (voxels == np.float32(declared)).any():
-        declared = None  # a header may name a value that no voxel has, while padding has another
-    values = survey([voxels], declared, hounsfield=hounsfield)
+    values = _alone(voxels, stack.frames) if series.together is None else series.together.values_of(stack.frames)
     low, high = voxels.min(), voxels.max()
     if low == high:
         warnings.append(f"all voxels have the value {low:g}")
     return DicomVolume(voxels, stack.affine, values, warnings, series, stack.frames, stack.regular)
+
+
+def _alone(voxels: np.ndarray, frames: Sequence[Frame]) -> Values:
+    """What the values of a single volume mean."""
+    declared = padding_value(frames)
+    if declared is not None and not (voxels == np.float32(declared)).any():
+        declared = None  # a header may name a value that no voxel has, while padding has another
+    return survey([voxels], declared, hounsfield=frames[0].image.modality == "CT")
 
 
 def read_geometry(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> Stack:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bundle.data.dicom.frame import SIDES, Broken, Frame, Image
 from bundle.data.dicom.join import ENOUGH, in_even_steps
 from bundle.data.dicom.order import result_numbers
+from bundle.data.dicom.together import Together, together
 from bundle.data.dicom.volumes import Part, split_stack, text_of
 
 PARALLEL = 1e-3
@@ -37,6 +38,7 @@ class DicomSeries:
         join: whether slices of several frames of reference may be joined.
         lead: the image whose patient, study, series and frame of reference the result takes.
         numbers: InstanceNumber of the result of each file, unique in the series.
+        together: the volumes with which it decides what values mean; None if it is the only one.
     """
 
     uid: str
@@ -52,6 +54,7 @@ class DicomSeries:
     join: bool = False
     lead: Image | None = None
     numbers: Mapping[Image, int] = field(default_factory=dict)
+    together: Together | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -83,9 +86,11 @@ def split_volumes(
     found: list[DicomSeries] = []
     for key, tags in zip(stacks, _stack_tags(list(stacks)), strict=True):
         parts = split_stack(stacks[key])
+        shared = together([part.frames for part in parts])
         for number, part in enumerate(parts, start=1):
             count = (number, len(parts)) if len(parts) > 1 else None
-            found.append(_series(key, part, tags, count, broken, (*warnings, *part.warnings), join))
+            volume = _series(key, part, tags, count, broken, (*warnings, *part.warnings), join)
+            found.append(replace(volume, together=shared[number - 1]))
     numbers = result_numbers([volume.frames for volume in found])
     torn = len({(frame.image.study, frame.image.series, frame.image.patient) for frame in frames}) > 1
     return [

@@ -117,7 +117,7 @@ def _compare_forms(
         warnings.append(f"pixdim is {_numbers(stored)} mm, but the sform says {_numbers(sizes)} mm; the sform is used")
     if qform is None:
         return
-    distance = _corner_distance(sform, qform, lengths)
+    distance = corner_distance(sform, qform, lengths)
     if distance > FORM_TOLERANCE * sizes.min() + _quaternion_precision(raw) * np.linalg.norm(sizes * lengths):
         warnings.append(f"sform and qform differ by up to {distance:.3g} mm; the sform is used")
 
@@ -239,7 +239,7 @@ def _quaternion_precision(raw: Header) -> float:
     return 4 * eps / max(1 - squares, eps) ** 0.5
 
 
-def _corner_distance(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> float:
+def corner_distance(first: np.ndarray, second: np.ndarray, lengths: np.ndarray) -> float:
     """Largest distance in mm between the grid corners under two affines."""
     corners = np.array([(*corner, 1.0) for corner in np.ndindex(2, 2, 2)]) * [*(lengths - 1), 1]
     return float(np.linalg.norm((corners @ (first - second).T)[:, :3], axis=1).max())
@@ -255,7 +255,7 @@ def _set_qform(header: Header, affine: np.ndarray, code: int) -> bool:
     for name, value in zip(_QFORM_FIELDS[:3], unit, strict=True):
         trial[name] = value  # strict readers refuse a quaternion that rounding made longer than 1
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if _corner_distance(trial.get_qform(), affine, _lengths(header)) > FORM_TOLERANCE * sizes.min():
+    if corner_distance(trial.get_qform(), affine, _lengths(header)) > FORM_TOLERANCE * sizes.min():
         return False
     for name in _QFORM_FIELDS:
         header[name] = trial[name]

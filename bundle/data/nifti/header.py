@@ -15,6 +15,7 @@ from nibabel.nifti1 import Nifti1Extension, Nifti1Header, extension_codes
 from nibabel.nifti2 import Nifti2Header
 
 from bundle.data.errors import fail
+from bundle.data.foreign.names import is_read
 from bundle.data.nifti.geometry import Geometry, Header, read_geometry, store_geometry
 from bundle.data.nifti.stream import MAX_BYTES, MAX_EXTRA_BYTES, Source, is_packed
 from bundle.data.paths import pair_paths
@@ -93,8 +94,8 @@ class Layout:
 
 def read_layout(source: Source) -> Layout:
     """Parse and check the header at the start of `source`; for a single file, leaves the source at the voxels."""
-    path, warnings = source.path, []
-    if source.packed != path.name.lower().endswith(".gz"):
+    path, warnings = source.path, list(source.warnings)
+    if source.packed != path.name.lower().endswith(".gz") and not is_read(path):
         kind = "gzip-compressed" if source.packed else "not compressed"
         warnings.append(f"the file is {kind}, contrary to its name; its content decides")
     raw, paired = _parse_header(source, warnings)

@@ -21,8 +21,9 @@ from bundle.data.nifti.axes import stated_axes
 from bundle.data.nifti.geometry import Header
 from bundle.data.nifti.header import check_room, clean_header, read_layout
 from bundle.data.nifti.matrix import stated_matrix
+from bundle.data.nifti.opened import open_volume
 from bundle.data.nifti.storage import Storage
-from bundle.data.nifti.stream import MAX_BYTES, open_stream
+from bundle.data.nifti.stream import MAX_BYTES
 from bundle.data.nifti.voxels import NonFinite, VoxelReader
 from bundle.data.paths import PathLike, pair_paths
 from bundle.data.values import Survey, Values
@@ -171,7 +172,7 @@ def read_header(path: PathLike) -> Header:
         VolumeError: the header is unusable, or the file is too small for what it declares.
     """
     header_path, _ = pair_paths(Path(path))
-    with open_stream(header_path) as source:
+    with open_volume(header_path) as source:
         layout = read_layout(source)
         if not layout.paired:
             check_room(source, layout, MAX_BYTES)

@@ -13,6 +13,7 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys
 
 from bundle.data.errors import fail
+from bundle.data.find import is_volume_name
 from bundle.data.meaning import MODALITY_KEY, check_nifti
 from bundle.data.nifti.axes import META_KEY
 from bundle.data.nifti.matrix import META_KEY as MATRIX_KEY
@@ -45,9 +46,8 @@ class NiftiVolumeReader(ImageReader):
         self.nonfinite, self.force = nonfinite, force
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name has the extension of a NIfTI or Analyze file."""
-        endings = (".nii", ".nii.gz", ".hdr", ".img")
-        return all(str(name).lower().endswith(endings) for name in _as_paths(filename))
+        """Whether every name has the extension of a volume that can be read."""
+        return all(is_volume_name(name) or str(name).lower().endswith(".img") for name in _as_paths(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> tuple[Path, ...]:
         """Only keep the path; `get_data` reads the file.

@@ -36,12 +36,16 @@ GZIP = b"\x1f\x8b"
 
 @dataclass(eq=False)
 class Source:
-    """An open file: `stream` gives its (decompressed) bytes in order, `room` bounds how many there can be."""
+    """An open file: `stream` gives its (decompressed) bytes in order, `room` bounds how many there can be.
+
+    `warnings` are doubts about a file of another format, which this one was made of.
+    """
 
     path: Path
     stream: IO[bytes]
     size: int
     packed: bool
+    warnings: tuple[str, ...] = ()
 
     @property
     def room(self) -> int:

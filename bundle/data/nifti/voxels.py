@@ -11,6 +11,7 @@ import numpy as np
 
 from bundle.data.errors import fail
 from bundle.data.nifti.header import Layout, check_room, read_gap, read_layout
+from bundle.data.nifti.opened import open_volume
 from bundle.data.nifti.stream import CHUNK, Source, drain, open_stream
 from bundle.data.paths import pair_paths
 
@@ -41,7 +42,7 @@ class VoxelReader:
             raise ValueError(f"nonfinite must be 'error' or 'zero', got {nonfinite!r}")
         self.path, self._image_path = pair_paths(path)
         self._nonfinite, self._max_bytes = nonfinite, max_bytes
-        with open_stream(self.path) as source:
+        with open_volume(self.path) as source:
             self.layout = read_layout(source)
             if not self.layout.paired:
                 check_room(source, self.layout, max_bytes)
@@ -52,8 +53,19 @@ class VoxelReader:
         self._distinct: set[float] | None = set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        for stored in self._stored():
+            yield self._float32(stored)
+        self._check_finite()
+        self._check_values()
+
+    def stored(self) -> Iterator[np.ndarray]:
+        """Each 2-D image or 3-D volume as it is stored: in the type of the file, not scaled, not looked at."""
+        for stored in self._stored():
+            yield stored.reshape(self.layout.frame_shape, order="F")
+
+    def _stored(self) -> Iterator[np.ndarray]:
         with ExitStack() as stack:
-            source = stack.enter_context(open_stream(self.path))
+            source = stack.enter_context(open_volume(self.path))
             layout = read_layout(source)
             if layout.paired:
                 source = stack.enter_context(open_stream(self._image_path))
@@ -66,10 +78,8 @@ class VoxelReader:
                 fail(self.path, "the file changed while it was read", "run again when nothing writes to it")
             check_room(source, layout, self._max_bytes)
             for number in range(self.layout.frames):
-                yield self._float32(_stored_frame(source, layout, number))
+                yield _stored_frame(source, layout, number)
             _finish_stream(source, self.layout)
-        self._check_finite()
-        self._check_values()
 
     def _float32(self, stored: np.ndarray) -> np.ndarray:
         """Scale in float64, record oddities and convert, in chunks to bound memory."""

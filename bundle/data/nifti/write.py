@@ -65,6 +65,7 @@ def writing_volume(
     source: PathLike | None = None,
     storage: Storage = FLOAT32,
     before: Callable[[Path], None] | None = None,
+    as_stored: bool = False,
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Write a NIfTI-1 file (NIfTI-2 if an axis is longer than 32767) in pieces and atomically.
 
@@ -82,6 +83,7 @@ def writing_volume(
         source: the file that the data come from; overwriting it is refused.
         storage: data type and scaling of the file.
         before: called with the complete temporary file before it is renamed to `path`.
+        as_stored: the data are numbers as the file stores them, of the type of `storage`, and are not scaled.
 
     Raises:
         VolumeError: invalid arguments, voxels that cannot be stored, a target that is the source, or an error from the
@@ -106,7 +108,11 @@ def writing_volume(
 
         def write(data: np.ndarray) -> None:
             missing[0] -= 1
-            _write_voxels(stream, _writable(target, data, shape[:3]), storage, target)
+            if as_stored:
+                assert data.shape == shape[:3] and data.dtype == storage.dtype
+                stream.write(data.astype(storage.dtype.newbyteorder("<"), copy=False).tobytes(order="F"))
+            else:
+                _write_voxels(stream, _writable(target, data, shape[:3]), storage, target)
 
         yield write
         if missing[0]:
