@@ -3,9 +3,9 @@
     python scripts/interpolated.py DATA --split_file DATA/manifest.csv [--every N]
 
 Part "detection": every volume of the split file as it is and after harmless changes (crop, blur, noise, rounding,
-filters, masks ...), where nothing may be found; and every MR volume acquired with a smaller matrix from its own k-space,
-with filters, noise, partial Fourier and elliptical supports, and interpolated by 1.1 to 2.5. Writes detection.csv and
-about.md to docs/results/interpolated, and docs/figures/interpolation_roc.png.
+filters, masks ...), where nothing may be found; and every MR volume acquired with a smaller matrix from its own
+k-space, with filters, noise, partial Fourier and elliptical supports, and interpolated by 1.1 to 2.5. Writes
+detection.csv and about.md to docs/results/interpolated, and docs/figures/interpolation_roc.png.
 """
 
 from __future__ import annotations
