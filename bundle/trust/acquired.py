@@ -142,7 +142,8 @@ def _against_full(size: int, axis: int, sign: Interpolation | None, samples: flo
 def _both(size: int, axis: int, sign: Interpolation, samples: float, source: str) -> _Axis:
     """Image and file agree: a sharp edge is measured to the sample, a soft one is where the file says."""
     confidence = confidence_of(_log_odds(sign.confidence) + _SUPPORT)
-    size_found = round(samples) if sign.filtered else sign.true_size
+    measured = sign.filtered is None and abs(sign.true_size - samples) <= _SAMPLES_OFF
+    size_found = sign.true_size if measured else round(samples)
     if confidence >= CONFIDENT:
         return _Axis(size_found, confidence, "image and header", sign.kind, sign.filtered)
     note = (

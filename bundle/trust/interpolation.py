@@ -156,7 +156,7 @@ def has_signal_beyond(slices: np.ndarray, axis: int, samples: float) -> bool | N
     first, width = round(samples / 2) + 2, max(3, round(0.04 * count))
     if first + 2 * width > count:
         return None
-    inside = level[max(0, first // 2 - width) : first // 2 + width].mean()
+    inside = level[first // 8 : first // 2].mean()
     beside, last = level[first : first + width].mean(), level[-max(width, round(0.1 * count)) :].mean()
     return not (beside - last < _FLAT and inside - beside > _ABOVE_FLOOR)
 
@@ -212,16 +212,14 @@ def _inside(slices: np.ndarray) -> np.ndarray | None:
     image = slices != slices.min()
     if not _EMPTY < 1 - image.mean() < 1 - _EMPTY:
         return None
-    reach = [max(3, n // 16 * 2 + 1) for n in slices.shape[1:]]
-    weight = torch.from_numpy(image.astype(np.float32))[:, None]
-    weight = (weight > 0).float()
+    weight = torch.from_numpy(image.astype(np.float32))
     for _ in range(2):
-        weight = torch.nn.functional.avg_pool2d(
-            weight, reach, stride=1, padding=[n // 2 for n in reach], count_include_pad=False
-        )
+        for kernel in ((max(3, slices.shape[1] // 16 * 2 + 1), 1), (1, max(3, slices.shape[2] // 16 * 2 + 1))):
+            padding = [n // 2 for n in kernel]
+            weight = torch.nn.functional.avg_pool2d(weight, kernel, 1, padding, count_include_pad=False)
     weight = (2 * weight - 1).clamp(min=0)
     weight = weight**2 * (3 - 2 * weight)
-    inside: np.ndarray = weight[:, 0].numpy()
+    inside: np.ndarray = weight.numpy()
     return inside if inside.mean() > _EMPTY else None
 
 
