@@ -30,7 +30,7 @@ FULL = 0.97
 """An axis of which at least this part was acquired is left alone."""
 
 _MENTIONED = 0.5  # confidence from which a sign that is not used is named
-_TOLERANCE, _SOFT_TOLERANCE = 0.04, 0.12  # relative, between image and header; a soft edge is found less exactly
+_TOLERANCE, _SOFT_TOLERANCE = 0.05, 0.12  # relative, between image and header; a soft edge is found less exactly
 _SAMPLES_OFF = 2.0
 _SUPPORT = 3.0  # log odds that a header adds that agrees
 _HEADER_ALONE = 0.85
