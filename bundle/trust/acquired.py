@@ -33,7 +33,7 @@ _MENTIONED = 0.5  # confidence from which a sign that is not used is named
 _TOLERANCE, _SOFT_TOLERANCE = 0.05, 0.12  # relative, between image and header; a soft edge is found less exactly
 _SAMPLES_OFF = 2.0
 _SUPPORT = 3.0  # log odds that a header adds that agrees
-_HEADER_ALONE = 0.85
+_HEADER_ALONE = CONFIDENT
 _HINT = 0.1  # confidence of the image from which a header that agrees counts as found by both
 
 Source = Literal["image", "header", "image and header"]

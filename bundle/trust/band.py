@@ -29,7 +29,8 @@ _NEGLIGIBLE = 1e-3  # weight of the smear
 _FEWEST = 6  # frequencies that a fit needs
 _FLOOR_TAIL = 0.08  # length of the tail beside the edge, in units of the edge
 # Log odds are 0 at the first value, and rise by 1 with the second.
-_LIKELIHOOD, _DEPTH, _SOFT_OUTSIDE = (10.0, 6.0), (10.5, 1.5), (0.74, 0.02)
+_LIKELIHOOD, _DEPTH, _SOFT_OUTSIDE = (13.0, 6.0), (11.7, 1.3), (0.74, 0.04)
+_BEYOND_DOUBT, _PER_DECIBEL, _MOST_SPARED = 45.0, 40.0, 3.0  # a higher likelihood ratio makes up for some depth
 
 
 def _raised_cosine(width: float) -> Callable[[Array], Array]:
@@ -145,7 +146,8 @@ def _judged(fits: _Fits, level: Array, which: int, at: int, likelihoods: Array) 
     inside, outside = round(0.75 * edge), edge + fits.width
     width = max(3, round(0.08 * len(level)))
     depth = float(level[max(0, inside - 3) : inside + 2].mean() - level[outside : outside + width].mean())
-    odds = [(best - _LIKELIHOOD[0]) / _LIKELIHOOD[1], (depth - _DEPTH[0]) / _DEPTH[1]]
+    spared = float(np.clip((best - _BEYOND_DOUBT) / _PER_DECIBEL, 0, _MOST_SPARED))
+    odds = [(best - _LIKELIHOOD[0]) / _LIKELIHOOD[1], (depth + spared - _DEPTH[0]) / _DEPTH[1]]
     name = _FILTERS[which][0]
     if name is not None:
         # A filter of the whole band over an image that ends softly itself resembles a soft edge near Nyquist.

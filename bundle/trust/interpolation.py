@@ -27,7 +27,7 @@ from bundle.trust.band import Edge, band_edge, confidence_of
 
 SMALLEST_AXIS = 48
 """Axes with fewer samples are too short for the statistics and are not tested."""
-CONFIDENT = 0.8
+CONFIDENT = 0.9
 """Confidence from which an image counts as interpolated. At this value no volume of the evaluation that was not
 interpolated is taken for one (docs/results/interpolated)."""
 

@@ -34,8 +34,8 @@ FILTERS: dict[str, tuple[str, float | None] | None] = {
     "raised cosine": ("tukey", 0.3),
     "Hann": ("hann", None),
 }
-SCANS = 15
-"""Simulated scans of each MR volume, a third of them with each mask or crop, and each filter in turn."""
+SCANS = 10
+"""Simulated scans of each MR volume, with each filter in turn."""
 TISSUE = 0.1
 AS_IS = "as it is"
 
