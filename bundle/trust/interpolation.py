@@ -38,8 +38,8 @@ _SPLIT, _MOST_BELOW = 3.0, 10.0  # decibels: the split Nyquist sample lies so fa
 _FLAT, _ABOVE_FLOOR = 1.5, 6.0  # decibels: slope of a floor, and how far signal must rise above it
 _EMPTY = 0.05  # part of voxels with one exact value from which they are taken for a mask
 _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of the matrix
-_EXCESS = (0.2, 0.075)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
-_PEAK_RATIO = (1.75, 0.5)  # of the best diagonal over the second best, likewise
+_EXCESS = (0.2, 0.045)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
+_PEAK_RATIO = (1.75, 0.34)  # of the best diagonal over the second best, likewise
 _MIN_PAIRS = 8  # of frequencies on a diagonal
 _LINES = 2000  # of all differences of lines, so many are used
 
