@@ -27,7 +27,7 @@ _SCATTER = 0.5  # decibels, at least: no spectrum is as smooth as the model
 _COARSE = 128  # about so many edges are tried, and then all those beside the best
 _NEGLIGIBLE = 1e-3  # weight of the smear
 _FEWEST = 6  # frequencies that a fit needs
-_FLOOR_TAIL = 0.08  # length of the tail beside the edge, in units of the edge
+_FLOOR_TAIL, _HIGHEST_TAIL = 0.08, 3.0  # length of the tail beside the edge in units of the edge, and decibels
 # Log odds are 0 at the first value, and rise by 1 with the second.
 _LIKELIHOOD, _DEPTH, _SOFT_OUTSIDE = (13.0, 6.0), (11.7, 1.3), (0.74, 0.04)
 _BEYOND_DOUBT, _PER_DECIBEL, _MOST_SPARED = 45.0, 40.0, 3.0  # a higher likelihood ratio makes up for some depth
@@ -220,7 +220,7 @@ class _Fits:
         outside = (self._k >= edges + self.width).astype(float)
         normal = (shapes * outside[..., None]).transpose(0, 2, 1)
         fitted = np.linalg.solve(normal @ shapes + np.diag([1e-9, 1e-4, 0.5]), normal @ level[:, None])
-        fitted[:, 2] = np.maximum(fitted[:, 2], 0)
+        fitted[:, 2] = np.clip(fitted[:, 2], 0, _HIGHEST_TAIL)
         floor: Array = (shapes @ fitted)[..., 0]
         return floor
 

@@ -41,7 +41,7 @@ _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of
 _EXCESS = (0.2, 0.045)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
 _PEAK_RATIO = (1.75, 0.34)  # of the best diagonal over the second best, likewise
 _MIN_PAIRS = 8  # of frequencies on a diagonal
-_LINES = 2000  # of all differences of lines, so many are used
+_LINES = 600  # of all differences of lines, so many are used
 
 
 @dataclass(frozen=True)
