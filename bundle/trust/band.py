@@ -102,7 +102,8 @@ def band_edge(power: Array, smear: Array, near: tuple[float, float] | None = Non
     power = np.maximum(power, 1e-10 * power.max())
     level = _decibels(power)
     low, high = (0.0, np.inf) if near is None else near
-    first, last = max(8.0, _EDGES[0] * count, low / 2), min(_EDGES[1] * count, high / 2)
+    first = max(8.0, _EDGES[0] * count, low / 2)
+    last = min(_EDGES[1] * count, high / 2, count - _width(smear) - 3)  # a floor needs some frequencies
     edges = np.arange(round(first), int(last) + 1)
     if not len(edges):
         return None
@@ -195,14 +196,19 @@ def _least_squares(weights: Array, values: Array, shapes: Array) -> Array:
     return solved[..., 0]
 
 
+def _width(smear: Array) -> int:
+    """Frequencies on each side of an edge that the window of the image mixes."""
+    reach = np.arange(len(smear)) - len(smear) // 2
+    return max(1, int(np.ceil(2 * np.sqrt((smear * reach**2).sum()))))
+
+
 class _Fits:
     """Fits of a spectrum for each candidate edge (first index) and filter."""
 
     def __init__(self, power: Array, edges: Array, smear: Array) -> None:
         count = len(power)
         self.edges, self._k = edges, np.arange(1, count + 1)
-        reach = np.arange(len(smear)) - len(smear) // 2
-        self.width = max(1, int(np.ceil(2 * np.sqrt((smear * reach**2).sum()))))
+        self.width = _width(smear)
         self._smear = smear
         self._shapes = _shapes(self._k / count)
         self._floor = self._fitted_floor(_decibels(power))

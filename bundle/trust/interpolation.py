@@ -128,6 +128,8 @@ def _exact_size(power: np.ndarray, size: int) -> int:
 
     An even matrix ends with its Nyquist sample, split between both sides, so it has a quarter of the power.
     """
+    if not power.max() > 0:
+        return size
     level = np.concatenate([[np.nan], 10 * np.log10(np.maximum(power, 1e-12 * power.max()))])  # index is frequency
     edge = size // 2
     near = np.arange(max(4, edge - 3), min(edge + 4, len(level)))

@@ -99,7 +99,7 @@ def simulate(slices: Tensor, scan: Scan, rng: np.random.Generator) -> Tensor:
             fft2c(torch.polar(slices * sensitivity, phase.expand_as(slices).contiguous())), scan.acquired
         )
         noise = torch.randn(kspace.shape, generator=generator, dtype=torch.complex64) * 2**0.5
-        kspace = (kspace + fft2c(sigma * ifft2c(noise) * kspace[0].numel() ** 0.5)) * _support(scan)
+        kspace = (kspace + sigma * kspace[0].numel() ** 0.5 * noise) * _support(scan)
         energy += ifft2c(pad_kspace(kspace, scan.stored)).abs().square()
     image = energy.sqrt()
     return torch.round(image * (float(rng.choice([200, 500, 2000])) / torch.quantile(_thinned(image), 0.99)))
