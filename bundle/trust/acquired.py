@@ -30,10 +30,10 @@ FULL = 0.97
 """An axis of which at least this part was acquired is left alone."""
 
 _MENTIONED = 0.5  # confidence from which a sign that is not used is named
-_TOLERANCE, _SOFT_TOLERANCE = 0.04, 0.12  # relative, between image and header; a soft edge is found less exactly
+_TOLERANCE, _SOFT_TOLERANCE = 0.05, 0.12  # relative, between image and header; a soft edge is found less exactly
 _SAMPLES_OFF = 2.0
 _SUPPORT = 3.0  # log odds that a header adds that agrees
-_HEADER_ALONE = 0.85
+_HEADER_ALONE = CONFIDENT
 _HINT = 0.1  # confidence of the image from which a header that agrees counts as found by both
 
 Source = Literal["image", "header", "image and header"]
@@ -142,7 +142,8 @@ def _against_full(size: int, axis: int, sign: Interpolation | None, samples: flo
 def _both(size: int, axis: int, sign: Interpolation, samples: float, source: str) -> _Axis:
     """Image and file agree: a sharp edge is measured to the sample, a soft one is where the file says."""
     confidence = confidence_of(_log_odds(sign.confidence) + _SUPPORT)
-    size_found = round(samples) if sign.filtered else sign.true_size
+    measured = sign.filtered is None and abs(sign.true_size - samples) <= _SAMPLES_OFF
+    size_found = sign.true_size if measured else round(samples)
     if confidence >= CONFIDENT:
         return _Axis(size_found, confidence, "image and header", sign.kind, sign.filtered)
     note = (

@@ -13,7 +13,7 @@ nothing that the second does not explain as well, so they are not taken for inte
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,13 @@ _EDGES = (0.3, 0.94)  # range of the edge, in units of Nyquist
 _REACH = 0.35  # the explanations are compared from this part of the edge upwards
 _WORST = 25.0  # misfit of one frequency is capped here: one odd frequency decides nothing
 _SCATTER = 0.5  # decibels, at least: no spectrum is as smooth as the model
+_COARSE = 128  # about so many edges are tried, and then all those beside the best
+_NEGLIGIBLE = 1e-3  # weight of the smear
 _FEWEST = 6  # frequencies that a fit needs
-_FLOOR_TAIL = 0.08  # length of the tail beside the edge, in units of the edge
+_FLOOR_TAIL, _HIGHEST_TAIL = 0.08, 3.0  # length of the tail beside the edge in units of the edge, and decibels
 # Log odds are 0 at the first value, and rise by 1 with the second.
-_LIKELIHOOD, _DEPTH, _SOFT_OUTSIDE = (10.0, 6.0), (10.5, 1.5), (0.74, 0.02)
+_LIKELIHOOD, _DEPTH, _SOFT_OUTSIDE = (13.0, 6.0), (11.7, 1.3), (0.74, 0.04)
+_BEYOND_DOUBT, _PER_DECIBEL, _MOST_SPARED = 45.0, 40.0, 3.0  # a higher likelihood ratio makes up for some depth
 
 
 def _raised_cosine(width: float) -> Callable[[Array], Array]:
@@ -98,19 +101,41 @@ def band_edge(power: Array, smear: Array, near: tuple[float, float] | None = Non
         return None
     power = np.maximum(power, 1e-10 * power.max())
     level = _decibels(power)
-    edges = np.arange(max(8, round(_EDGES[0] * count)), round(_EDGES[1] * count))
-    if near is not None:
-        edges = edges[(edges >= near[0] / 2) & (edges <= near[1] / 2)]
+    low, high = (0.0, np.inf) if near is None else near
+    first = max(8.0, _EDGES[0] * count, low / 2)
+    last = min(_EDGES[1] * count, high / 2, count - _width(smear) - 3)  # a floor needs some frequencies
+    edges = np.arange(round(first), int(last) + 1)
     if not len(edges):
         return None
-    fits = _Fits(power, edges, smear)
-    scatter = max(_SCATTER, 1.5 * 1.4826 / np.sqrt(6) * float(np.median(np.abs(np.diff(level, 2)))))
-    cut = _from_above(_misfit(fits.cut() - level, scatter))  # (filters, edges, K)
-    uncut = _from_above(_misfit(np.concatenate([fits.falling(), _whole_band(power)]) - level, scatter)).min(axis=0)
-    start = np.maximum(3, np.ceil(_REACH * edges).astype(int) - 1)
-    likelihood = (uncut[start] - cut[:, np.arange(len(edges)), start]) / 2  # neighbouring frequencies share the window
-    which, at = (int(i) for i in np.unravel_index(likelihood.argmax(), likelihood.shape))
-    return _judged(fits, level, which, at, likelihood[:, at])
+    step = 1 + count // _COARSE
+    search = _Search(power, level, smear)
+    fits, which, at, likelihoods = search(edges[::step])
+    if step > 1:
+        fits, which, at, likelihoods = search(edges[np.abs(edges - fits.edges[at]) < step])
+    return _judged(fits, level, which, at, likelihoods)
+
+
+class _Search:
+    """Compares both explanations for any candidate edges."""
+
+    def __init__(self, power: Array, level: Array, smear: Array) -> None:
+        self._power, self._level, self._smear = power, level, smear
+        self._scatter = max(_SCATTER, 1.5 * 1.4826 / np.sqrt(6) * float(np.median(np.abs(np.diff(level, 2)))))
+        self._uncut = self._misfit(_whole_band(power)).min(axis=0)
+
+    def _misfit(self, made: Array) -> Array:
+        """Of spectra (..., K): sum over a frequency and all higher ones."""
+        return _from_above(_loss(made - self._level, self._scatter))
+
+    def __call__(self, edges: Array) -> tuple[_Fits, int, int, Array]:
+        """Fits, index of the best filter and edge, and the log likelihood ratios of all filters at this edge."""
+        fits = _Fits(self._power, edges, self._smear)
+        self._uncut = np.minimum(self._uncut, self._misfit(fits.falling()).min(axis=0))
+        start = np.maximum(3, np.ceil(_REACH * edges).astype(int) - 1)
+        cut = np.stack([self._misfit(made)[np.arange(len(edges)), start] for made in fits.cut()])
+        likelihood = (self._uncut[start] - cut) / 2  # neighbouring frequencies share the window
+        which, at = (int(i) for i in np.unravel_index(likelihood.argmax(), likelihood.shape))
+        return fits, which, at, likelihood[:, at]
 
 
 def _judged(fits: _Fits, level: Array, which: int, at: int, likelihoods: Array) -> Edge:
@@ -122,7 +147,8 @@ def _judged(fits: _Fits, level: Array, which: int, at: int, likelihoods: Array) 
     inside, outside = round(0.75 * edge), edge + fits.width
     width = max(3, round(0.08 * len(level)))
     depth = float(level[max(0, inside - 3) : inside + 2].mean() - level[outside : outside + width].mean())
-    odds = [(best - _LIKELIHOOD[0]) / _LIKELIHOOD[1], (depth - _DEPTH[0]) / _DEPTH[1]]
+    spared = float(np.clip((best - _BEYOND_DOUBT) / _PER_DECIBEL, 0, _MOST_SPARED))
+    odds = [(best - _LIKELIHOOD[0]) / _LIKELIHOOD[1], (depth + spared - _DEPTH[0]) / _DEPTH[1]]
     name = _FILTERS[which][0]
     if name is not None:
         # A filter of the whole band over an image that ends softly itself resembles a soft edge near Nyquist.
@@ -140,7 +166,7 @@ def _power(decibels: Array) -> Array:
     return values
 
 
-def _misfit(difference: Array, scatter: float) -> Array:
+def _loss(difference: Array, scatter: float) -> Array:
     """Huber's loss of decibels, capped."""
     z = np.abs(difference) / scatter
     loss: Array = np.minimum(np.where(z < 2, z**2 / 2, 2 * z - 2), _WORST)
@@ -170,15 +196,20 @@ def _least_squares(weights: Array, values: Array, shapes: Array) -> Array:
     return solved[..., 0]
 
 
+def _width(smear: Array) -> int:
+    """Frequencies on each side of an edge that the window of the image mixes."""
+    reach = np.arange(len(smear)) - len(smear) // 2
+    return max(1, int(np.ceil(2 * np.sqrt((smear * reach**2).sum()))))
+
+
 class _Fits:
     """Fits of a spectrum for each candidate edge (first index) and filter."""
 
     def __init__(self, power: Array, edges: Array, smear: Array) -> None:
         count = len(power)
         self.edges, self._k = edges, np.arange(1, count + 1)
-        reach = np.arange(len(smear)) - len(smear) // 2
-        self.width = max(1, int(np.ceil(2 * np.sqrt((smear * reach**2).sum()))))
-        self._spread = _spread(count, smear)
+        self.width = _width(smear)
+        self._smear = smear
         self._shapes = _shapes(self._k / count)
         self._floor = self._fitted_floor(_decibels(power))
         floor = _power(self._floor)
@@ -195,7 +226,7 @@ class _Fits:
         outside = (self._k >= edges + self.width).astype(float)
         normal = (shapes * outside[..., None]).transpose(0, 2, 1)
         fitted = np.linalg.solve(normal @ shapes + np.diag([1e-9, 1e-4, 0.5]), normal @ level[:, None])
-        fitted[:, 2] = np.maximum(fitted[:, 2], 0)
+        fitted[:, 2] = np.clip(fitted[:, 2], 0, _HIGHEST_TAIL)
         floor: Array = (shapes @ fitted)[..., 0]
         return floor
 
@@ -209,15 +240,26 @@ class _Fits:
         signal: Array = np.where(used.sum(axis=1)[:, None] >= _FEWEST, smooth + attenuation, np.nan)
         return signal
 
-    def cut(self) -> Array:
-        """Decibels (filters, edges, K) of spectra that end at the edge."""
-        kept = (self._k < self.edges[:, None]) + _NYQUIST[:, None, None] * (self._k == self.edges[:, None])
-        ended = (np.stack([_power(signal) for signal in self._smooth]) * kept) @ self._spread
-        return np.nan_to_num(_decibels(ended + _power(self._floor)), nan=1e3)
+    def cut(self) -> Iterator[Array]:
+        """For each filter, decibels (edges, K) of spectra that end at the edge."""
+        below, at, floor = self._k < self.edges[:, None], self._k == self.edges[:, None], _power(self._floor)
+        for signal, nyquist in zip(self._smooth, _NYQUIST, strict=True):
+            ended = self._smeared(_power(signal) * (below + nyquist * at))
+            yield np.nan_to_num(_decibels(ended + floor), nan=1e3)
 
     def falling(self) -> Array:
         """Decibels (edges, K) of spectra that do not end there, but fall onto the floor."""
         return np.nan_to_num(_decibels(_power(self._smooth[0]) + _power(self._floor)), nan=1e3)
+
+    def _smeared(self, power: Array) -> Array:
+        """Spectra (M, K) as the window of the image shows them; they go on beyond both ends as they were there."""
+        count, reach = power.shape[1], len(self._smear) // 2
+        padded = np.pad(power, ((0, 0), (reach, reach)), mode="edge")
+        made = np.zeros_like(power)
+        for shift, weight in enumerate(self._smear):
+            if weight > _NEGLIGIBLE:
+                made += weight * padded[:, shift : shift + count]
+        return made
 
     def exact_size(self, level: Array, which: int, at: int) -> int:
         """The acquired matrix to the sample."""
@@ -225,19 +267,10 @@ class _Fits:
         sizes = np.arange(2 * edge - 4, 2 * edge + 4)
         last = (sizes // 2)[:, None]
         kept = np.where((self._k == last) & (sizes % 2 == 0)[:, None], _NYQUIST[0], (self._k <= last).astype(float))
-        made = _decibels((_power(self._smooth[which][at]) * kept) @ self._spread + _power(self._floor[at]))
+        made = _decibels(self._smeared(_power(self._smooth[which][at]) * kept) + _power(self._floor[at]))
         near = np.abs(self._k - edge) <= 3 + self.width
-        misfit = _misfit(made - level, 1.0)[:, near].sum(axis=1)
+        misfit = _loss(made - level, 1.0)[:, near].sum(axis=1)
         return int(sizes[misfit.argmin()])
-
-
-def _spread(count: int, smear: Array) -> Array:
-    """Matrix (K, K) that smears a spectrum at the frequencies 1 to K; it goes on beyond both ends as it was there."""
-    reach = len(smear) // 2
-    matrix = np.zeros((count, count))
-    for shift, weight in enumerate(smear, -reach):
-        np.add.at(matrix, (np.clip(np.arange(count) - shift, 0, count - 1), np.arange(count)), weight)
-    return matrix
 
 
 def _whole_band(power: Array) -> Array:

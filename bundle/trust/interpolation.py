@@ -16,7 +16,7 @@ A smooth image shows neither: its power falls gently, and no diagonal stands out
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -27,19 +27,21 @@ from bundle.trust.band import Edge, band_edge, confidence_of
 
 SMALLEST_AXIS = 48
 """Axes with fewer samples are too short for the statistics and are not tested."""
-CONFIDENT = 0.8
+CONFIDENT = 0.9
 """Confidence from which an image counts as interpolated. At this value no volume of the evaluation that was not
 interpolated is taken for one (docs/results/interpolated)."""
 
 _SLICES = 12  # the strongest slices suffice, and this bounds the time
 _LOW = (0.03, 0.25)  # frequencies along the other axis, in units of Nyquist, that are used for the band
 _FEWEST_LINES = 8
-_FLAT, _ABOVE_FLOOR = 2.5, 6.0  # decibels: slope of a floor, and how far signal must rise above it
+_SPLIT, _MOST_BELOW = 3.0, 10.0  # decibels: the split Nyquist sample lies so far below those inside
+_FLAT, _ABOVE_FLOOR = 1.5, 6.0  # decibels: slope of a floor, and how far signal must rise above it
 _EMPTY = 0.05  # part of voxels with one exact value from which they are taken for a mask
 _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of the matrix
-_EXCESS = (0.2, 0.075)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
-_PEAK_RATIO = (1.75, 0.5)  # of the best diagonal over the second best, likewise
+_EXCESS = (0.2, 0.045)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
+_PEAK_RATIO = (1.75, 0.34)  # of the best diagonal over the second best, likewise
 _MIN_PAIRS = 8  # of frequencies on a diagonal
+_LINES = 600  # of all differences of lines, so many are used
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,30 @@ def zero_filling(slices: np.ndarray, axis: int, near: tuple[float, float] | None
     """
     slices = np.moveaxis(slices, axis, 2)
     edges = [band_edge(*view, near) for view in _views(slices)]
-    return max((e for e in edges if e is not None), key=lambda e: e.confidence, default=None)
+    best = max((e for e in edges if e is not None), key=lambda e: e.confidence, default=None)
+    if best is None or best.filtered is not None:
+        return best
+    return replace(best, size=_exact_size(_power(slices * _hann(slices.shape[1])[:, None]), best.size))
+
+
+def _exact_size(power: np.ndarray, size: int) -> int:
+    """Matrix from the power without a window along the axis, whose sharp edge lies near that of ``size`` samples.
+
+    An even matrix ends with its Nyquist sample, split between both sides, so it has a quarter of the power.
+    """
+    if not power.max() > 0:
+        return size
+    level = np.concatenate([[np.nan], 10 * np.log10(np.maximum(power, 1e-12 * power.max()))])  # index is frequency
+    edge = size // 2
+    near = np.arange(max(4, edge - 3), min(edge + 4, len(level)))
+    inside, outside = np.median(level[near[0] - 3 : near[0] + 2]), np.median(level[near[-1] : near[-1] + 6])
+    if not inside - outside > 2 * _SPLIT:
+        return size
+    filled = near[level[near] > inside - min((inside - outside) / 2, _MOST_BELOW)]
+    if not len(filled):
+        return size
+    last = int(filled[-1])
+    return 2 * last if level[last] < inside - _SPLIT else 2 * last + 1
 
 
 def has_signal_beyond(slices: np.ndarray, axis: int, samples: float) -> bool | None:
@@ -133,7 +158,7 @@ def has_signal_beyond(slices: np.ndarray, axis: int, samples: float) -> bool | N
     first, width = round(samples / 2) + 2, max(3, round(0.04 * count))
     if first + 2 * width > count:
         return None
-    inside = level[max(0, first // 2 - width) : first // 2 + width].mean()
+    inside = level[first // 8 : first // 2].mean()
     beside, last = level[first : first + width].mean(), level[-max(width, round(0.1 * count)) :].mean()
     return not (beside - last < _FLAT and inside - beside > _ABOVE_FLOOR)
 
@@ -152,18 +177,30 @@ def _views(slices: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _view(slices: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     others, size = slices.shape[1:]
-    first = int(np.ceil(_LOW[0] * others / 2))
-    last = max(first + 2, int(_LOW[1] * others / 2))
+    first, last = _low(others)
     if last > others // 2 or len(slices) * (last - first + 1) < _FEWEST_LINES:
         return None
-    lines = torch.fft.fft(torch.from_numpy(slices * window), dim=1)[:, first : last + 1]
-    power = np.square(np.abs(torch.fft.fft(lines, dim=2).numpy())).mean(axis=(0, 1), dtype=np.float64)
-    k = np.arange(1, size // 2 + 1)
-    response = np.abs(np.fft.fft(np.atleast_3d(window.T).T, axis=-1)) ** 2
-    response = response.reshape(-1, size).mean(axis=0)
+    response = np.square(np.abs(np.fft.fft(window.reshape(-1, size), axis=1))).mean(axis=0)
     reach = np.arange(-max(1, size // 16), max(1, size // 16) + 1)
     smear = response[reach % size]
-    return (power[k] + power[-k % size]) / 2, smear / smear.sum()
+    return _power(slices * window), smear / smear.sum()
+
+
+def _low(others: int) -> tuple[int, int]:
+    """First and last of the low frequencies along an axis of ``others`` samples."""
+    first = int(np.ceil(_LOW[0] * others / 2))
+    return first, max(first + 2, int(_LOW[1] * others / 2))
+
+
+def _power(slices: np.ndarray) -> np.ndarray:
+    """Power of slices (S, Y, X) at the frequencies 1 to Nyquist along the last axis, at low ones along the other."""
+    others, size = slices.shape[1:]
+    first, last = _low(others)
+    lines = torch.fft.fft(torch.from_numpy(slices.astype(np.float32)), dim=1)[:, first : last + 1]
+    power = np.square(np.abs(torch.fft.fft(lines, dim=2).numpy())).mean(axis=(0, 1), dtype=np.float64)
+    k = np.arange(1, size // 2 + 1)
+    both: np.ndarray = (power[k] + power[-k % size]) / 2
+    return both
 
 
 def _hann(size: int) -> np.ndarray:
@@ -177,16 +214,14 @@ def _inside(slices: np.ndarray) -> np.ndarray | None:
     image = slices != slices.min()
     if not _EMPTY < 1 - image.mean() < 1 - _EMPTY:
         return None
-    reach = [max(3, n // 16 * 2 + 1) for n in slices.shape[1:]]
-    weight = torch.from_numpy(image.astype(np.float32))[:, None]
-    weight = (weight > 0).float()
+    weight = torch.from_numpy(image.astype(np.float32))
     for _ in range(2):
-        weight = torch.nn.functional.avg_pool2d(
-            weight, reach, stride=1, padding=[n // 2 for n in reach], count_include_pad=False
-        )
+        for kernel in ((max(3, slices.shape[1] // 16 * 2 + 1), 1), (1, max(3, slices.shape[2] // 16 * 2 + 1))):
+            padding = [n // 2 for n in kernel]
+            weight = torch.nn.functional.avg_pool2d(weight, kernel, 1, padding, count_include_pad=False)
     weight = (2 * weight - 1).clamp(min=0)
     weight = weight**2 * (3 - 2 * weight)
-    inside: np.ndarray = weight[:, 0].numpy()
+    inside: np.ndarray = weight.numpy()
     return inside if inside.mean() > _EMPTY else None
 
 
@@ -200,7 +235,7 @@ def _differences(lines: np.ndarray) -> np.ndarray:
     """
     differences = np.diff(lines, axis=2).reshape(len(lines), -1)
     varying: np.ndarray = differences[:, differences.any(axis=0)]
-    return varying
+    return varying[:, :: max(1, varying.shape[1] // _LINES)]
 
 
 def _repeat(lines: np.ndarray) -> tuple[int, float]:
