@@ -48,7 +48,7 @@ def main() -> None:
             rows += evaluate(known_volumes(args.data, datalist, args.split_file)[:: args.every], split)
         write_rows(results / "detection.csv", rows)
         write_text(results / "about.md", about(rows))
-        roc_figure(rows, args.output_dir / "figures/interpolation_roc.png")
+        roc_figure([row for row in rows if row["modality"] == "MR"], args.output_dir / "figures/interpolation_roc.png")
         print(about(rows))
     if "gain" in args.part:
         datalist = evaluation_datalist(args.data, "test", args.split_file)

@@ -28,8 +28,8 @@ from bundle.trust.band import Edge, band_edge, confidence_of
 SMALLEST_AXIS = 48
 """Axes with fewer samples are too short for the statistics and are not tested."""
 CONFIDENT = 0.9
-"""Confidence from which an image counts as interpolated. At this value no volume of the evaluation that was not
-interpolated is taken for one (docs/results/interpolated)."""
+"""Confidence from which an image counts as interpolated. At this value no volume of the evaluation as it is, and no
+changed MR volume that was not interpolated, is taken for one (docs/results/interpolated)."""
 
 _SLICES = 12  # the strongest slices suffice, and this bounds the time
 _LOW = (0.03, 0.25)  # frequencies along the other axis, in units of Nyquist, that are used for the band

@@ -264,11 +264,16 @@ def about(rows: Sequence[Row]) -> str:
         ("train and val", lambda row: row["split"] != "test"),
         ("test", lambda row: row["split"] == "test"),
     ]
+    kinds: list[tuple[str, Callable[[Row], bool]]] = [
+        ("MR, train and val", lambda row: row["modality"] == "MR" and row["split"] != "test"),
+        ("MR, test", lambda row: row["modality"] == "MR" and row["split"] == "test"),
+        ("PET", lambda row: row["modality"] != "MR"),
+    ]
     alarms = []
     for case in dict.fromkeys(row["case"] for row in clean):
         these = [row for row in clean if row["case"] == case]
         line = ["not interpolated axis of a scan" if case == "interpolated" else case]
-        for _, chosen in parts:
+        for _, chosen in kinds:
             part = [row for row in these if chosen(row)]
             most = max((row["confidence"] for row in part), default=0.0)
             line += [str(len(part)), str(sum(row["confidence"] >= CONFIDENT for row in part)), f"{most:.2f}"]
@@ -299,7 +304,9 @@ def about(rows: Sequence[Row]) -> str:
             "",
             "## False alarms",
             "",
-            markdown(["change", *(f"{head} ({part})" for part, _ in parts for head in heads)], alarms),
+            "PET is shown for comparison: it is smooth, many of these volumes are a single slice, and it is not cut.",
+            "",
+            markdown(["change", *(f"{head} ({part})" for part, _ in kinds for head in heads)], alarms),
             "",
             "## Detection",
             "",

@@ -80,7 +80,16 @@ def test_the_command_writes_rows_report_and_figure(tmp_path, monkeypatch):
 
 
 def test_the_report_counts_alarms_and_detections():
-    base = {"split": "test", "axis": 0, "partial": 1.0, "elliptical": 0, "coils": 1, "after": "", "snr": 0}
+    base = {
+        "split": "test",
+        "modality": "MR",
+        "axis": 0,
+        "partial": 1.0,
+        "elliptical": 0,
+        "coils": 1,
+        "after": "",
+        "snr": 0,
+    }
     clean = {**base, "case": "as it is", "filter": "none", "stored": 100, "acquired": 100, "found": 80}
     scan = {**base, "case": "interpolated", "filter": "none", "stored": 150, "acquired": 100}
     rows = [
@@ -91,5 +100,5 @@ def test_the_report_counts_alarms_and_detections():
     ]
     assert [interpolated(row) for row in rows] == [False, False, True, True]
     text = about(rows)
-    assert "| as it is | 0 | 0 | 0.00 | 2 | 1 | 0.95 |" in text
+    assert "| as it is | 0 | 0 | 0.00 | 2 | 1 | 0.95 | 0 | 0 | 0.00 |" in text
     assert "| all | test | 2 | 50.0% | 1.0% | 1.0% | 100.0% |" in text
