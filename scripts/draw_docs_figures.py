@@ -24,11 +24,26 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bundle.data import read_volume
+from bundle.data.values import Values
+from bundle.inference.matrix import Wanted, plan_matrix
+from bundle.inference.model import load_model
 from bundle.inference.shipped import weights_path
+from bundle.inference.volume import super_resolve
 from bundle.inference.weights import load_weights
 from bundle.networks import build_network
 from bundle.networks.upsample import aligned_bicubic_upsample, fourier_image_upsample
-from bundle.physics import consistency_residual, fft2c, measure_grid_shift, restore_magnitude, superres_affine, truncate
+from bundle.options import DEFAULT_NETWORK
+from bundle.physics import (
+    consistency_residual,
+    fft2c,
+    measure_grid_shift,
+    restore_magnitude,
+    superres_affine,
+    truncate,
+    truncate_kspace,
+    zero_fill,
+)
+from bundle.physics.place import Grids, place
 from bundle.training.metrics import psnr
 from bundle.transforms.intensity import intensity_window
 
@@ -106,6 +121,36 @@ def kspace() -> Figure:
     title = f"low resolution, {size[0]} x {size[1]}\nmean {low.mean():.4f}, of the slice {truth.mean():.4f}"
     show(axes[2], low, title, cmap="gray", vmin=0, vmax=1.1)
     show(axes[3], fourier_image_upsample(low, 2), "zero-filled Fourier interpolation", cmap="gray", vmin=0, vmax=1.1)
+    return figure
+
+
+def acquired_matrix() -> Figure:
+    """An interpolated slice: its k-space, and what the network makes of it from the stored and the acquired matrix."""
+    volume = sample_volume()
+    truth, size = volume.movedim(2, 0), half(volume.shape[:2])
+    stored = zero_fill(truncate_kspace(truth, size), (220, 200)).abs().round()
+    voxels = stored.movedim(0, 2).numpy()
+    network = load_model(DEFAULT_NETWORK, 2).network
+
+    def on_the_grid_of_the_truth(image: Tensor) -> Tensor:
+        (rows, cols), (height, width) = image.shape[-2:], truth.shape[-2:]
+        return place(image, Grids((rows, cols), (rows, cols), (height, width), (rows / height, cols / width), 1), 0)
+
+    def super_resolved(matrix: str) -> tuple[Tensor, Grids]:
+        made = plan_matrix(voxels, np.eye(4), 2, 2, Values(), Wanted(matrix)).grids
+        result = super_resolve(voxels, np.eye(4), network, 2, None, Values(), made)
+        return torch.from_numpy(result.voxels).movedim(2, 0), made
+
+    (kept, _), (ours, made) = super_resolved("keep"), super_resolved("auto")
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.3), layout="constrained")
+    title = f"k-space of a stored slice, {stored.shape[1]} x {stored.shape[2]},\nin red the matrix that was found"
+    show(axes[0], log_spectrum(stored[SLICE]), title, cmap="magma")
+    outline(axes[0], stored.shape[1:], made.network)
+    methods = {"Fourier interpolation": stored, "network, --matrix keep": kept, "network, --matrix auto": ours}
+    for ax, (name, image) in zip(axes[1:], methods.items(), strict=True):
+        result = on_the_grid_of_the_truth(image)[SLICE]
+        title = f"error of {name},\nPSNR {psnr(result, truth[SLICE]):.2f} dB"
+        show(ax, result - truth[SLICE], title, cmap="RdBu_r", vmin=-80, vmax=80)
     return figure
 
 
@@ -282,6 +327,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "geometry_grids.png": voxel_grids,
     "geometry_kspace.png": kspace,
     "geometry_half_voxel.png": half_voxel,
+    "acquired_matrix.png": acquired_matrix,
     "intensity_window.png": window,
     "intensity_consistency.png": consistency,
     "architecture_network.svg": architecture,
