@@ -35,7 +35,7 @@ _SLICES = 12  # the strongest slices suffice, and this bounds the time
 _LOW = (0.03, 0.25)  # frequencies along the other axis, in units of Nyquist, that are used for the band
 _MORE = 0.5  # highest of those used to measure a sharp edge to the sample
 _FEWEST_LINES = 8
-_SPLIT, _MOST_BELOW = 3.0, 10.0  # decibels: the split Nyquist sample lies so far below those inside
+_SPLIT, _MOST_BELOW = 3.0, 14.0  # decibels: the split Nyquist sample lies so far below those inside, and at most
 _FLAT, _ABOVE_FLOOR = 1.5, 6.0  # decibels: slope of a floor, and how far signal must rise above it
 _EMPTY = 0.05  # part of voxels with one exact value from which they are taken for a mask
 _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of the matrix
@@ -137,7 +137,7 @@ def _exact_size(power: np.ndarray, size: int) -> int:
     inside, outside = np.median(level[near[0] - 3 : near[0] + 2]), np.median(level[near[-1] : near[-1] + 6])
     if not inside - outside > 2 * _SPLIT:
         return size
-    filled = near[level[near] > inside - min((inside - outside) / 2, _MOST_BELOW)]
+    filled = near[level[near] > inside - min(0.65 * (inside - outside), _MOST_BELOW)]
     if not len(filled):
         return size
     last = int(filled[-1])
