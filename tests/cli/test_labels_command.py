@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import dicom_factory
 import nibabel as nib
 import numpy as np
 import pytest
@@ -184,6 +185,13 @@ def test_another_matrix_another_folder_and_no_image_at_all_are_said(scans: Path,
     assert list(results(tmp_path / "out")) == ["scan.nii.gz"]
     done = command(scans / "sub", tmp_path / "out2", "--labels", "*")
     assert done.exit_code == 2 and "holds label maps and no image" in done.stderr
+
+
+def test_a_label_map_beside_a_dicom_series_follows_nothing(tmp_path: Path) -> None:
+    dicom_factory.save(dicom_factory.series(), tmp_path / "in")
+    put(tmp_path / "in/a_seg.nii.gz", LABELS)
+    done = command(tmp_path / "in", tmp_path / "out", "--labels", "*_seg*", "--dry-run")
+    assert done.exit_code == 0 and "label maps follow no DICOM series" in done.stderr and "left out" in done.stderr
 
 
 def test_of_several_images_with_one_grid_the_most_alike_by_name_is_taken(tmp_path: Path) -> None:
