@@ -85,6 +85,7 @@ def carry(job: LabelJob, image_result: Path, made_from: dict[str, Any], source: 
             {
                 "Description": f"Label map on the grid of {image_result.name}, by {RULE}",
                 "Sources": [source],
+                "Resolution": f"{' x '.join(f'{n:.4g}' for n in np.linalg.norm(new.affine[:3, :3], axis=0))} mm",
                 "GeneratedBy": generated_by(tool_version()),
                 "SuperResolution": {
                     "SourceShape": list(layout.shape),

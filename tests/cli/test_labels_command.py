@@ -111,6 +111,7 @@ def test_a_bids_dataset_gets_its_masks_and_segmentations_as_derivatives(dataset:
     assert "white" in (folder / "sub-1_res-SRx2_desc-ICONet_dseg.tsv").read_text()
     about = record(folder / "sub-1_res-SRx2_desc-ICONet_dseg.nii.gz")
     assert about["Sources"] == ["bids:source:sub-1/anat/sub-1_dseg.nii.gz"]
+    assert about["Resolution"] == "0.5 x 0.5 x 3 mm"  # required by BIDS where a name has res-
     mask = nib.load(tmp_path / "out/sub-1/func/sub-1_task-rest_res-SRx2_desc-brainICONet_mask.nii.gz")
     assert mask.shape == (24, 20, 3) and set(np.unique(np.asarray(mask.dataobj))) == {0, 1, 3}
     rows = results(tmp_path / "out")
