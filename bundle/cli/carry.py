@@ -29,6 +29,8 @@ from bundle.inference.shipped import tool_version
 
 RULE = "nearest neighbour; halfway between two voxels, the one with the lower index"
 _LARGEST_FACTOR = 64
+_VOLUME_KEPT = 0.01
+"""Change of the volume of a label, as a fraction, above which it is said."""
 
 
 def provenance(job: LabelJob, image_result: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def carry(job: LabelJob, image_result: Path, made_from: dict[str, Any], source: 
     Raises:
         VolumeError: it cannot be read or written, holds numbers that are not whole, or the grids do not begin alike.
     """
-    from bundle.physics.labels import carry_labels  # with it comes PyTorch
+    from bundle.physics.labels import carry_labels, volume_change  # with them comes PyTorch
 
     reader = VoxelReader(job.source, nonfinite, MAX_BYTES)
     layout, old, new = reader.layout, Grid.of(job.source), Grid.of(image_result)
@@ -67,16 +69,23 @@ def carry(job: LabelJob, image_result: Path, made_from: dict[str, Any], source: 
     shape = (*new.shape[:axes], *layout.shape[3:])
     storage, warnings = Storage(layout.dtype, layout.slope, layout.intercept), list(layout.warnings)
     content: dict[str, Any] = {}
+    changed = 0.0
 
     def frames() -> Iterator[np.ndarray]:
+        nonlocal changed
         for stored in reader.stored():
-            yield carry_labels(_whole(job.source, stored, nonfinite, warnings), step[:axes], shape[:axes])
+            labels = _whole(job.source, stored, nonfinite, warnings)
+            changed = max(changed, volume_change(labels, step[:axes], shape[:axes]))
+            yield carry_labels(labels, step[:axes], shape[:axes])
 
     def record(partial: Path) -> None:
+        if changed > _VOLUME_KEPT:
+            warnings.append(f"on this grid, the volume of a label changes by {100 * changed:.0f} % (nearest neighbour)")
         content.update(
             {
                 "Description": f"Label map on the grid of {image_result.name}, by {RULE}",
                 "Sources": [source],
+                "Resolution": f"{' x '.join(f'{n:.4g}' for n in np.linalg.norm(new.affine[:3, :3], axis=0))} mm",
                 "GeneratedBy": generated_by(tool_version()),
                 "SuperResolution": {
                     "SourceShape": list(layout.shape),

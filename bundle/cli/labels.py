@@ -87,6 +87,8 @@ def images_of(
             continue
         where = "this folder" if bids_root is None else "its subject and session"
         wrong = f"a label map, but none of {len(candidates)} images of {where} has its matrix and affine"
+        if not candidates:
+            wrong = f"a label map, but {where} holds no image that it could follow (label maps follow no DICOM series)"
         lines.append(error_line(path, wrong, "left out"))
     return found, lines
 

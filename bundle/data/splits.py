@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from bundle.data.bids_sidecar import DESCRIPTION
 from bundle.data.errors import fail_dataset
-from bundle.data.find import find_volumes, inference_datalist, split_name
+from bundle.data.find import find_volumes, split_name
+from bundle.data.meaning import is_label_map
 from bundle.data.nifti.read import read_header
 from bundle.data.paths import PathLike
 
@@ -45,7 +47,7 @@ def training_datalist(
     first, stop], which :class:`bundle.transforms.TakeSlicesd` applies, and a warning says what the figures are worth.
 
     Args:
-        dataset_dir: the folder of the volumes.
+        dataset_dir: the folder of the volumes. The label maps of a BIDS dataset (`_dseg`, `_mask`) are left out.
         split: "train", "val" or "test" ("test" only with `split_file`).
         split_file: the CSV.
         val_fraction: fraction of the subjects in "val" without a CSV, inside (0, 1); at least one subject on each side.
@@ -79,8 +81,19 @@ def evaluation_datalist(dataset_dir: PathLike, split: str, split_file: PathLike 
     Args and errors as for `training_datalist`.
     """
     if split_file is None:
-        return inference_datalist(dataset_dir)
+        return [{"image": str(path)} for path in _images(Path(dataset_dir))]
     return training_datalist(dataset_dir, split, split_file)
+
+
+def _images(root: Path) -> list[Path]:
+    """The volumes of a folder; of a BIDS dataset without its label maps, which are no images to learn from."""
+    found = find_volumes(root)
+    if not (root / DESCRIPTION).is_file():
+        return found
+    images = [path for path in found if not is_label_map(path)]
+    if not images:
+        fail_dataset(root, "holds label maps and no image", "give a folder with their images")
+    return images
 
 
 def _subjects(root: Path) -> dict[str, list[Path]]:
@@ -88,7 +101,7 @@ def _subjects(root: Path) -> dict[str, list[Path]]:
     subjects: dict[str, list[Path]] = defaultdict(list)
     base = root.parent if root.is_file() else root
     unlabelled = 0
-    for path in find_volumes(root):
+    for path in _images(root):
         label = bids_subject(path.relative_to(base).as_posix())
         unlabelled += label is None
         subjects[label or split_name(path)[0]].append(path)

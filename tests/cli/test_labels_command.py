@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import dicom_factory
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from other_formats import matrix_of
 
 from bundle.cli.carry import steps
 from bundle.cli.labels import Grid
-from bundle.data import VolumeError
+from bundle.data import VolumeError, evaluation_datalist, training_datalist
 from bundle.workflow import inference_data
 
 SHAPE = (12, 10, 3)
@@ -110,6 +111,7 @@ def test_a_bids_dataset_gets_its_masks_and_segmentations_as_derivatives(dataset:
     assert "white" in (folder / "sub-1_res-SRx2_desc-ICONet_dseg.tsv").read_text()
     about = record(folder / "sub-1_res-SRx2_desc-ICONet_dseg.nii.gz")
     assert about["Sources"] == ["bids:source:sub-1/anat/sub-1_dseg.nii.gz"]
+    assert about["Resolution"] == "0.5 x 0.5 x 3 mm"  # required by BIDS where a name has res-
     mask = nib.load(tmp_path / "out/sub-1/func/sub-1_task-rest_res-SRx2_desc-brainICONet_mask.nii.gz")
     assert mask.shape == (24, 20, 3) and set(np.unique(np.asarray(mask.dataobj))) == {0, 1, 3}
     rows = results(tmp_path / "out")
@@ -186,6 +188,13 @@ def test_another_matrix_another_folder_and_no_image_at_all_are_said(scans: Path,
     assert done.exit_code == 2 and "holds label maps and no image" in done.stderr
 
 
+def test_a_label_map_beside_a_dicom_series_follows_nothing(tmp_path: Path) -> None:
+    dicom_factory.save(dicom_factory.series(), tmp_path / "in")
+    put(tmp_path / "in/a_seg.nii.gz", LABELS)
+    done = command(tmp_path / "in", tmp_path / "out", "--labels", "*_seg*", "--dry-run")
+    assert done.exit_code == 0 and "label maps follow no DICOM series" in done.stderr and "left out" in done.stderr
+
+
 def test_of_several_images_with_one_grid_the_most_alike_by_name_is_taken(tmp_path: Path) -> None:
     root = tmp_path / "bids"
     for name in ("sub-1_acq-a_T1w", "sub-1_acq-b_T1w"):
@@ -237,6 +246,27 @@ def test_the_monai_route_leaves_the_label_maps_of_a_bids_dataset_out(
     done = run_bundle("inference", "inference.json", dataset_dir=dataset, output_dir=tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 2
+
+
+def test_label_maps_are_no_images_to_train_or_evaluate_on(dataset: Path) -> None:
+    (dataset / "sub-1/func/sub-1_task-rest_bold.nii.gz").unlink()
+    put(dataset / "sub-2/anat/sub-2_T1w.nii.gz", BLOB)
+    put(dataset / "sub-2/anat/sub-2_dseg.nii.gz", LABELS)
+    items = [*training_datalist(dataset, "train"), *training_datalist(dataset, "val")]
+    for found in (items, evaluation_datalist(dataset, "val")):
+        assert sorted(Path(item["image"]).name for item in found) == ["sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"]
+
+
+def test_a_change_of_volume_on_a_grid_without_whole_steps_is_said(scans: Path, tmp_path: Path) -> None:
+    done = command(scans, tmp_path / "out", "--labels", "*_seg*", "--voxel-size", 0.7)
+    about = record(tmp_path / "out/scan_seg_SR0.7mm.nii.gz")["SuperResolution"]
+    found = np.asarray(nib.load(tmp_path / "out/scan_seg_SR0.7mm.nii.gz").dataobj)
+    counts = zip(np.bincount(found.ravel())[1:], np.bincount(LABELS.ravel())[1:], strict=True)
+    change = max(abs(now * 0.7**2 / before - 1) for now, before in counts if before >= 20)
+    assert done.exit_code == 0 and change > 0.01
+    assert about["Warnings"] == [
+        f"on this grid, the volume of a label changes by {100 * change:.0f} % (nearest neighbour)"
+    ]
 
 
 def test_two_processes_share_images_with_their_labels(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter, label
 
-from bundle.physics.labels import carry_labels, nearest_voxels
+from bundle.physics.labels import carry_labels, nearest_voxels, volume_change
 
 SHAPE = (30, 26, 4)
 
@@ -67,6 +67,25 @@ def test_for_any_step_a_run_of_voxels_is_less_than_one_new_voxel_off(width: int,
     stored[start : start + width] = 1
     carried = carry_labels(stored[:, None], (step, 1), (int(80 / step), 1))
     assert abs(float(carried.sum()) - width / step) < 1 + 2e-3 / step
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), step=st.one_of(st.sampled_from([0.5, 0.25]), st.floats(0.3, 1.2)))
+def test_the_change_of_volume_is_that_of_the_carried_map(seed: int, step: float) -> None:
+    stored = blobs(seed)
+    shape = (round(SHAPE[0] / step), round(SHAPE[1] / step), SHAPE[2])
+    before = np.bincount(stored.ravel())
+    after = np.bincount(carry_labels(stored, (step, step, 1), shape).ravel(), minlength=len(before))
+    wanted = max((abs(a * step**2 / b - 1) for a, b in zip(after[1:], before[1:], strict=True) if b >= 20), default=0)
+    assert volume_change(stored, (step, step, 1), shape) == pytest.approx(wanted, abs=1e-9)
+    assert step not in (0.5, 0.25) or wanted == 0
+
+
+def test_for_steps_that_are_no_whole_factor_volumes_change_by_nothing_on_average() -> None:
+    for step in (0.3, 5 / 7, 0.75, 0.9, 128 / 150):
+        stored = (np.random.default_rng(1).random((600, 500)) < 0.1).astype(np.uint8)
+        carried = carry_labels(stored, (step, step), (round(600 / step), round(500 / step)))
+        assert carried.sum() * step**2 == pytest.approx(stored.sum(), rel=0.01)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "uint64", ">i2", "float32", "float64"])

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,10 @@ AGREE = 0.5
 
 UNEVEN = 0.1
 """Largest deviation of a slice from even steps, as a fraction of the step."""
+
+DRIFT, DRIFT_OF_TWO = 0.5, 0.25
+"""Values of one rank that differ by no more than this fraction of a step belong together without a doubt. The second
+holds for two ranks, which show no regular steps."""
 
 SAME_PLACE_MM, LOOSE_MM = 1e-3, 0.1
 """Frames closer than the first are always in one place; farther apart than the second never."""
@@ -311,33 +314,26 @@ def _mostly(group: _Group, name: str, telling: Telling) -> list[_Group]:
 def _unfinished(group: _Group, name: str, telling: Telling) -> list[_Group]:
     """Groups by the rank of a value in its place, if the last of at least three volumes was aborted.
 
-    Nothing else is missing if all values of a volume are below all of the next, steps are regular, and the places start
-    together, or in turn and the last ones are lacking: a frame missing elsewhere moves later ones of its place.
+    Nothing else is missing if all values of a volume are below all of the next, steps are regular, and the places run
+    side by side, or in turn and the last ones are lacking: a frame missing elsewhere moves later ones of its place.
     """
     if not name.startswith((*_RANKED, *LAST_RESORTS, _DIMENSION)):
         return []
     ranks = _ranks(group, telling[name])
     if ranks is None or max(ranks) < 3 or len(set(zip(group.at, ranks, strict=True))) < len(ranks):
         return []
-    volumes: list[dict[int, float]] = [{} for _ in range(max(ranks))]
-    for place, rank, value in zip(group.at, ranks, telling[name], strict=True):
-        volumes[rank - 1][place] = value
-    order = sorted(group.counts, key=lambda place: volumes[0][place])
-    *whole, last = volumes
-    if min(map(len, whole)) < len(order) or len(last) == len(order):
+    table = _table(group, ranks, telling[name])
+    there = ~np.isnan(table)
+    if not there[:, :-1].all() or there[:, -1].all():
         return []
-    follow = all(max(one.values()) < min(other.values()) for one, other in pairwise(volumes))
-    tables = [[[one[place] for one in some] for place in some[-1]] for some in (whole, volumes)]
-    if not follow or any(_is_irregular(np.array(table), 0.2) for table in tables):
+    whole, finished = table[:, :-1], table[there[:, -1]]
+    follow = (np.nanmax(table, axis=0)[:-1] < np.nanmin(table, axis=0)[1:]).all()
+    if not follow or _is_irregular(whole, 0.2) or _is_irregular(finished, 0.2):
         return []
-    # A place that lacks its first frame starts a step late, as if it came last: in an order that no scanner has.
-    starts = volumes[0].values()
-    together = max(starts) - min(starts) <= 0.5 * min(volumes[1][place] - volumes[0][place] for place in order)
-    in_turn = len(order) > 2 and order in (sorted(order), sorted(order, reverse=True))
-    if not together and not (in_turn and set(last) == set(order[: len(last)])):
+    scaled = _is_scaled(whole) and not _is_irregular(finished, 0.1)
+    if not (_drift(table) <= DRIFT or scaled or _is_in_turn(table[:, 0], there[:, -1])):
         return []
-    doubt = (f"the volumes of this series are told apart only by the order of {name} at each position",)
-    return _parts(group, name, ranks, doubt if name in LAST_RESORTS else (), rank=True)
+    return _parts(group, name, ranks, _rank_doubts(group, name, ranks, table, telling), rank=True)
 
 
 def _stacks_apart(group: _Group, name: str, telling: Telling) -> list[_Group]:
@@ -409,9 +405,49 @@ def _ranks(group: _Group, values: Sequence[Any]) -> list[int] | None:
 
 
 def _table(group: _Group, ranks: list[int], values: Sequence[float]) -> np.ndarray:
-    """Values by place and rank."""
+    """Values by place and rank, NaN where a place has fewer."""
     known = {(place, rank): value for place, rank, value in zip(group.at, ranks, values, strict=True)}
-    return np.array([[known[place, rank] for rank in range(1, max(ranks) + 1)] for place in group.counts], np.float64)
+    every = range(1, max(ranks) + 1)
+    return np.array(
+        [[known.get((place, rank), np.nan) for rank in every] for place in sorted(group.counts)], np.float64
+    )
+
+
+def _drift(table: np.ndarray) -> float:
+    """Largest distance between values of one rank, in the smallest step between ranks of one place.
+
+    Up to a half, each value is nearest to those that it is matched with. A frame that is missing from one place alone
+    moves its later values by a step; if every second one is missing, by half of what is then a step.
+    """
+    spread = np.nanmax(table, axis=0) - np.nanmin(table, axis=0)
+    return float(spread.max() / np.nanmin(np.diff(table, axis=1)))
+
+
+def _is_scaled(whole: np.ndarray) -> bool:
+    """Whether all steps of a place are longer by a common factor, as by the heart rate.
+
+    It takes three ranks to see that, and they must agree closely: missing frames give steps of any length.
+    """
+    spans = whole[:, -1] - whole[:, 0]
+    together = np.ptp(whole[:, 0]) <= DRIFT * np.diff(whole, axis=1).min()
+    return bool(together and whole.shape[1] > 2 and spans.max() <= 1.75 * spans.min() and not _is_irregular(whole, 0.1))
+
+
+def _is_in_turn(starts: np.ndarray, last: np.ndarray) -> bool:
+    """Whether the places start one after the other in even steps, and the first of them are those of the last volume.
+
+    A place that lacks its first frame starts a step late, as if it came last: in an order or at a time that no scanner
+    has.
+    """
+    turned = len(starts) > 2 and starts[0] > starts[-1]
+    starts, last = (starts[::-1], last[::-1]) if turned else (starts, last)
+    even = np.linspace(starts[0], starts[-1], len(starts))
+    return bool(
+        len(starts) > 2
+        and (np.diff(starts) >= 0).all()
+        and np.abs(starts - even).max() <= 0.25 * (starts[-1] - starts[0])
+        and (np.diff(last.astype(int)) <= 0).all()
+    )
 
 
 def _is_irregular(table: np.ndarray, tolerance: float) -> bool:
@@ -438,15 +474,19 @@ def _times_deny(group: _Group, ranks: list[int], telling: Telling) -> bool:
 
 
 def _rank_doubts(group: _Group, name: str, ranks: list[int], table: np.ndarray, telling: Telling) -> tuple[str, ...]:
-    doubts = []
     if name in LAST_RESORTS:
-        doubts.append(f"the volumes of this series are told apart only by the order of {name} at each position")
+        doubt = f"the volumes of this series are told apart only by the order of {name} at each position"
         for other in LAST_RESORTS[:2]:
             if other != name and other in telling and _ranks(group, telling[other]) not in (None, ranks):
-                doubts[0] += f"; {other} gives another order"
-    if name not in LAST_RESORTS and np.ptp(table[:, 0]) > 0.5 * np.diff(table, axis=1).min():
-        doubts.append(f"{name} starts at different values: if files are missing, volumes in its order are mixed")
-    return tuple(doubts)
+                doubt += f"; {other} gives another order"
+        return (doubt,)
+    whole = table[:, ~np.isnan(table).any(axis=0)]
+    limit = DRIFT if whole.shape[1] > 2 else DRIFT_OF_TWO
+    if _drift(table) <= limit or _is_scaled(whole):
+        return ()
+    starts = np.ptp(table[:, 0]) > limit * np.nanmin(np.diff(table, axis=1))
+    how = "starts at different values" if starts else "has different steps from position to position"
+    return (f"{name} {how}: if files are missing, volumes in its order are mixed",)
 
 
 def _parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from bundle.data.errors import fail
 from bundle.data.foreign.head import Head, joined
-from bundle.data.foreign.names import data_offset, detached, header_fields, is_meta
+from bundle.data.foreign.names import PATTERN, data_field, data_offset, detached, header_fields, is_meta
 from bundle.data.nifti.stream import CHUNK, Source, open_stream
 from bundle.data.paths import open_regular, special_kind
 
@@ -60,6 +61,7 @@ def open_itk(path: Path) -> Iterator[Source]:
         if not part.is_file():
             wrong = f"its data file {part.name} is {special_kind(part) or 'missing'}"
             fail(path, wrong, "keep the header and its data together")
+    _check_itself(path, parts)
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
@@ -69,13 +71,16 @@ def open_itk(path: Path) -> Iterator[Source]:
     except RuntimeError as error:
         fail(path, f"not readable by ITK ({_reason(error)})", "get an intact copy, or convert it to NIfTI", error)
     head = _head(path, reader)
+    if is_meta(path):
+        _check_count(path, parts, reader.GetSize(), head.warnings)
 
     def voxels() -> Iterator[memoryview]:
         _check_compressed(path, parts, head.voxel_bytes)
         try:
             image = reader.Execute()
         except RuntimeError as error:
-            fail(path, f"image data not readable by ITK ({_reason(error)})", "copy or download it again", error)
+            remedy = "copy or download it again, or convert it to NIfTI"
+            fail(path, f"image data not readable by ITK ({_reason(error)})", remedy, error)
         array = SimpleITK.GetArrayViewFromImage(image)
         if array.nbytes != head.voxel_bytes or array.dtype != head.dtype:
             fail(path, "the file changed while it was read", "run again when nothing writes to it")
@@ -104,6 +109,8 @@ def _head(path: Path, reader: ImageFileReader) -> Head:
     affine[:space, :space], affine[:space, 3] = matrix[:space, :space], place[:space]
     if not fields.keys() & _SIZES:
         warnings.append("the header states no voxel size: 1 mm is assumed, as by ITK")
+    elif "nan" in fields.get("spacings", "").lower().split()[:space]:
+        warnings.append("the header leaves a voxel size open (nan): 1 mm is assumed, as by ITK")
     to_ras, frame = _frame(path, said.get("NRRD_space", ""), space, fields, warnings)
     if any(key in fields for key in ("old min", "oldmin", "old max", "oldmax")):
         warnings.append("old min and old max of the header are not applied, as by ITK: the stored values are used")
@@ -177,6 +184,30 @@ def _number(text: str) -> float:
         return 1.0
 
 
+def _check_itself(path: Path, parts: list[Path]) -> None:
+    """Refuse a header that names itself as its data without a word on where they begin: its text would be voxels."""
+    fields = header_fields(path)[0]
+    skipped = fields.get("headersize", fields.get("byte skip", fields.get("byteskip", "0")))
+    if skipped != "-1" and any(os.path.realpath(part) == os.path.realpath(path) for part in parts):
+        fail(path, "the header names itself as its data file", "name the data file in the header")
+
+
+def _check_count(path: Path, parts: list[Path], size: tuple[int, ...], warnings: list[str]) -> None:
+    """Refuse MetaImage whose files do not hold one slice each: what ITK does not fill keeps what was in memory."""
+    value = data_field(header_fields(path)[0])
+    listed, pattern = value[:4].upper() == "LIST", PATTERN.fullmatch(value)
+    if not listed and pattern is None:
+        return
+    if listed and value[4:].strip() not in ("", str(len(size) - 1)):
+        fail(path, f"data files of {value[4:].strip()} dimensions", "list one file for each slice")
+    if pattern is not None and int(pattern[4]) < 1:
+        fail(path, f"data files in steps of {pattern[4]}", "list them one by one (ElementDataFile = LIST)")
+    if len(parts) < size[-1]:
+        fail(path, f"{len(parts)} data files for {size[-1]} slices", "keep the header and all its data together")
+    if len(parts) > size[-1]:
+        warnings.append(f"{len(parts)} data files for {size[-1]} slices: the last ones are not read")
+
+
 def _check_compressed(path: Path, parts: list[Path], wanted: int) -> None:
     """Refuse damaged compressed data, of which ITK may return what it got: it does not look at checksums."""
     fields = header_fields(path)[0]
@@ -184,7 +215,7 @@ def _check_compressed(path: Path, parts: list[Path], wanted: int) -> None:
     if packed not in ("true", "t", "1", "gzip", "gz"):
         return
     lines = int(_number(fields.get("line skip", fields.get("lineskip", "0"))))
-    found = 0
+    found = used = 0
     for part in parts or [path]:
         unpacker = zlib.decompressobj(47)  # zlib or gzip
         with open_regular(part) as stream:
@@ -194,12 +225,17 @@ def _check_compressed(path: Path, parts: list[Path], wanted: int) -> None:
             try:
                 while not unpacker.eof and (block := stream.read(CHUNK)):
                     found += len(unpacker.decompress(block))
+                    used += len(block) - len(unpacker.unused_data)
             except zlib.error as error:
                 fail(path, f"damaged compressed data ({error})", "copy or download it again", error)
         if not unpacker.eof:
             fail(path, "truncated compressed data", "copy or download it again")
     if found < wanted:
         fail(path, f"{wanted} bytes of voxels expected, {found} found", "copy or download it again")
+    # ITK unpacks no more than the header says; only without the size it takes the whole of a file of its own.
+    stated = int(_number(fields.get("compresseddatasize", "0")))
+    if is_meta(path) and stated < used and (stated or not parts):
+        fail(path, f"CompressedDataSize is {stated or 'missing'}, not {used}", "correct the header")
 
 
 def _reason(error: Any) -> str:

@@ -19,6 +19,9 @@ _INTENTS = {1: 1002, 2: 2005, 3: 1006, 4: 1006}
 """NIfTI's code for what FreeSurfer since 7.3 writes beside the version: labels, shape, deformation and its inverse."""
 
 _COLOUR_TABLE, _MATRIX = 1, 30
+_LONGEST = 4096
+"""Voxels in a row of one plane; FreeSurfer folds the points of a surface into longer ones (27307x1x6 of fsaverage)."""
+
 _MAX_TAGS = 4 * 2**20
 
 
@@ -57,7 +60,7 @@ def _read_head(path: Path) -> Head:
         if code not in _TYPES:
             wrong = f"MGH data of type {code} ({_OTHER_TYPES.get(code, 'unknown')}) are not supported"
             fail(path, wrong, "convert it first: mri_convert --out_data_type float")
-        if dims[1] == dims[2] == 1:
+        if dims[1] == 1 and (dims[2] == 1 or dims[0] > _LONGEST):
             fail(path, "values at the points of a surface, not a volume", "give the volume it was made from")
         header = MGHHeader(block[: header_dtype.itemsize], check=False)
         shape = tuple(dims if dims[3] > 1 else dims[:3])

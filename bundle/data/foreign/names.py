@@ -13,9 +13,10 @@ from bundle.data.paths import PathLike, open_regular
 MGH = (".mgz", ".mgh", ".mgh.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 _META = (".mha", ".mhd")
+_NIFTI = (".nii", ".nii.gz")
 _HEADER_BYTES = 2**20
-_PATTERN = re.compile(r"(\S*%0?\d*d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(\s+\d+)?")
-"""A printf pattern with first and last number and step, as both NRRD and MetaImage write it."""
+PATTERN = re.compile(r"([^\s%]*%0?\d{0,2}d[^\s%]*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(\s+\d+)?")
+"""A printf pattern of one number, with first and last number and step, as both NRRD and MetaImage write it."""
 
 
 @cache
@@ -42,10 +43,13 @@ def is_read(path: PathLike) -> bool:
 
 
 def without_parts(files: Iterable[Path]) -> list[Path]:
-    """`files` without those that are the data of a header among them (`scan.raw` beside `scan.mhd`)."""
+    """`files` without those that are the data of a header among them (`scan.raw` beside `scan.mhd`).
+
+    What is a volume of its own by its name stays, whatever a header says.
+    """
     listed = list(files)
     parts = {part for path in listed if is_itk(path) and itk_installed() for part in detached(path)}
-    return [path for path in listed if path not in parts]
+    return [path for path in listed if path not in parts or is_read(path) or str(path).lower().endswith(_NIFTI)]
 
 
 def detached(path: Path) -> list[Path]:
@@ -57,12 +61,12 @@ def detached(path: Path) -> list[Path]:
         fields, rest = header_fields(path)
     except OSError:
         return []
-    value = fields.get("elementdatafile", fields.get("data file", fields.get("datafile", "")))
+    value = data_field(fields)
     if not value or value.lower() == "local":
         return []
     if value.split()[0].upper() == "LIST":
         names = [line for line in rest if line]
-    elif counted := _PATTERN.fullmatch(value):
+    elif counted := PATTERN.fullmatch(value):
         name, first, last, step = counted[1], *(int(counted[n]) for n in (2, 3, 4))
         end = last + (1 if step > 0 else -1)
         # No more numbers than there could be slices, whatever the header says.
@@ -70,6 +74,11 @@ def detached(path: Path) -> list[Path]:
     else:
         names = [value]
     return [path.parent / name for name in names]
+
+
+def data_field(fields: dict[str, str]) -> str:
+    """What a header says about where its data are: a name, a pattern, a list or LOCAL."""
+    return fields.get("elementdatafile", fields.get("data file", fields.get("datafile", "")))
 
 
 def header_fields(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from cli_command import command
 from dicom_factory import AXIAL, enhanced_volumes, save, series, set_attributes, volume_pixels, volumes
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from programs import program
 from pydicom.dataset import Dataset
@@ -334,6 +334,9 @@ def test_an_aborted_last_volume_is_read_by_rank(tmp_path: Path, name: str, left:
     places=st.integers(2, 5),
     lost=st.sets(st.integers(0, 24), min_size=1, max_size=4),
 )
+@example(name="TriggerTime", count=4, places=2, lost={0, 3, 4})
+@example(name="TriggerTime", count=4, places=2, lost={2, 3, 4})
+@example(name="AcquisitionTime", count=3, places=4, lost={0, 1, 5, 9})
 def test_volumes_of_unequal_counts_by_rank_are_never_mixed(
     tmp_path_factory: pytest.TempPathFactory, name: str, count: int, places: int, lost: set[int]
 ) -> None:
@@ -387,6 +390,21 @@ def test_trigger_times_of_different_heart_rates_are_ranks_all_the_same(tmp_path:
     assert all(volume.warnings == [] for volume in read)
 
 
+def test_an_aborted_volume_of_different_heart_rates_is_read_by_rank(tmp_path: Path) -> None:
+    save(volumes(4, 4, lambda v, p: {"TriggerTime": str(v * (50 + 4 * p))})[:-2], tmp_path)
+    *whole, last = read_all(tmp_path)
+    check_volumes(whole, 3, 4)
+    assert last.voxels.shape[2] == 2 and last.warnings == ["incomplete: slices at 2 of the 4 positions of the series"]
+
+
+@pytest.mark.parametrize(("kept", "said"), [(((0, 3), (0, 2)), "has different steps"), (((1, 3), (0, 2)), "starts at")])
+def test_two_ranks_whose_values_lie_far_apart_are_doubted(tmp_path: Path, kept: Any, said: str) -> None:
+    made = volumes(4, 2, DRIFTING["TriggerTime"])
+    save([one for n, one in enumerate(made) if n // 2 in kept[n % 2]], tmp_path)
+    read = read_all(tmp_path)
+    assert len(read) == 2 and all(said in volume.warnings[0] for volume in read)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(sorted(EVERY)),
@@ -395,6 +413,9 @@ def test_trigger_times_of_different_heart_rates_are_ranks_all_the_same(tmp_path:
     lost=st.sets(st.integers(0, 19), min_size=1, max_size=6),
     seed=st.integers(0, 99),
 )
+@example(name="TriggerTime", count=4, places=2, lost={0, 3, 4}, seed=0)
+@example(name="TriggerTime", count=4, places=2, lost={0, 3, 4, 7}, seed=0)
+@example(name="TriggerTime, first 0", count=4, places=2, lost={2, 3, 4, 7}, seed=0)
 def test_missing_slices_are_refused_or_said_never_mixed_in_silence(
     tmp_path_factory: pytest.TempPathFactory, name: str, count: int, places: int, lost: set[int], seed: int
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -139,6 +140,11 @@ def test_lengths_are_converted_to_millimetres(unit: str, factor: float, tmp_path
         read_volume(nrrd(path, (2, 3, 4), np.diag([1, 2, 3]), (0, 0, 0), "RAS", extra=[units.replace(unit, "inch")]))
 
 
+def test_a_voxel_size_left_open_is_said(tmp_path: Path) -> None:
+    path = nrrd(tmp_path / "a.nrrd", (2, 3, 4), None, (0, 0, 0), None, extra=["spacings: 1 nan 3"])
+    assert any("leaves a voxel size open" in line for line in read_volume(path).warnings)
+
+
 def test_an_axis_without_direction_is_refused(tmp_path: Path) -> None:
     path = nrrd(tmp_path / "a.nrrd", (2, 3, 4), [(1, 0, 0), (0, 2, 0), None], (0, 0, 0), "LPS")
     with pytest.raises(VolumeError, match="without a direction"):
@@ -203,6 +209,7 @@ def test_slicer_segmentations_are_labels(tmp_path: Path) -> None:
         (lambda block: block[:4] + b"\xff\xff\xff\xff" + block[8:], "size"),
         (lambda block: block[:4] + b"\x7f\xff\xff\xff" * 3 + block[16:], "truncated"),
         (lambda block: block[:8] + b"\0\0\0\x01" * 2 + block[16:], "surface"),
+        (lambda block: block[:4] + b"\0\0\x6a\xab\0\0\0\x01\0\0\0\x06" + block[16:], "surface"),
     ],
 )
 @pytest.mark.parametrize("packed", [False, True])
@@ -257,6 +264,70 @@ def test_missing_data_files_and_pipes_are_one_line(tmp_path: Path) -> None:
     os.mkfifo(part)
     with pytest.raises(VolumeError, match="a pipe"):
         read_volume(path)
+
+
+META = "NDims = 3\nDimSize = 2 3 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\n"
+PLANES = "s0.raw\ns1.raw\ns2.raw\ns3.raw\n"
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("s%d.raw 0 3 1", None),
+        ("s%d.raw 0 6 2", None),
+        (f"LIST\n{PLANES}", None),
+        (f"LIST 2\n{PLANES}", None),
+        (f"LIST\n{PLANES}s0.raw\n", "the last ones are not read"),
+        ("LIST\ns0.raw\ns1.raw\n", "2 data files for 4 slices"),
+        ("LIST 3\nwhole.raw\n", "data files of 3 dimensions"),
+        ("s%d.raw 0 2 1", "3 data files for 4 slices"),
+        ("s%d.raw 0 3 2", "2 data files for 4 slices"),
+        ("s%d.raw 3 0 -1", "in steps of -1"),
+        ("s%s%d.raw 0 3 1", "is missing"),
+        ("s%n%d.raw 0 3 1", "is missing"),
+        ("a.mhd", "names itself"),
+    ],
+)
+def test_slices_that_no_file_holds_are_refused_and_never_what_was_in_memory(named, said, tmp_path: Path) -> None:
+    data = voxels((2, 3, 4), "int16")
+    step = 2 if named.endswith(" 6 2") else 1
+    for number, plane in enumerate(np.moveaxis(data, 2, 0)):
+        (tmp_path / f"s{step * number}.raw").write_bytes(plane.tobytes(order="F"))
+    (tmp_path / "whole.raw").write_bytes(data.tobytes(order="F"))
+    path = tmp_path / "a.mhd"
+    path.write_text(f"{META}ElementDataFile = {named}\n")
+    assert volumes_below(tmp_path) in ([path], [])  # whatever the header says, the folder can be searched
+    try:
+        volume = read_volume(path)
+    except VolumeError as error:
+        assert said is not None and said in str(error) and "\n" not in str(error)
+    else:
+        assert np.array_equal(volume.array, data) and any(said or "space" in line for line in volume.warnings)
+
+
+@settings(max_examples=30, deadline=None)
+@given(change=st.one_of(st.none(), st.integers(-30, 30)), local=st.booleans())
+def test_a_wrong_size_of_compressed_data_never_gives_other_voxels(change, local, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("meta")
+    data = np.random.default_rng(0).integers(0, 1000, (2, 3, 4)).astype(np.int16)
+    packed = zlib.compress(data.tobytes(order="F"))
+    size = "" if change is None else f"CompressedDataSize = {len(packed) + change}\n"
+    (folder / "a.zraw").write_bytes(packed)
+    path = folder / "a.mha"
+    head = f"{META}CompressedData = True\n{size}ElementDataFile = {'LOCAL' if local else 'a.zraw'}\n"
+    path.write_bytes(head.encode() + (packed if local else b""))
+    try:
+        found = read_volume(path).array
+    except VolumeError as error:
+        assert change != 0 and "\n" not in str(error)
+    else:
+        assert np.array_equal(found, data)
+
+
+def test_a_volume_that_another_header_names_as_its_data_is_still_a_volume(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(voxels((4, 5, 6), "int16"), np.eye(4)), tmp_path / "scan.nii")
+    (tmp_path / "a.mhd").write_text(f"{META}ElementDataFile = scan.nii\n")
+    assert [path.name for path in volumes_below(tmp_path)] == ["a.mhd", "scan.nii"]
 
 
 @settings(max_examples=40, deadline=None)
