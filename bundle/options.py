@@ -105,6 +105,12 @@ def pair_of(value: Any, whole: bool = False) -> tuple[float, float] | None:
     return (numbers[0], numbers[1]) if len(numbers) == 2 else None
 
 
+def size_text(value: Any) -> str | None:
+    """A voxel size in one way of writing, such as ``0.5`` or ``0.5x0.6``; None if it is none."""
+    pair = None if value is None else pair_of(value)
+    return None if pair is None else "x".join(f"{size:g}" for size in dict.fromkeys(pair))
+
+
 def option(default: Any, help: str, **about: Any) -> Any:
     """A dataclass field of an option."""
     return field(default=default, metadata={"option": Option(help, **about)})
@@ -297,8 +303,8 @@ class CommandOptions(InferenceOptions):
             "Scale": self.scale,
             "Network": self.network_name,
             "SliceAxis": self.slice_axis,
-            "Matrix": self.matrix,
-            "VoxelSize": self.voxel_size,
+            "Matrix": self.matrix.lower(),
+            "VoxelSize": size_text(self.voxel_size),
             "DataConsistency": self.data_consistency,
             "Quality": self.quality,
             "NonFinite": self.nonfinite,

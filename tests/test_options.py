@@ -16,6 +16,7 @@ from bundle.options import (
     TrainingOptions,
     declared,
     former_names,
+    size_text,
 )
 
 
@@ -53,3 +54,23 @@ def test_a_value_outside_its_range_or_of_another_type_is_not_permitted(about: Op
     assert all(about.permits(value) for value in good)
     assert not any(about.permits(value) for value in bad)
     assert about.range_text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.5, "0.5"), ("0.5", "0.5"), ("0.50x0.5", "0.5"), ("0.5X0.6", "0.5x0.6"), ((1, 2), "1x2")]
+)
+def test_a_voxel_size_means_the_same_however_it_is_written(value, text):
+    assert size_text(value) == text
+
+
+@pytest.mark.parametrize("value", ["", "x", "0", "-1", "1x", "1x2x3", "nan", "inf", True, (1, 2, 3), "0.5mm"])
+def test_what_is_no_voxel_size_is_not_permitted(value):
+    about = CONFIG_OPTIONS["voxel_size"][1]
+    assert not about.permits(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "good"), [("192x179", True), ("auto", True), ("192", False), ("1.5x2", False), (5, False)]
+)
+def test_a_matrix_is_a_word_or_two_whole_numbers(value, good):
+    assert CONFIG_OPTIONS["matrix"][1].permits(value) is good

@@ -10,7 +10,7 @@ from pathlib import Path
 from bundle.data.errors import fail_dataset
 from bundle.data.find import ENDINGS, split_name
 from bundle.data.paths import PathLike
-from bundle.options import pair_of
+from bundle.options import size_text
 
 
 def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
@@ -29,9 +29,8 @@ def check_folders(dataset_dir: PathLike, output_dir: PathLike) -> None:
 
 def result_suffix(scale: int, voxel_size: str | float | None = None) -> str:
     """What is appended to the name of a result: ``SRx2``, or ``SR0.5x0.6mm`` for a given voxel size."""
-    if voxel_size is None or (sizes := pair_of(voxel_size)) is None:
-        return f"SRx{scale}"
-    return f"SR{'x'.join(f'{size:g}' for size in dict.fromkeys(sizes))}mm"
+    size = size_text(voxel_size)
+    return f"SRx{scale}" if size is None else f"SR{size}mm"
 
 
 def output_paths(

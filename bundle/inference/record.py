@@ -114,10 +114,9 @@ def sidecar_content(
         metadata: of the source that stay true.
     """
     size = " x ".join(f"{length:g}" for length in facts["VoxelSize"])
-    whole = [facts["Scale"] * n for n in facts["StoredMatrix"]] == [
-        n for axis, n in enumerate(facts["Shape"][:3]) if axis != facts["SliceAxis"]
-    ][:2]
-    finer = f", {facts['Scale']} times finer in-plane than the source" if whole else ""
+    in_plane = [n for axis, n in enumerate(facts["Shape"][:3]) if axis != facts["SliceAxis"]]
+    promised = in_plane == [facts["Scale"] * n for n in facts["StoredMatrix"]]
+    finer = f", {facts['Scale']} times finer in-plane than the source" if promised else ""
     return {
         **(metadata or {}),
         "Description": f"Super-resolved by {network_name}, slice by slice",

@@ -34,8 +34,9 @@ changed MR volume that was not interpolated, is taken for one (docs/results/inte
 
 _SLICES = 12  # the strongest slices suffice, and this bounds the time
 _LOW = (0.03, 0.25)  # frequencies along the other axis, in units of Nyquist, that are used for the band
+_MORE = 0.5  # highest of those used to measure a sharp edge to the sample
 _FEWEST_LINES = 8
-_SPLIT, _MOST_BELOW = 3.0, 10.0  # decibels: the split Nyquist sample lies so far below those inside
+_SPLIT, _MOST_BELOW = 3.0, 14.0  # decibels: the split Nyquist sample lies so far below those inside, and at most
 _FLAT, _ABOVE_FLOOR = 1.5, 6.0  # decibels: slope of a floor, and how far signal must rise above it
 _EMPTY = 0.05  # part of voxels with one exact value from which they are taken for a mask
 _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of the matrix
@@ -124,7 +125,7 @@ def zero_filling(slices: np.ndarray, axis: int, near: tuple[float, float] | None
     best = max((e for e in edges if e is not None), key=lambda e: e.confidence, default=None)
     if best is None or best.filtered is not None:
         return best
-    return replace(best, size=_exact_size(_power(slices * _hann(slices.shape[1])[:, None]), best.size))
+    return replace(best, size=_exact_size(_power(slices * _hann(slices.shape[1])[:, None], _MORE), best.size))
 
 
 def _exact_size(power: np.ndarray, size: int) -> int:
@@ -140,7 +141,7 @@ def _exact_size(power: np.ndarray, size: int) -> int:
     inside, outside = np.median(level[near[0] - 3 : near[0] + 2]), np.median(level[near[-1] : near[-1] + 6])
     if not inside - outside > 2 * _SPLIT:
         return size
-    filled = near[level[near] > inside - min((inside - outside) / 2, _MOST_BELOW)]
+    filled = near[level[near] > inside - min(0.65 * (inside - outside), _MOST_BELOW)]
     if not len(filled):
         return size
     last = int(filled[-1])
@@ -190,16 +191,16 @@ def _view(slices: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return _power(slices * window), smear / smear.sum()
 
 
-def _low(others: int) -> tuple[int, int]:
+def _low(others: int, highest: float = _LOW[1]) -> tuple[int, int]:
     """First and last of the low frequencies along an axis of ``others`` samples."""
     first = int(np.ceil(_LOW[0] * others / 2))
-    return first, max(first + 2, int(_LOW[1] * others / 2))
+    return first, max(first + 2, int(highest * others / 2))
 
 
-def _power(slices: np.ndarray) -> np.ndarray:
+def _power(slices: np.ndarray, highest: float = _LOW[1]) -> np.ndarray:
     """Power of slices (S, Y, X) at the frequencies 1 to Nyquist along the last axis, at low ones along the other."""
     others, size = slices.shape[1:]
-    first, last = _low(others)
+    first, last = _low(others, highest)
     lines = torch.fft.fft(torch.from_numpy(slices.astype(np.float32)), dim=1)[:, first : last + 1]
     power = np.square(np.abs(torch.fft.fft(lines, dim=2).numpy())).mean(axis=(0, 1), dtype=np.float64)
     k = np.arange(1, size // 2 + 1)
