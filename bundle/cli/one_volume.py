@@ -54,7 +54,9 @@ def process(task: Task, bar: Progress) -> dict[str, Any]:
     axis, doubtful = decide_slice_axis(options.slice_axis, source.shape, source.affine, source.stated)
     frames = source.frames()
     first = next(frames)
-    plan = plan_matrix(first, source.affine, axis, task.model.scale, source.values, _wanted(options, source), job.name)
+    decisive, values = source.strongest(first)
+    plan = plan_matrix(decisive, source.affine, axis, task.model.scale, values, _wanted(options, source), job.name)
+    del decisive
     shape, affine = plan.grids.shape(source.shape, axis), plan.grids.affine(source.affine, len(source.shape), axis)
     outcome = _Outcome(task, source, axis, plan, shape, affine)
     outcome.warn(() if source.dicom is not None else doubtful)

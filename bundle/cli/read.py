@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -57,6 +58,17 @@ class Source:
     stated_matrix: StatedMatrix | None = None
     modality: str | None = None
     dicom: DicomVolume | None = None
+
+    def strongest(self, first: np.ndarray) -> tuple[np.ndarray, Values]:
+        """The volume of the series with the largest contrast, and what its values mean.
+
+        Args:
+            first: the first volume; no other one is read if that is it.
+        """
+        if self.dicom is not None:
+            return self.dicom.strongest()
+        number = self.values.strongest
+        return (next(islice(self.frames(), number, None)) if number else first), self.values
 
 
 def open_source(job: Job, options: CommandOptions) -> Source:

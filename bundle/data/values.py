@@ -55,6 +55,8 @@ class Values:
         negative_share: root of the sum of squares of the negative voxels as a share of that of all, without padding; of
             a series, that of the volume with the largest.
         negatives, lowest: how many voxels are negative, and the lowest value; without padding.
+        strongest: number of the volume with the largest contrast, from 0: what holds for all volumes of a series, such
+            as the acquired matrix, is looked for there. The first one may be empty, or noise.
     """
 
     padding: float | None = None
@@ -63,6 +65,7 @@ class Values:
     negative_share: float = 0.0
     negatives: int = 0
     lowest: float = 0.0
+    strongest: int = field(default=0, compare=False)
 
     def mask(self, frame: np.ndarray) -> np.ndarray | None:
         """Which voxels of a volume are padding; None if none are."""
@@ -112,6 +115,7 @@ class _Volume:
     energy: float
     negative_energy: float
     negatives: int
+    variance: float = 0.0
 
     def without(self, padding: float | None) -> _Volume:
         """The volume with its lowest voxels counted among the others, unless they are padding."""
@@ -150,15 +154,18 @@ class Survey:
         values = np.asarray(frame, np.float32)
         lowest = float(np.float32(self.declared)) if self.declared is not None else float(values.min())
         rest = values[values != lowest]
-        energy, negative_energy, negatives = 0.0, 0.0, 0
+        total, energy, negative_energy, negatives = 0.0, 0.0, 0.0, 0
         for at in range(0, rest.size, _CHUNK):
             piece = rest[at : at + _CHUNK].astype(np.float64)
             below = piece[piece < 0]
+            total += float(piece.sum())
             energy += float(np.square(piece).sum())
             negative_energy += float(np.square(below).sum())
             negatives += below.size
         following = float(rest.min()) if rest.size else np.inf
-        self._volumes.append(_Volume(lowest, values.size - rest.size, following, energy, negative_energy, negatives))
+        variance = energy / rest.size - (total / rest.size) ** 2 if rest.size else 0.0
+        plateau = values.size - rest.size
+        self._volumes.append(_Volume(lowest, plateau, following, energy, negative_energy, negatives, variance))
         self._count += values.size
         if sum(map(len, self._samples)) < 50 * _SAMPLES:
             step = max(1, round((values.size / _SAMPLES) ** (1 / values.ndim)))
@@ -181,6 +188,7 @@ class Survey:
             share,
             negatives,
             min((volume.next for volume in volumes if np.isfinite(volume.next)), default=0.0),
+            max(range(len(volumes)), key=lambda number: self._volumes[number].variance, default=0),
         )
 
     def _is_padding(self, lowest: float, count: int) -> bool:

@@ -112,7 +112,7 @@ def super_resolve(
     values = survey(given.frames)
     modality = modality or given.modality
     wanted = Wanted(matrix, voxel_size, modality, given.stated_matrix)
-    plan = plan_matrix(first_frame, affine, axis, model.scale, values, wanted, given.name)
+    plan = plan_matrix(given.frames[values.strongest], affine, axis, model.scale, values, wanted, given.name)
     results = [super_resolve_volume(f, affine, model.network, axis, walker, values, plan.grids) for f in given.frames]
     first, count = results[0], [] if given.single else [len(results)]
     doubtful = doubts(first_frame, affine, axis, values, plan, modality, model.trained_on)

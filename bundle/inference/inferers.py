@@ -108,7 +108,7 @@ class VolumeInferer(Inferer):
         modality = modality_in_meta(meta, number)
         stated = stated_matrix_in_meta(meta, affine, number, item.shape[1:])
         wanted = Wanted(self.matrix, self.voxel_size, modality, stated)
-        plan = plan_matrix(channels[0].numpy(), affine, axis, scale_of(network), values, wanted)
+        plan = plan_matrix(channels[values.strongest].numpy(), affine, axis, scale_of(network), values, wanted)
         if self.origin is not None:
             warnings += doubts(channels[0].numpy(), affine, axis, values, plan, modality, self.origin.trained_on)
         results = [

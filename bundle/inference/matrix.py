@@ -82,7 +82,7 @@ def plan_matrix(
 ) -> MatrixPlan:
     """Find the acquired matrix of a volume (X, Y[, Z]) and decide on the grids of its result.
 
-    The first volume decides for a series.
+    For a series, give the volume with the largest contrast (``values.strongest``): one plan holds for all.
 
     Raises:
         ValueError: no such option.
@@ -138,7 +138,8 @@ def _acquired(
 ) -> AcquiredMatrix | None:
     if (given := wanted.given_matrix()) is not None:
         if any(not SMALLEST <= n <= full for n, full in zip(given, stored, strict=True)):
-            wrong = f"a matrix of {wanted.matrix} is not between {SMALLEST} and the stored {stored[0]}x{stored[1]}"
+            rows, cols = stored[::-1] if wanted.swapped else stored
+            wrong = f"a matrix of {wanted.matrix} is not between {SMALLEST} and the stored {rows}x{cols}"
             fail(name, wrong, "give one that fits (--matrix)")
         return AcquiredMatrix(stored, given, "given")
     if (wanted.modality or "").upper() in _LEFT_ALONE and wanted.matrix != "acquired":

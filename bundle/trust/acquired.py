@@ -6,7 +6,7 @@ what it states alone is believed only where the image has no signal beyond.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Literal
 
@@ -34,6 +34,7 @@ _TOLERANCE, _SOFT_TOLERANCE = 0.05, 0.12  # relative, between image and header; 
 _SAMPLES_OFF = 2.0
 _SUPPORT = 3.0  # log odds that a header adds that agrees
 _HEADER_ALONE = CONFIDENT
+_UNKNOWN = 0.5  # confidence in an axis that cannot be tested: too short, or without contrast
 _HINT = 0.1  # confidence of the image from which a header that agrees counts as found by both
 
 Source = Literal["image", "header", "image and header"]
@@ -61,8 +62,8 @@ def find_matrix(volume: np.ndarray, slice_axis: int, stated: StatedMatrix | None
 
     Returns:
         ``acquired`` differs from ``stored`` only on axes where the confidence is at least :data:`CONFIDENT`; then
-        ``confidence`` is the lowest of these axes. ``notes`` name signs that are not used, and where image and header
-        do not agree.
+        ``confidence`` is the lowest of these axes, else of both; 0.5 says that an axis cannot be tested. ``notes`` name
+        signs that are not used, and where image and header do not agree.
     """
     axes = [axis for axis in range(3) if axis != slice_axis]
     found = {sign.axis: sign for sign in find_interpolation(volume, slice_axis, least=0.0)}
@@ -97,7 +98,7 @@ def _one_axis(
     """Weighs the sign in the image against the stated ``samples`` for one axis of slices (S, X, Y)."""
     size = slices.shape[position]
     if sign is not None and not LEAST_SAMPLES <= sign.true_size < FULL * size:
-        sign = None
+        sign = replace(sign, confidence=0.0)
     if samples is None or stated is None or samples < LEAST_SAMPLES:
         return _from_image(size, axis, sign)
     if samples >= FULL * size:
@@ -117,8 +118,10 @@ def _one_axis(
 def _from_image(size: int, axis: int, sign: Interpolation | None) -> _Axis:
     if sign is not None and sign.confidence >= CONFIDENT:
         return _Axis(sign.true_size, sign.confidence, "image", sign.kind, sign.filtered)
-    doubt = sign.confidence if sign is not None else 0.0
-    if sign is None or doubt < _MENTIONED:
+    if sign is None:
+        return _Axis(size, _UNKNOWN)
+    doubt = sign.confidence
+    if doubt < _MENTIONED:
         return _Axis(size, 1 - doubt)
     note = (
         f"array axis {axis}: may be interpolated from {sign.true_size} to {size} samples (confidence {doubt:.2f}): "
@@ -131,7 +134,8 @@ def _against_full(size: int, axis: int, sign: Interpolation | None, samples: flo
     """The file says that the whole axis was acquired."""
     image = _from_image(size, axis, sign)
     if image.kind is None:
-        return _Axis(size, confidence_of(_log_odds(image.confidence) + _SUPPORT), "image and header", notes=image.notes)
+        who: Source = "header" if sign is None else "image and header"
+        return _Axis(size, confidence_of(_log_odds(image.confidence) + _SUPPORT), who, notes=image.notes)
     note = (
         f"array axis {axis}: the {source} states {samples:.4g} samples, no interpolation of {size}, the image shows "
         f"{image.samples}: the image is believed"

@@ -4,7 +4,8 @@ Two explanations of the power at the frequencies 1 to Nyquist are fitted and com
 
 * **cut**: a smooth spectrum, multiplied by one of the usual k-space filters, ends at half the acquired matrix; beyond
   it lies a floor (rounding, the magnitude's rectified background, noise added after the interpolation);
-* **not cut**: a smooth spectrum, which may be blurred or filtered over the whole band, falls onto the same floor.
+* **not cut**: a smooth spectrum, which may be blurred or filtered over the whole band, falls onto the same floor, or
+  was averaged over neighbours, which leaves zeros in the spectrum with signal on both sides.
 
 The difference of their misfits is a log likelihood ratio. Blur, a noise floor or a filter of the whole band explain
 nothing that the second does not explain as well, so they are not taken for interpolation. Missing halves of k-space
@@ -56,6 +57,8 @@ _FILTERS: list[tuple[str | None, Callable[[Array], Array]]] = [
 """k-space filters as functions of the frequency in units of the acquired band's edge, from 0 to 1."""
 _NYQUIST = np.where(np.arange(len(_FILTERS)) == 1, 0.0, 0.25)
 """Power that is left at the edge: the Nyquist sample of an even matrix is split between both sides."""
+_AVERAGES = (3, 5, 7)
+"""Lengths of moving averages."""
 _CLEARLY = 0.25  # a filter is named if it adds this part to the log likelihood ratio
 
 
@@ -273,15 +276,25 @@ class _Fits:
         return int(sizes[misfit.argmin()])
 
 
+def _averaged(x: Array, length: int) -> Array:
+    """What a moving average of so many samples leaves at frequencies in units of Nyquist, from 0 to 1."""
+    return np.abs(np.sinc(length * x / 2) / np.sinc(x / 2))
+
+
 def _whole_band(power: Array) -> Array:
-    """Decibels (M, K) of smooth spectra without an edge, filtered over the whole band, on a constant floor."""
+    """Decibels (M, K) of smooth spectra without an edge, filtered over the whole band, on a constant floor.
+
+    Moving averages are tried without a floor: where it hides the signal beyond their first zero, that may be an edge.
+    """
     count = len(power)
     x = np.arange(1, count + 1) / count
     shapes = np.concatenate([_shapes(x), x[:, None] ** 4], axis=1)
     top = float(np.median(power[-max(3, count // 40) :]))
-    attenuations = np.stack([20 * np.log10(np.maximum(taper(x), 1e-4)) for _, taper in _FILTERS])
-    made = []
+    filters = 20 * np.log10(np.maximum([taper(x) for _, taper in _FILTERS], 1e-4))
+    averages = 20 * np.log10(np.maximum([_averaged(x, length) for length in _AVERAGES], 1e-2))  # the window fills zeros
+    made: list[Array] = []
     for floor in (1e-9 * top, 0.5 * top, 0.9 * top):
+        attenuations = np.concatenate([filters, averages]) if not made else filters
         signal = _decibels(np.maximum(power - floor, 1e-3 * power))
         for lowest in (0.08, 0.2, 0.35):
             used = ((x >= lowest) & (power > 1.7 * floor) & (attenuations > -30)).astype(float)

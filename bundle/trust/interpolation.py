@@ -11,7 +11,8 @@
   A. C. Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", CRV 2005, is the same effect
   in image space.)
 
-A smooth image shows neither: its power falls gently, and no diagonal stands out.
+A smooth image shows neither: its power falls gently, and no diagonal stands out. The blocks of 8 pixels of an image
+that was once a JPEG do repeat its spectrum, like a kernel from 7/8 of the samples, so that distance does not count.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _EMPTY = 0.05  # part of voxels with one exact value from which they are taken f
 _BAND = (0.2, 0.95)  # range of the true matrix behind a kernel, as fractions of the matrix
 _EXCESS = (0.2, 0.045)  # of the coherence above its neighbouring diagonals: where the log odds are 0, and their scale
 _PEAK_RATIO = (1.75, 0.34)  # of the best diagonal over the second best, likewise
+_BLOCK = 8  # pixels of the blocks of a JPEG
 _MIN_PAIRS = 8  # of frequencies on a diagonal
 _LINES = 600  # of all differences of lines, so many are used
 
@@ -79,6 +81,8 @@ def find_interpolation(volume: np.ndarray, slice_axis: int, least: float = CONFI
         least: signs with less confidence are left out.
     """
     slices = strongest(np.moveaxis(volume, slice_axis, 0))
+    if not np.ptp(slices, axis=(1, 2)).any():
+        return []
     found = []
     for position, axis in enumerate(a for a in range(3) if a != slice_axis):
         size = slices.shape[1 + position]
@@ -256,6 +260,8 @@ def _repeat(lines: np.ndarray) -> tuple[int, float]:
     best = int(score.argmax())
     others = score[np.abs(distances - distances[best]) > 2]
     ratio = score[best] / max(float(others.max(initial=0.0)), 1e-9)
+    if abs(distances[best] - (1 - 1 / _BLOCK) * size) < 2:
+        return size, 0.0
     odds = ((excess[best] - _EXCESS[0]) / _EXCESS[1], (ratio - _PEAK_RATIO[0]) / _PEAK_RATIO[1])
     return int(distances[best]), confidence_of(float(min(odds)))
 

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 
 from bundle import super_resolve as from_python
 from bundle.data import VolumeError
+from bundle.data.meaning import MODALITY_KEY
 from bundle.data.values import Values, survey
 from bundle.inference.matrix import Wanted, cut, cut_affine, plan_matrix
 from bundle.inference.model import load_model
@@ -215,3 +216,41 @@ def test_the_transform_leaves_alone_what_is_not_interpolated(truth):
     assert AcquiredMatrix()(image) is image
     assert AcquiredMatrix("keep")(torch.from_numpy(stored(truth, (200, 231)))[None]).shape[1:3] == (200, 231)
     assert AcquiredMatrix("100x90")(image).shape[1:3] == (100, 90)
+
+
+# ---------------------------------------------------------------------------------------------------------- series
+
+
+@pytest.mark.parametrize("first", ["empty", "noise", "faint"])
+def test_the_volume_with_the_largest_contrast_decides_for_a_series(truth, first):
+    scan = stored(truth, (200, 231))
+    rng = np.random.default_rng(0)
+    other = {"empty": 0 * scan, "noise": 20 * np.abs(rng.normal(size=scan.shape)), "faint": 0.01 * scan}[first]
+    series = np.stack([other, scan, 0.5 * scan], -1).astype(np.float32)
+    assert survey(np.moveaxis(series, 3, 0)).strongest == 1
+    record = from_python(series[:, :, :1], AFFINE).record
+    assert np.abs(np.subtract(record["NetworkMatrix"], 128)).max() <= 2
+    assert AcquiredMatrix()(torch.from_numpy(np.moveaxis(series, 3, 0).copy())).shape[1:3] == tuple(
+        record["NetworkMatrix"]
+    )
+
+
+def test_the_transform_keeps_padding_and_its_edge_does_not_ring(truth):
+    scan = stored(truth, (200, 231)) - 1000
+    scan[:20], scan[:, -30:] = -3024, -3024
+    small = AcquiredMatrix("128x128")(torch.from_numpy(scan)[None])[0]
+    padding = small == -3024
+    assert padding[:12].all() and padding[:, -15:].all() and float(padding.float().mean()) < 0.25
+    assert float(small[~padding].min()) > -1200
+
+
+def test_the_transform_leaves_pet_alone_unless_a_matrix_is_asked_for(truth):
+    image = MetaTensor(torch.from_numpy(stored(truth, (200, 231)))[None], meta={MODALITY_KEY: "PT"})
+    assert AcquiredMatrix()(image) is image
+    assert AcquiredMatrix("acquired")(image).shape[1] < 200
+
+
+def test_a_matrix_that_does_not_fit_is_compared_in_the_order_in_which_it_was_given(truth):
+    voxels = stored(truth, (200, 231))
+    with pytest.raises(VolumeError, match="240x128 is not between 8 and the stored 231x200"):
+        plan_matrix(voxels, AFFINE, 2, 2, survey([voxels]), Wanted("240x128", swapped=True))

@@ -132,3 +132,28 @@ def test_real_volumes_raise_few_false_alarms_and_all_true_ones():
             assert all(found[a] == n for a, n in enumerate(expected) if filled.shape[1 + a] >= SMALLEST_AXIS), row
     assert judged > 100
     assert alarms <= 0.01 * judged
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_an_average_over_neighbours_is_no_edge(length):
+    """Its first zero looks like the end of a band, but beyond it the signal comes back."""
+    from scipy.ndimage import uniform_filter
+
+    for seed in range(3):
+        image = uniform_filter(volume(textured((128, 160), seed=seed)), (length, length, 1))
+        assert find_interpolation(image, 2) == []
+
+
+@pytest.mark.parametrize("quality", [50, 75, 90])
+def test_the_blocks_of_a_jpeg_are_no_kernel(quality):
+    import io
+
+    from PIL import Image
+
+    slices = []
+    for image in textured((152, 203), falloff=1.5):
+        stream = io.BytesIO()
+        Image.fromarray(np.uint8(image.numpy() * 0.255)).save(stream, "JPEG", quality=quality)
+        slices.append(np.asarray(Image.open(stream), np.float32))
+    whole = np.stack(slices, -1)
+    assert find_interpolation(whole, 2) == find_interpolation(whole[5:, 3:-2], 2) == []

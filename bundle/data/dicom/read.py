@@ -45,6 +45,13 @@ class DicomVolume:
     frames: tuple[Frame, ...]
     regular: bool = True
 
+    def strongest(self) -> tuple[np.ndarray, Values]:
+        """Of all volumes that decide together, the one with the largest contrast, and what its values mean."""
+        shared = self.series.together
+        if shared is None or _same(shared.strongest, self.frames):
+            return self.voxels, self.values
+        return read_values(_where(self.series), shared.strongest), shared.values_of(shared.strongest)
+
 
 def read_series(series: DicomSeries, *, allow_gap: bool = False, max_bytes: int = MAX_BYTES) -> DicomVolume:
     """Read the pixels of a series and their geometry.
@@ -73,6 +80,12 @@ def read_pixels(series: DicomSeries, stack: Stack) -> DicomVolume:
     if low == high:
         warnings.append(f"all voxels have the value {low:g}")
     return DicomVolume(voxels, stack.affine, values, warnings, series, stack.frames, stack.regular)
+
+
+def _same(one: Sequence[Frame], other: Sequence[Frame]) -> bool:
+    """Whether both are the same frames, in any order."""
+    first, second = ({(frame.path, frame.index) for frame in frames} for frames in (one, other))
+    return first == second
 
 
 def _alone(voxels: np.ndarray, frames: Sequence[Frame]) -> Values:

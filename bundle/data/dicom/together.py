@@ -29,22 +29,26 @@ class Together:
     volumes: tuple[tuple[Frame, ...], ...]
 
     @cached_property
-    def _decision(self) -> tuple[Values, bool]:
-        """What the values of all of them mean, and whether its padding is declared. Each is read and then dropped.
+    def _decision(self) -> tuple[Values, bool, tuple[Frame, ...]]:
+        """What the values of all of them mean, whether its padding is declared, and the volume of the largest contrast.
+
+        Each is read and then dropped.
 
         Volumes that cannot be read have no say, and are reported when their turn comes.
         """
         named = (padding_value(frames) for frames in self.volumes)
         declared = next((value for value in named if value is not None), None)
-        found, seen = self._survey(declared)
+        found, seen, read = self._survey(declared)
         if declared is not None and not seen:
             # A header may name a value that no voxel has, while padding has another.
-            found, _ = self._survey(None)
-        return found.decide(), seen
+            found, _, read = self._survey(None)
+        values = found.decide()
+        return values, seen, read[values.strongest] if read else self.volumes[0]
 
-    def _survey(self, declared: float | None) -> tuple[Survey, bool]:
-        """The survey, and whether any voxel is declared padding."""
+    def _survey(self, declared: float | None) -> tuple[Survey, bool, list[tuple[Frame, ...]]]:
+        """The survey, whether any voxel is declared padding, and the volumes that could be read."""
         found, seen = Survey(declared, self.volumes[0][0].image.modality == "CT"), False
+        read = []
         for frames in self.volumes:
             try:
                 voxels = read_values(str(frames[0].path), frames)
@@ -56,11 +60,17 @@ class Together:
                 if own != declared:  # with another slope, the same integer stands for another value
                     put_padding(voxels, mask, declared)
             found.add(voxels)
-        return found, seen
+            read.append(frames)
+        return found, seen, read
+
+    @property
+    def strongest(self) -> tuple[Frame, ...]:
+        """The frames of the volume with the largest contrast."""
+        return self._decision[2]
 
     def values_of(self, frames: Sequence[Frame]) -> Values:
         """The decision for one of them; declared padding may have a value of its own there."""
-        values, declared = self._decision
+        values, declared, _ = self._decision
         own = padding_value(frames) if declared else None
         return values if own is None else replace(values, padding=own)
 

@@ -119,3 +119,13 @@ def test_the_volumes_of_an_enhanced_object_decide_together_too(tmp_path: Path) -
     save([factory.enhanced(echoes=(20.0, 40.0))], tmp_path)
     found = find_series(tmp_path).series
     assert all(volume.together is found[0].together is not None for volume in found)
+
+
+def test_each_of_them_knows_the_one_with_the_largest_contrast(tmp_path: Path) -> None:
+    stored = [np.zeros_like(phantom()), phantom() // 2, phantom()]
+    volumes = [read_series(found) for found in find_series(save(scan(stored), tmp_path)).series]
+    assert len(volumes) == 3
+    for volume in volumes:
+        voxels, values = volume.strongest()
+        np.testing.assert_array_equal(voxels, volumes[2].voxels)
+        assert values == volume.values

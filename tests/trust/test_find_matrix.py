@@ -197,3 +197,9 @@ def test_a_filter_is_named_only_where_there_is_one():
     assert [sign.filtered for sign in sharp] == [None, None]
     assert len(soft) == 2
     assert all(sign.filtered for sign in soft)
+
+
+def test_an_axis_that_cannot_be_tested_is_not_called_certain():
+    for image in (np.ones((64, 64, 2)), np.random.default_rng(0).random((3, 5, 1)), np.zeros((1, 1, 1))):
+        known = find_matrix(image, 2)
+        assert not known.interpolated and known.confidence == 0.5
