@@ -90,21 +90,24 @@ def open_source(job: Job, options: CommandOptions) -> Source:
     )
 
 
-def in_plane_spacing(job: Job, options: CommandOptions) -> tuple[float, float]:
-    """Voxel size along the two in-plane array axes, mm, from the header alone.
+def in_plane(job: Job, options: CommandOptions) -> tuple[tuple[int, int], tuple[float, float]]:
+    """Matrix and voxel size (mm) along the two in-plane array axes, from the header alone.
 
     Raises:
         VolumeError: the header is unusable.
     """
     if isinstance(job.source, DicomSeries):
-        affine, shape, stated = read_geometry(job.source, allow_gap=options.allow_gap).affine, (1, 1, 1), _OF_SERIES
+        stack = read_geometry(job.source, allow_gap=options.allow_gap)
+        image, affine, stated = stack.frames[0].image, stack.affine, _OF_SERIES
+        shape = image.columns, image.rows, len(stack.frames)
     else:
         header = read_header(job.source)
-        affine, shape = header_geometry(job.source, header, []).affine, header.get_data_shape()
+        affine, shape = header_geometry(job.source, header, []).affine, tuple(map(int, header.get_data_shape()))
         stated = stated_axes(job.source, header)
     axis = decide_slice_axis(options.slice_axis, shape, affine, stated).axis
-    first, second = (float(np.linalg.norm(affine[:3, a])) for a in in_plane_axes(min(len(shape), 3), axis))
-    return first, second
+    first, second = in_plane_axes(min(len(shape), 3), axis)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    return (shape[first], shape[second]), (float(sizes[first]), float(sizes[second]))
 
 
 def check_series(job: Job, series: DicomSeries, options: CommandOptions) -> Stack:

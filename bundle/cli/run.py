@@ -31,7 +31,7 @@ from bundle.data.meaning import check_nifti
 from bundle.data.paths import sha256_of
 from bundle.data.sidecar import content_digest, read_record
 from bundle.inference.shipped import factor_for, shipped_scales, shipped_weights, tool_version
-from bundle.options import CommandOptions, pair_of
+from bundle.options import CONFIG_OPTIONS, CommandOptions, pair_of
 
 if TYPE_CHECKING:
     from bundle.inference.model import Model
@@ -112,9 +112,9 @@ class _Run:
         size = None if self.options.voxel_size is None else pair_of(self.options.voxel_size)
         if size is None or len(self.digests) == 1:
             return next(iter(self.digests))
-        from bundle.cli.read import in_plane_spacing
+        from bundle.cli.read import in_plane
 
-        spacing = in_plane_spacing(job, self.options)
+        _, spacing = in_plane(job, self.options)
         return factor_for(size[::-1] if isinstance(job.source, DicomSeries) else size, spacing, list(self.digests))
 
     @cached_property
@@ -165,6 +165,12 @@ class _Run:
             warnings = check_nifti(job.source, header, self.options.force)
         for warning in warnings:
             _say("warning", f"{job.name}: {warning}", logging.WARNING, volume=job.name)
+        if self.options.matrix not in CONFIG_OPTIONS["matrix"][1].words:
+            from bundle.cli.read import in_plane
+            from bundle.inference.matrix import Wanted, given_matrix
+
+            wanted = Wanted(self.options.matrix, swapped=isinstance(job.source, DicomSeries))
+            given_matrix(wanted, in_plane(job, self.options)[0], job.name)
         return shape
 
     def do(self) -> int:

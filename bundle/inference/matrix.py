@@ -12,7 +12,7 @@ from bundle.data.errors import fail
 from bundle.data.values import Values
 from bundle.options import CONFIG_OPTIONS, pair_of
 from bundle.physics.cut import ITERATIONS, cut_kspace, cut_magnitude
-from bundle.physics.matrix import AcquiredMatrix, StatedMatrix
+from bundle.physics.matrix import KnownMatrix, StatedMatrix
 from bundle.physics.place import Grids, grids
 from bundle.physics.slices import in_plane_axes, slices_back, slices_last
 from bundle.transforms.intensity import prepared
@@ -67,7 +67,7 @@ class MatrixPlan:
     """The grids of a volume, or of all volumes of a series; the acquired matrix, if it was looked for; doubts."""
 
     grids: Grids
-    acquired: AcquiredMatrix | None = None
+    acquired: KnownMatrix | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -112,6 +112,20 @@ def plan_matrix(
     return MatrixPlan(made, acquired, tuple(warnings))
 
 
+def given_matrix(wanted: Wanted, stored: tuple[int, int], name: str) -> tuple[int, int] | None:
+    """The matrix that the user gave, in the order of the array, if any.
+
+    Raises:
+        VolumeError: it is larger than the stored one, or has fewer than :data:`SMALLEST` samples on a side.
+    """
+    given = wanted.given_matrix()
+    if given is not None and any(not SMALLEST <= n <= full for n, full in zip(given, stored, strict=True)):
+        rows, cols = stored[::-1] if wanted.swapped else stored
+        wrong = f"a matrix of {wanted.matrix} is not between {SMALLEST} and the stored {rows}x{cols}"
+        fail(name, wrong, "give one that fits (--matrix)")
+    return given
+
+
 def cut(image: Tensor, made: Grids, slice_axis: int, signed: bool, iterations: int = ITERATIONS) -> Tensor:
     """A volume (X, Y[, Z]), in-plane at the matrix that the network gets.
 
@@ -135,13 +149,9 @@ def cut_affine(affine: np.ndarray, made: Grids, ndim: int, slice_axis: int) -> n
 
 def _acquired(
     voxels: np.ndarray, slice_axis: int, stored: tuple[int, int], values: Values, wanted: Wanted, name: str
-) -> AcquiredMatrix | None:
-    if (given := wanted.given_matrix()) is not None:
-        if any(not SMALLEST <= n <= full for n, full in zip(given, stored, strict=True)):
-            rows, cols = stored[::-1] if wanted.swapped else stored
-            wrong = f"a matrix of {wanted.matrix} is not between {SMALLEST} and the stored {rows}x{cols}"
-            fail(name, wrong, "give one that fits (--matrix)")
-        return AcquiredMatrix(stored, given, "given")
+) -> KnownMatrix | None:
+    if (given := given_matrix(wanted, stored, name)) is not None:
+        return KnownMatrix(stored, given, "given")
     if (wanted.modality or "").upper() in _LEFT_ALONE and wanted.matrix != "acquired":
         return None
     image = prepared(voxels, slice_axis, values)[0].numpy()
@@ -149,7 +159,7 @@ def _acquired(
     return find_matrix(volume, axis, wanted.stated)
 
 
-def _kept(acquired: AcquiredMatrix, plane: tuple[int, int]) -> str:
+def _kept(acquired: KnownMatrix, plane: tuple[int, int]) -> str:
     """The warning about an interpolated image that is taken as it is stored."""
     how = {
         "zero-filled": "outer k-space is empty",

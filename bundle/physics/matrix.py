@@ -23,7 +23,7 @@ class StatedMatrix:
 
 
 @dataclass(frozen=True)
-class AcquiredMatrix:
+class KnownMatrix:
     """The in-plane matrix that was acquired, and how it is known.
 
     Attributes:

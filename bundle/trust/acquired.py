@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from bundle.physics.matrix import AcquiredMatrix, Kind, StatedMatrix
+from bundle.physics.matrix import KnownMatrix, Kind, StatedMatrix
 from bundle.trust.band import confidence_of
 from bundle.trust.interpolation import (
     CONFIDENT,
@@ -52,7 +52,7 @@ class _Axis:
     notes: tuple[str, ...] = ()
 
 
-def find_matrix(volume: np.ndarray, slice_axis: int, stated: StatedMatrix | None = None) -> AcquiredMatrix:
+def find_matrix(volume: np.ndarray, slice_axis: int, stated: StatedMatrix | None = None) -> KnownMatrix:
     """The acquired in-plane matrix; the stored one with a confidence below :data:`CONFIDENT`.
 
     Args:
@@ -76,7 +76,7 @@ def find_matrix(volume: np.ndarray, slice_axis: int, stated: StatedMatrix | None
     cut = [k for k in known if k.kind is not None]
     sources = {k.source for k in cut or known}
     filters = list(dict.fromkeys(k.filtered for k in cut if k.filtered))
-    return AcquiredMatrix(
+    return KnownMatrix(
         stored=stored,
         acquired=(known[0].samples, known[1].samples),
         source=sources.pop() if len(sources) == 1 else "image and header",

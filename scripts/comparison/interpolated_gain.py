@@ -113,11 +113,18 @@ def about_gain(rows: Sequence[Row]) -> str:
             "zero-filled, rounded to whole numbers, and super-resolved by the default network. The gain is PSNR over",
             'Fourier interpolation of the same stored image, mean over subjects, with the range over them. "From the',
             'acquired image" is PSNR beside that of the result from the acquired image itself, which nobody has.',
-            '"Cut" counts volumes that were cut.',
+            '"Cut" counts volumes that were cut on at least one axis. At 4x the simulated images are small',
+            f"({_sides(rows)} stored samples on a side), and many edges in k-space are not certain enough to cut.",
             "",
             gain_table(rows),
         ]
     )
+
+
+def _sides(rows: Sequence[Row]) -> str:
+    """The shortest and the longest side of the images at 4x."""
+    sides = [int(n) for row in rows if int(row["scale"]) == 4 for n in row["stored"].split("x")]
+    return f"{min(sides, default=0)} to {max(sides, default=0)}"
 
 
 def gain_table(rows: Sequence[Row]) -> str:

@@ -92,6 +92,8 @@ def test_what_cannot_be_meant_is_wrong_use(scan: Path, tmp_path: Path, options: 
 def test_a_matrix_that_does_not_fit_fails_its_volume_in_one_line(scan: Path, tmp_path: Path) -> None:
     done = command(scan, tmp_path / "out.nii.gz", "--matrix", "161x100")
     assert done.exit_code == 1 and "161x100" in done.stderr and "160x192" in done.stderr
+    dry = command(scan, tmp_path / "out.nii.gz", "--matrix", "161x100", "--dry-run")
+    assert dry.exit_code == 1 and "161x100" in dry.stderr and "1 of 1 volumes would fail" in dry.stderr
 
 
 def test_a_voxel_size_names_the_file_and_is_exact(scan: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from bundle.physics import fft2c, ifft2c
 from bundle.physics.degradation import kspace_window
 from bundle.physics.kspace import pad_kspace
-from bundle.physics.matrix import AcquiredMatrix, StatedMatrix
+from bundle.physics.matrix import KnownMatrix, StatedMatrix
 from bundle.trust import CONFIDENT, find_interpolation, find_matrix
 
 few = settings(max_examples=8, deadline=None)
@@ -179,7 +179,7 @@ def test_a_header_is_believed_on_an_axis_too_small_to_tell():
 
 def test_what_the_header_calls_almost_full_is_left_alone():
     found = find_matrix(anatomy((128, 128)).movedim(0, 2).numpy(), 2, stated(125, 128))
-    assert found == AcquiredMatrix((128, 128), (128, 128), "image and header", found.confidence)
+    assert found == KnownMatrix((128, 128), (128, 128), "image and header", found.confidence)
     assert found.confidence > 0.9
 
 
