@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from bundle.physics.matrix import KnownMatrix, Kind, StatedMatrix
+from bundle.physics.matrix import Kind, KnownMatrix, StatedMatrix
 from bundle.trust.band import confidence_of
 from bundle.trust.interpolation import (
     CONFIDENT,
