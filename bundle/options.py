@@ -152,8 +152,8 @@ class InferenceOptions:
         "auto",
         "Where the network starts if the scanner has interpolated the image: auto at the acquired matrix, where it is "
         "found, with the result on the grid of the stored one; acquired also makes the result scale times the acquired "
-        "matrix; keep takes the image as it is stored; a matrix, such as 192x256 (of DICOM: rows x columns), is taken for "
-        "the acquired one.",
+        "matrix; keep takes the image as it is stored; a matrix, such as 192x256 (of DICOM: rows x columns), is taken "
+        "for the acquired one.",
         kind="matrix",
         words=("auto", "keep", "acquired"),
     )
