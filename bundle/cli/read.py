@@ -96,6 +96,7 @@ def in_plane(job: Job, options: CommandOptions) -> tuple[tuple[int, int], tuple[
     Raises:
         VolumeError: the header is unusable.
     """
+    shape: tuple[int, ...]
     if isinstance(job.source, DicomSeries):
         stack = read_geometry(job.source, allow_gap=options.allow_gap)
         image, affine, stated = stack.frames[0].image, stack.affine, _OF_SERIES
