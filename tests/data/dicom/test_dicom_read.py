@@ -270,7 +270,6 @@ def tilted(instances: list[Dataset]) -> list[Dataset]:
 
 
 WARNED: dict[str, tuple[Spoil, str]] = {
-    "row 72 interpolated": (edit(AcquisitionMatrix=[factory.ROWS // 2, 0, 0, 8]), "matrix 10x12, acquired 8x6"),
     "row 76 exact copy": (lambda made: [*made, made[2]], "1 duplicate slices were left out"),
     "row 81 tilt": (tilted, r"leans by 14\.04 degrees"),
     "row 96 spacing between slices": (edit(SpacingBetweenSlices="3"), "SpacingBetweenSlices is 3 mm.*4 mm apart"),
