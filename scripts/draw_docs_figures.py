@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from comparison.interpolated_gain import on_grid
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
@@ -43,7 +44,7 @@ from bundle.physics import (
     truncate_kspace,
     zero_fill,
 )
-from bundle.physics.place import Grids, place
+from bundle.physics.place import Grids
 from bundle.training.metrics import psnr
 from bundle.transforms.intensity import intensity_window
 
@@ -132,10 +133,6 @@ def acquired_matrix() -> Figure:
     voxels = stored.movedim(0, 2).numpy()
     network = load_model(DEFAULT_NETWORK, 2).network
 
-    def on_the_grid_of_the_truth(image: Tensor) -> Tensor:
-        (rows, cols), (height, width) = image.shape[-2:], truth.shape[-2:]
-        return place(image, Grids((rows, cols), (rows, cols), (height, width), (rows / height, cols / width), 1), 0)
-
     def super_resolved(matrix: str) -> tuple[Tensor, Grids]:
         made = plan_matrix(voxels, np.eye(4), 2, 2, Values(), Wanted(matrix)).grids
         result = super_resolve(voxels, np.eye(4), network, 2, None, Values(), made)
@@ -148,7 +145,7 @@ def acquired_matrix() -> Figure:
     outline(axes[0], stored.shape[1:], made.network)
     methods = {"Fourier interpolation": stored, "network, --matrix keep": kept, "network, --matrix auto": ours}
     for ax, (name, image) in zip(axes[1:], methods.items(), strict=True):
-        result = on_the_grid_of_the_truth(image)[SLICE]
+        result = on_grid(image, truth)[SLICE]
         title = f"error of {name},\nPSNR {psnr(result, truth[SLICE]):.2f} dB"
         show(ax, result - truth[SLICE], title, cmap="RdBu_r", vmin=-80, vmax=80)
     return figure

@@ -114,23 +114,7 @@ def carry(job: LabelJob, image_result: Path, made_from: dict[str, Any], source: 
             with suppress(OSError):
                 job.sidecar.unlink()
         raise
-    return row_of(job, "done", content)
-
-
-def row_of(job: LabelJob, status: Any, record: dict[str, Any], seconds: float = 0.0) -> Row:
-    """The row of a label map that has a result, from its record."""
-    facts = record["SuperResolution"]
-    return Row(
-        volume=job.name,
-        status=status,
-        result=str(job.target),
-        seconds=f"{seconds:.2f}",
-        shape="x".join(map(str, facts["SourceShape"])),
-        result_shape="x".join(map(str, facts["Shape"])),
-        warnings="; ".join(facts["Warnings"]),
-        input_sha256=facts["Provenance"]["InputSha256"],
-        result_sha256=facts["Provenance"]["OutputSha256"],
-    )
+    return Row.of(job, "done", 0.0, content)
 
 
 def steps(path: Path, old: Grid, new: Grid) -> tuple[float, ...]:

@@ -83,6 +83,7 @@ class _Run:
     def __init__(self, plan: Plan, options: CommandOptions, digests: dict[int, str], share: Share) -> None:
         self.plan, self.options, self.digests, self.share = plan, options, digests, share
         self.models: dict[int, Model] = {}
+        self.scales: dict[Job, int] = {}
         self.rows: list[Row] = []
         self.undrawn = 0
         self.report: Report | None = None
@@ -112,10 +113,13 @@ class _Run:
         size = None if self.options.voxel_size is None else pair_of(self.options.voxel_size)
         if size is None or len(self.digests) == 1:
             return next(iter(self.digests))
-        from bundle.cli.read import in_plane
+        if job not in self.scales:
+            from bundle.cli.read import in_plane
 
-        _, spacing = in_plane(job, self.options)
-        return factor_for(size[::-1] if isinstance(job.source, DicomSeries) else size, spacing, list(self.digests))
+            _, spacing = in_plane(job, self.options)
+            wanted = size[::-1] if isinstance(job.source, DicomSeries) else size
+            self.scales[job] = factor_for(wanted, spacing, list(self.digests))
+        return self.scales[job]
 
     @cached_property
     def walker(self) -> SliceWalker:
@@ -278,7 +282,7 @@ class _Run:
                 _say("skipped", f"{label.name}: finished before, skipped", volume=label.name)
                 record = read_record(label.sidecar)
                 assert record is not None  # why_redo has read it
-                return carry.row_of(label, "skipped", record)
+                return Row.of(label, "skipped", 0.0, record)
             source = label.name if self.plan.bids is None else self.plan.bids.source(label.source)
             row = carry.carry(label, image.target, made_from, source, self.options.nonfinite)
         except Exception as error:

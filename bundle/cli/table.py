@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from bundle.cli.labels import LabelJob
 from bundle.cli.plan import Job
 from bundle.data.atomic import replacing
 
@@ -38,28 +39,33 @@ class Row:
     result_sha256: str = ""
 
     @staticmethod
-    def of(job: Job, status: Status, seconds: float, record: dict[str, Any]) -> Row:
-        """The row of a volume that has a result, from its record."""
+    def of(job: Job | LabelJob, status: Status, seconds: float, record: dict[str, Any]) -> Row:
+        """The row of a volume or label map that has a result, from its record."""
         facts = record["SuperResolution"]
         provenance = facts["Provenance"]
-        return Row(
+        row = Row(
             volume=job.name,
             status=status,
             result=str(job.target),
             seconds=f"{seconds:.2f}",
-            slice_axis=str(facts["SliceAxis"]),
             shape="x".join(map(str, facts["SourceShape"])),
+            result_shape="x".join(map(str, facts["Shape"])),
+            warnings="; ".join(facts["Warnings"]),
+            input_sha256=provenance["InputSha256"],
+            result_sha256=provenance["OutputSha256"],
+        )
+        if isinstance(job, LabelJob):  # no network has seen it
+            return row
+        return replace(
+            row,
+            slice_axis=str(facts["SliceAxis"]),
             acquired_matrix="x".join(map(str, facts["AcquiredMatrix"])),
             acquired_by=facts["AcquiredMatrixSource"] or "",
             confidence=f"{facts['AcquiredMatrixConfidence'] or 0:.2f}",
             resolution_mm="x".join(f"{size:.4g}" for size in facts["ResolutionBefore"]),
             result_resolution_mm="x".join(f"{size:.4g}" for size in facts["ResolutionAfter"]),
-            result_shape="x".join(map(str, facts["Shape"])),
             residual=f"{facts['DataConsistencyResidual']:.3g}",
-            warnings="; ".join(facts["Warnings"]),
-            input_sha256=provenance["InputSha256"],
             weights_sha256=provenance["WeightsSha256"],
-            result_sha256=provenance["OutputSha256"],
         )
 
 

@@ -20,7 +20,8 @@ from bundle.inference.volume import super_resolve
 from bundle.physics import fft2c, ifft2c
 from bundle.physics.degradation import kspace_window
 from bundle.physics.kspace import crop_kspace, pad_kspace
-from bundle.physics.place import Grids, grids, place
+from bundle.physics.place import grids, place
+from bundle.training.metrics import psnr
 from comparison.protocol import KnownVolume, Protocol
 from comparison.records import Row
 from comparison.tables import markdown
@@ -45,7 +46,7 @@ def gains(protocol: Protocol, volumes: Sequence[KnownVolume], network: nn.Module
         for window in WINDOWS:
             for ratio in ((1.0, 1.0), *RATIOS):
                 stored = scanned(truth, acquired, ratio, window)
-                fourier = psnr(on_grid(stored, truth), truth)
+                fourier = float(psnr(on_grid(stored, truth), truth))
                 settings = ("keep",) if ratio == (1.0, 1.0) else ("keep", "auto") if window == "none" else ("auto",)
                 for matrix in settings:
                     pred, found = _restored(stored, network, protocol.scale, matrix)
@@ -59,7 +60,7 @@ def gains(protocol: Protocol, volumes: Sequence[KnownVolume], network: nn.Module
                             "stored": f"{stored.shape[-2]}x{stored.shape[-1]}",
                             "network_matrix": found,
                             "fourier_psnr": fourier,
-                            "psnr": psnr(on_grid(pred, truth), truth),
+                            "psnr": float(psnr(on_grid(pred, truth), truth)),
                         }
                     )
     return rows
@@ -81,14 +82,7 @@ def on_grid(image: Tensor, truth: Tensor) -> Tensor:
     """An image (S, h, w) of the same field of view on the grid of the truth (S, H, W), by Fourier interpolation."""
     height, width = truth.shape[-2:]
     rows, cols = image.shape[-2:]
-    to = Grids((rows, cols), (rows, cols), (height, width), (rows / height, cols / width), 1)
-    return place(image, to, 0)
-
-
-def psnr(image: Tensor, truth: Tensor) -> float:
-    """Peak signal-to-noise ratio of a volume, dB; the peak is the truth's."""
-    error = (image.double() - truth.double()).square().mean()
-    return float(10.0 * torch.log10(truth.double().max() ** 2 / error))
+    return place(image, grids((rows, cols), 1, step=(rows / height, cols / width)), 0)
 
 
 def _restored(stored: Tensor, network: nn.Module, scale: int, matrix: str) -> tuple[Tensor, str]:

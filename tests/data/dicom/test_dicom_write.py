@@ -107,6 +107,19 @@ def test_highdicom_reads_the_result_in_the_same_place_with_the_same_values(tmp_p
     np.testing.assert_allclose(theirs.array.ravel(), ours.voxels[tuple(place)], rtol=1e-6)
 
 
+def _check_against_dcm2niix(result: DicomVolume, folder: Path) -> None:
+    """The derived series in `folder`/out, converted by dcm2niix, is what we read from it."""
+    (folder / "theirs").mkdir()
+    command = [str(DCM2NIIX), "-o", str(folder / "theirs"), "-f", "x", "-b", "n", str(folder / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    (converted,) = (folder / "theirs").glob("*.nii")
+    ours = write_volume(folder / "ours.nii", result.voxels, result.affine)
+    one, other = (nib.as_closest_canonical(nib.load(path)) for path in (converted, ours))
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
+    assert one.shape == other.shape
+    np.testing.assert_allclose(one.get_fdata(), other.get_fdata(), atol=1e-3 * other.get_fdata().max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_dcm2niix_gives_the_affine_and_the_voxels_of_our_nifti(tmp_path: Path, kind: str) -> None:
     if DCM2NIIX is None:
@@ -114,15 +127,7 @@ def test_dcm2niix_gives_the_affine_and_the_voxels_of_our_nifti(tmp_path: Path, k
     volume = read_one(save(make(kind), tmp_path / "in"))
     write(volume, tmp_path / "out")
     result = read_one(tmp_path / "out")
-    (tmp_path / "theirs").mkdir()
-    command = [DCM2NIIX, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
-    subprocess.run(command, check=True, capture_output=True)
-    (converted,) = (tmp_path / "theirs").glob("*.nii")
-    ours = write_volume(tmp_path / "ours.nii", result.voxels, result.affine)
-    one, other = (nib.as_closest_canonical(nib.load(path)) for path in (converted, ours))
-    np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
-    assert one.shape == other.shape
-    np.testing.assert_allclose(one.get_fdata(), other.get_fdata(), atol=1e-3 * other.get_fdata().max())
+    _check_against_dcm2niix(result, tmp_path)
 
 
 def test_positions_stay_as_they_are_written_and_spacing_is_divided(tmp_path: Path) -> None:
@@ -664,14 +669,7 @@ def test_a_result_of_any_voxel_size_reads_back_in_its_place(tmp_path: Path, kind
     if shutil.which("dciodvfy") is not None:
         assert [error for path in paths for error in _errors("dciodvfy", "-new", str(path))] == []
     if DCM2NIIX is not None:
-        (tmp_path / "theirs").mkdir()
-        command = [DCM2NIIX, "-o", str(tmp_path / "theirs"), "-f", "x", "-b", "n", str(tmp_path / "out")]
-        subprocess.run(command, check=True, capture_output=True)
-        (converted,) = (tmp_path / "theirs").glob("*.nii")
-        ours = write_volume(tmp_path / "ours.nii", again.voxels, again.affine)
-        one, other = (nib.as_closest_canonical(nib.load(path)) for path in (converted, ours))
-        np.testing.assert_allclose(one.affine, other.affine, atol=1e-4)
-        np.testing.assert_allclose(one.get_fdata(), other.get_fdata(), atol=1e-3 * other.get_fdata().max())
+        _check_against_dcm2niix(again, tmp_path)
 
 
 def test_results_of_one_source_on_different_grids_are_different_series(tmp_path: Path) -> None:
