@@ -1,7 +1,8 @@
 """The C++ kernels of `bundle.ops`, loaded and checked: the fused SS2D scan and the exact patch search.
 
 Nothing is compiled or loaded before the first `load()`, and the library is trusted only after it has reproduced the
-torch form on a tiny image. `build` compiles and caches it, `library` calls it, `threads` shares its tasks.
+torch form on a tiny image. `build` compiles and caches it, `library` loads it, one module per kernel calls it, and
+`pool.cpp` shares its tasks among threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 
 from bundle.ops.native.build import Unavailable, build_library
 from bundle.ops.native.library import Library
+from bundle.ops.native.patch_search import patch_search
+from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward
 from bundle.ops.native.threads import ForkSafeLock, in_fresh_thread
 
 __all__ = ["Library", "load", "reason"]
@@ -82,8 +85,8 @@ def _check_scan(library: Library) -> None:
         leaves = [t.clone().requires_grad_() for t in inputs]
         expected = selective_scan_2d_torch(*leaves)
         expected_grads = torch.autograd.grad(expected, leaves, dy)
-    y, states = library.ss2d_forward(tuple(inputs), store_states=True)
-    grads = library.ss2d_backward(dy, tuple(inputs), states)
+    y, states = ss2d_forward(library, tuple(inputs), store_states=True)
+    grads = ss2d_backward(library, dy, tuple(inputs), states)
     for got, want in zip((y, *grads), (expected.detach(), *expected_grads), strict=True):
         if not torch.allclose(got, want, rtol=1e-4, atol=1e-4 * max(1.0, float(want.abs().max()))):
             raise Unavailable("native kernels: the self-test of the scan failed")
@@ -95,5 +98,5 @@ def _check_search(library: Library) -> None:
     unfold = torch.nn.functional.unfold
     q, k = (unfold(t.movedim(3, 1).double(), 3, padding=1)[0] for t in (query, key))
     expected = (q.T @ (k / k.norm(dim=0))).argmax(1)
-    if not torch.equal(library.patch_search(query, key)[0], expected):
+    if not torch.equal(patch_search(library, query, key)[0], expected):
         raise Unavailable("native kernels: the self-test of the patch search failed")

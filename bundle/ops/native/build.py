@@ -22,9 +22,12 @@ __all__ = ["Unavailable", "build_library", "cache_folder", "library_path"]
 
 logger = logging.getLogger("iconet")
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("ss2d.cpp", "patch_search.cpp"))
+_FOLDER = Path(__file__).parent
+_SOURCES, _HEADERS = sorted(_FOLDER.glob("*.cpp")), sorted(_FOLDER.glob("*.h"))
 # The kernels round by adding a large constant: value-changing optimisation (-ffast-math) must stay off.
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-fast-math", "-ffp-contract=fast", "-Wno-psabi")
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fno-fast-math", "-ffp-contract=fast", "-Wno-psabi", "-pthread")
+_AVX512 = ("-march=x86-64-v4", "-mprefer-vector-width=512")
+_AVX2 = ("-march=x86-64-v3",)
 
 
 class Unavailable(RuntimeError):
@@ -46,9 +49,9 @@ def library_path() -> Path:
     Raises:
         Unavailable: it cannot be compiled here.
     """
-    command = _command()
-    parts = [source.read_bytes() for source in _SOURCES]
-    parts += [" ".join(command).encode(), _run([*_compiler(), "--version"]).encode(), _cpu_name().encode()]
+    commands = _commands()
+    parts = [source.read_bytes() for source in (*_SOURCES, *_HEADERS)]
+    parts += [str(commands).encode(), _run([*_compiler(), "--version"]).encode(), _cpu_name().encode()]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     return cache_folder() / f"iconet-{name}.so"
 
@@ -78,19 +81,20 @@ def build_library(anew: bool = False) -> Path:
 
 
 def _compile(output: str) -> None:
-    command, rest = _command(), [*map(str, _SOURCES), "-o", output]
-    try:
-        _run([*command, *rest])
-    except Unavailable:
-        if "-mcpu=native" not in command:
-            raise
-        command.remove("-mcpu=native")  # a compiler that does not know this processor
-        _run([*command, *rest])
+    *first, last = _commands()
+    rest = [*map(str, _SOURCES), "-o", output]
+    for command in first:
+        try:
+            _run([*command, *rest])
+            return
+        except Unavailable:  # a compiler that does not know this processor
+            continue
+    _run([*last, *rest])
 
 
-def _command() -> list[str]:
-    target = _target_flags()
-    return [*_compiler(), *_FLAGS, *target]
+def _commands() -> list[list[str]]:
+    """Compiler and flags for this processor; the later ones are for compilers that do not know the earlier."""
+    return [[*_compiler(), *_FLAGS, *target] for target in _targets()]
 
 
 def _writable(folder: Path) -> Path:
@@ -118,16 +122,20 @@ def _cpu_flags() -> set[str]:
     return set(text.lower().split())
 
 
-def _target_flags() -> tuple[str, ...]:
+def _targets() -> list[tuple[str, ...]]:
+    """Flags for this processor, the fastest first. ``ATEN_CPU_CAPABILITY=avx2`` counts, as for PyTorch itself."""
     machine = platform.machine().lower()
     if os.name == "nt":
         raise Unavailable("native kernels: not built on Windows")
     if machine in ("x86_64", "amd64"):
-        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or {"avx2", "fma"} <= _cpu_flags():
-            return ("-march=x86-64-v3",)
+        capability = torch.backends.cpu.get_cpu_capability()
+        if capability.startswith("AVX512"):
+            return [_AVX512, _AVX2]
+        if capability == "AVX2" or {"avx2", "fma"} <= _cpu_flags():
+            return [_AVX2]
         raise Unavailable("native kernels: this processor has no AVX2 and FMA")
     if machine in ("aarch64", "arm64"):
-        return ("-mcpu=native",)
+        return [("-mcpu=native",), ()]
     raise Unavailable(f"native kernels: no build for the processor type {platform.machine()!r}")
 
 

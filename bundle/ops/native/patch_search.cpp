@@ -22,6 +22,8 @@
 #include <limits>
 #include <thread>
 
+#include "pool.h"
+
 #define ICONET_INLINE static inline __attribute__((always_inline))
 
 // Shared by all workers of one call; counters start at 0, best_score at -inf, best_index at 0.
@@ -325,23 +327,15 @@ char* take(char*& at, size_t bytes) {
     return p;
 }
 
-}  // namespace
-
-extern "C" {
-
-int64_t iconet_patch_search_workspace(int64_t batch, int64_t height, int64_t width, int64_t channels) {
-    return plan_of(batch, height, width, channels).total;
-}
-
-// One worker's share of a search; returns 0, or 1 when memory ran out. Any number of workers may call it at once.
-int iconet_patch_search(IconetPatchSearch* p) {
+// One worker's share of a search; false when memory ran out. Any number of workers may call it at once.
+bool search(IconetPatchSearch* p) {
     const Plan s = plan_of(p->batch, p->height, p->width, p->channels);
     Worker w{};
     w.g_stride = s.padded + 2 * kMargin;
     const size_t g = sizeof(float) * (kStrip + 3) * w.g_stride, h = sizeof(float) * p->width * s.padded;
     const size_t best = 4 * p->height * p->width, total = g + 2 * h + 2 * best + 5 * 64;
     char* memory = static_cast<char*>(std::aligned_alloc(64, round_up(total, 64)));
-    if (!memory) return 1;
+    if (!memory) return false;
     char* at = memory;
     w.g = reinterpret_cast<float*>(take(at, g));
     w.h[0] = reinterpret_cast<float*>(take(at, h));
@@ -358,6 +352,20 @@ int iconet_patch_search(IconetPatchSearch* p) {
     });
     search_all(*p, s, w);
     std::free(memory);
-    return 0;
+    return true;
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t iconet_patch_search_workspace(int64_t batch, int64_t height, int64_t width, int64_t channels) {
+    return plan_of(batch, height, width, channels).total;
+}
+
+// Returns 0, or 1 when memory ran out.
+int iconet_patch_search(IconetPatchSearch* p, int64_t threads) {
+    const int64_t tasks = p->batch * (2 * p->height - 1);
+    return !iconet::share(threads, tasks, [&](iconet::Tasks&) { return search(p); });
 }
 }

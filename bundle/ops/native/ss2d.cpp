@@ -20,16 +20,12 @@
 //
 // Must not be compiled with -ffast-math: the exponential rounds by adding and subtracting a large constant.
 
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#define ICONET_INLINE static inline __attribute__((always_inline))
+#include "pool.h"
+#include "simd.h"
 
 namespace {
+
+using iconet::Arena;
 
 typedef float v8 __attribute__((vector_size(32)));
 typedef int32_t v8i __attribute__((vector_size(32)));
@@ -135,18 +131,6 @@ extern "C" struct IconetSs2d {
 };
 
 namespace {
-
-// Memory of one worker: a bump allocator over one aligned block, measured by a first pass with a null base.
-struct Arena {
-    char* base = nullptr;
-    size_t used = 0;
-    template <class V>
-    V* take(size_t count) {
-        V* p = base ? reinterpret_cast<V*>(base + used) : nullptr;
-        used += (count * sizeof(V) + 63) / 64 * 64;
-        return p;
-    }
-};
 
 // Weights of one channel group in lane order: [k][vector][row][lane].
 struct Weights {
@@ -591,26 +575,24 @@ void backward_task(const IconetSs2d& p, const Task& task, Buffers& b) {
     }
 }
 
-// Take tasks from the shared counter until none is left. Which worker runs a task does not change its result.
-int run_tasks(const IconetSs2d& p, int64_t* counter, bool backward) {
+// Which worker runs a task does not change its result.
+bool run_tasks(const IconetSs2d& p, iconet::Tasks& tasks, bool backward) {
     Arena arena;
-    carve(arena, p, backward);
-    arena.base = static_cast<char*>(std::aligned_alloc(64, arena.used ? arena.used : 64));
-    if (!arena.base) return 1;
-    arena.used = 0;
-    Buffers buffers = carve(arena, p, backward);
-    const int64_t groups = (p.channels + p.group - 1) / p.group;
-    for (;;) {
-        const int64_t index = __atomic_fetch_add(counter, 1, __ATOMIC_RELAXED);
-        if (index >= p.batch * groups) break;
+    Buffers buffers;
+    if (!arena.fill([&](Arena& a) { buffers = carve(a, p, backward); })) return false;
+    for (int64_t index; (index = tasks.next()) >= 0;) {
         const Task task = task_of(p, index);
         if (backward)
             backward_task(p, task, buffers);
         else
             forward_task(p, task, buffers);
     }
-    std::free(arena.base);
-    return 0;
+    return true;
+}
+
+int run(const IconetSs2d& p, int64_t threads, bool backward) {
+    const int64_t groups = (p.channels + p.group - 1) / p.group;
+    return !iconet::share(threads, p.batch * groups, [&](iconet::Tasks& t) { return run_tasks(p, t, backward); });
 }
 
 }  // namespace
@@ -619,7 +601,7 @@ extern "C" {
 
 int64_t iconet_ss2d_steps() { return kSteps; }
 
-// Both return 0, or 1 when memory ran out. `counter` starts at 0 and is shared by all workers of one call.
-int iconet_ss2d_forward(const IconetSs2d* p, int64_t* counter) { return run_tasks(*p, counter, false); }
-int iconet_ss2d_backward(const IconetSs2d* p, int64_t* counter) { return run_tasks(*p, counter, true); }
+// Both return 0, or 1 when memory ran out.
+int iconet_ss2d_forward(const IconetSs2d* p, int64_t threads) { return run(*p, threads, false); }
+int iconet_ss2d_backward(const IconetSs2d* p, int64_t threads) { return run(*p, threads, true); }
 }

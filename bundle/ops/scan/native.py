@@ -8,19 +8,16 @@ import torch
 from torch import Tensor
 
 from bundle.ops import native
+from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward, states_shape
 from bundle.ops.scan.reference import parameter_shapes
 
 __all__ = ["selective_scan_2d_native"]
-
-_STEPS = 64  # time steps between two kept states; the kernel's kSteps (checked in `_library`)
 
 
 def _library() -> native.Library:
     library = native.load()
     if library is None:
         raise RuntimeError(native.reason())
-    if library.steps != _STEPS:
-        raise RuntimeError(f"native kernels: built for {library.steps} steps, expected {_STEPS}")
     return library
 
 
@@ -29,17 +26,14 @@ def _ss2d(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, store_states: bool
 ) -> tuple[Tensor, Tensor]:
     inputs = tuple(t.contiguous() for t in (x, proj, dt_weight, dt_bias, A, D))
-    return _library().ss2d_forward(inputs, store_states)
+    return ss2d_forward(_library(), inputs, store_states)
 
 
 @_ss2d.register_fake
 def _(
     x: Tensor, proj: Tensor, dt_weight: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, store_states: bool
 ) -> tuple[Tensor, Tensor]:
-    batch, height, width, channels = x.shape
-    chunks = (height * width + _STEPS - 1) // _STEPS
-    shape = (batch, 4, chunks, (channels + 7) // 8 * 8, A.shape[2]) if store_states else (0,)
-    return x.new_empty(x.shape), x.new_empty(shape)
+    return x.new_empty(x.shape), x.new_empty(states_shape(x, A.shape[2]) if store_states else (0,))
 
 
 @torch.library.custom_op("iconet::ss2d_backward", mutates_args=(), device_types="cpu")
@@ -49,8 +43,8 @@ def _ss2d_backward(
     library = _library()
     inputs = tuple(t.contiguous() for t in (x, proj, dt_weight, dt_bias, A, D))
     if states.numel() == 0:  # the forward pass was recorded without gradients in mind (a traced graph)
-        states = library.ss2d_forward(inputs, store_states=True)[1]
-    dx, dproj, ddt_weight, ddt_bias, dA, dD = library.ss2d_backward(dy.contiguous(), inputs, states.contiguous())
+        states = ss2d_forward(library, inputs, store_states=True)[1]
+    dx, dproj, ddt_weight, ddt_bias, dA, dD = ss2d_backward(library, dy.contiguous(), inputs, states.contiguous())
     return dx, dproj, ddt_weight, ddt_bias, dA, dD
 
 

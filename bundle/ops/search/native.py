@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bundle.ops import native
+from bundle.ops.native.patch_search import patch_search
 
 __all__ = ["patch_search_native"]
 
@@ -15,7 +16,7 @@ def _patch_search(query: Tensor, key: Tensor) -> Tensor:
     library = native.load()
     if library is None:
         raise RuntimeError(native.reason())
-    return library.patch_search(query.contiguous(), key.contiguous())
+    return patch_search(library, query.contiguous(), key.contiguous())
 
 
 @_patch_search.register_fake

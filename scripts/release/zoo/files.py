@@ -24,7 +24,7 @@ LARGEST = 25 * 2**20
 
 WEIGHTS = {".pt", ".safetensors", ".ts", ".onnx"}
 IMAGES = {".png", ".jpg", ".jpeg", ".gif", ".svg", ".nii", ".gz", ".nrrd", ".mha", ".dcm"}
-WRITTEN = {".py", ".md", ".txt", ".json", ".yaml", ".yml", ".conf", ".csv", ".sh", ".toml", ".cff", ".cpp", ".j2"}
+WRITTEN = {".py", ".md", ".txt", ".json", ".yaml", ".yml", ".conf", ".csv", ".sh", ".toml", ".cff", ".cpp", ".h", ".j2"}
 
 _HOME = re.compile(r"(?<![\w.~$}*)])/(?:home|root|Users|mnt)/\w|\b[A-Z]:\\{1,2}(?:Users|Documents)")
 _ROOTED = re.compile(r"""^\$?['"]?(?:/|~|file:)""")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bundle.ops import native
-from bundle.ops.native import build, library
+from bundle.ops.native import build, ss2d
 from bundle.ops.scan.native import selective_scan_2d_native
 
 NAMES = ("x", "proj", "dt_weight", "dt_bias", "A", "D")
@@ -365,6 +365,6 @@ def test_before_it_compiles_the_log_says_so_and_how_long_and_where(tmp_path, mon
 @pytest.mark.parametrize("batch", [1, 3, 16])
 def test_groups_are_whole_vectors_and_cover_the_channels(channels, batch):
     for workers in (1, 2, 16):
-        group = library._group_channels(channels, batch, workers)
+        group = ss2d._group_channels(channels, batch, workers)
         assert group % 8 == 0 and 8 <= group <= channels + 7
-    assert library._group_channels(192, 1, 2) == 96
+    assert ss2d._group_channels(192, 1, 2) == 96
