@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from bundle.data.intensity import intensity_window, prepared
@@ -108,7 +109,7 @@ def super_resolve(
     pred = walked.volume
     share = None
     if not values.signed:  # the offset is 0 in this case
-        share = float((pred < 0).float().mean())
+        share = int(torch.count_nonzero(pred < 0)) / pred.numel()
         pred = pred.clamp_(min=0)
     residual = _residual(pred, image, axis)
     pred = place(pred, made, axis)

@@ -249,6 +249,8 @@ def test_the_step_of_the_product_is_weight_and_restoration_one_after_the_other(s
     batch = torch.stack([random_image((40, 35), 0), 3.0 * random_image((40, 35), 1)])[:, None]
     measured = truncate(torch.stack([random_image((40, 35), 0), random_image((40, 35), 1)])[:, None], (20, 17))
     out, weights = restore_agreed(batch, measured, weight, signed)
-    expected = agreed_weight(batch, measured) if weight == "auto" else torch.full((2, 1, 1, 1), 0.3, dtype=torch.float64)
+    expected = (
+        agreed_weight(batch, measured) if weight == "auto" else torch.full((2, 1, 1, 1), 0.3, dtype=torch.float64)
+    )
     assert torch.equal(weights, expected) and (weight != "auto" or weights.unique().numel() == 2)
     assert torch.equal(out, (restore_measured if signed else restore_magnitude)(batch, measured, expected))
