@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3, convolve_in_bands
 from bundle.networks.initial import he_convolution, start_small
 
 
@@ -26,8 +27,8 @@ class ImageHead(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         if scale == 2:
-            layers = [nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
-        last = nn.Conv2d(features, channels, 3, padding=1)
+            layers = [Conv3x3(features, 4 * features), nn.PixelShuffle(2), nn.LeakyReLU(0.1)]
+        last = Conv3x3(features, channels)
         start_small(last)
         self.residual = nn.Sequential(*layers, last)
 
@@ -57,15 +58,23 @@ class FullResolutionHead(nn.Module):
         self.first = he_convolution(channels, width)
         body = [[he_convolution(width, width), nn.ReLU(inplace=True)] for _ in range(num_layers - 2)]
         self.body = nn.Sequential(*(layer for pair in body for layer in pair))
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        self.last = Conv3x3(width, channels)
         start_small(self.last)
 
     def forward(self, features: Tensor, skip: Tensor) -> Tensor:
         """(B, h, w, features) and the interpolated image (B, channels, 2h, 2w) -> image of the latter's shape."""
+        features = self.norm(features)
+        if not torch.jit.is_scripting():
+            image = self._in_bands(features, skip)
+            if image is not None:
+                return image
         # these maps are the largest tensors of the network: reusing the name frees each once the next exists
-        maps = self.first(skip)
-        maps += torch.pixel_shuffle(self.to_fine(self.norm(features)).permute(0, 3, 1, 2), 2)
-        maps = maps.relu_()
+        maps = self.first(skip, torch.pixel_shuffle(self.to_fine(features).permute(0, 3, 1, 2), 2), relu=True)
         for layer in self.body:
             maps = layer(maps)
         return skip + self.last(maps)
+
+    @torch.jit.unused
+    def _in_bands(self, features: Tensor, skip: Tensor) -> Tensor | None:
+        layers = [layer for layer in (self.first, *self.body, self.last) if isinstance(layer, Conv3x3)]
+        return convolve_in_bands(skip, layers, skip, features, self.to_fine.weight)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.config import NETWORK_SIZES, ICONetConfig
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.fusion import SRRecFusion
 from bundle.networks.heads import FullResolutionHead, ImageHead
 from bundle.networks.rscfl import RSCFL
@@ -30,7 +31,7 @@ class Branch(nn.Module):
 
     def __init__(self, config: ICONetConfig) -> None:
         super().__init__()
-        self.head = nn.Conv2d(config.in_channels, config.features, kernel_size=3, padding=1)
+        self.head = Conv3x3(config.in_channels, config.features)
         blocks = [RSCFL(config.features, config.d_state, config.expand) for _ in range(config.num_blocks)]
         self.body = nn.Sequential(*blocks)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from bundle.networks.convolution import Conv3x3
+
 
 def start_small(last: nn.Conv2d) -> None:
     """Start a network close to its image skip: 0.003 of the usual weights in the last layer, and no bias.
@@ -17,9 +19,9 @@ def start_small(last: nn.Conv2d) -> None:
         last.weight.mul_(0.003)
 
 
-def he_convolution(before: int, after: int) -> nn.Conv2d:
+def he_convolution(before: int, after: int) -> Conv3x3:
     """3x3 convolution followed by a ReLU: He initialisation and zero bias."""
-    layer = nn.Conv2d(before, after, 3, padding=1)
+    layer = Conv3x3(before, after)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.get_parameter("bias"))
     return layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
 
 
@@ -24,9 +25,9 @@ class ResidualBlock(nn.Module):
         with torch.no_grad():
             self.second.weight.mul_(blocks**-0.5)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, features, h, w), same shape out."""
-        return maps + self.second(self.first(maps).relu())
+    def forward(self, maps: Tensor, in_place: bool = False) -> Tensor:
+        """(B, features, h, w), same shape out; ``in_place``: its memory may take the result."""
+        return self.second(self.first(maps, relu=True), maps, in_place=in_place)
 
 
 class ResidualSR(SingleStepNetwork):
@@ -51,16 +52,22 @@ class ResidualSR(SingleStepNetwork):
             raise ValueError(f"features and blocks must be at least 1, got {features} and {blocks}")
         self.first = _convolution(in_channels, features)
         self.body = nn.Sequential(*(ResidualBlock(features, blocks) for _ in range(blocks)))
-        self.last = nn.Conv2d(features, in_channels * scale**2, 3, padding=1, bias=False)
+        self.last = Conv3x3(features, in_channels * scale**2, bias=False)
         with torch.no_grad():
             self.last.weight.mul_(0.003)  # close to the image skip, see bundle.networks.initial.start_small
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        maps = self.first(image).contiguous(memory_format=torch.channels_last)  # which the convolutions keep
-        return [], torch.pixel_shuffle(self.last(self.body(maps) + maps), self.scale)
+        maps = self.first(image)
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.is_grad_enabled():
+            return [], torch.pixel_shuffle(self.last(self.body(maps) + maps), self.scale)
+        for block in self.body:
+            maps = block(maps, in_place=True)
+        # the first layer again costs little; its result kept would be a third map beside the two of a block
+        maps = self.first(image, maps, in_place=True)
+        return [], torch.pixel_shuffle(self.last(maps), self.scale)
 
 
-def _convolution(before: int, after: int) -> nn.Conv2d:
-    layer = nn.Conv2d(before, after, 3, padding=1, bias=False)
+def _convolution(before: int, after: int) -> Conv3x3:
+    layer = Conv3x3(before, after, bias=False)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     return layer

@@ -32,12 +32,13 @@ FLOAT32_AND_HALF = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to run the two kernels. A function may be given as ``"module:name"``: it is imported when first needed.
+    """One way to run the kernels. A function may be given as ``"module:name"``: it is imported when first needed.
 
     Args:
         name: for `use_backend`, the environment variable and the log.
         scan: a function of the arguments of :func:`bundle.ops.selective_scan_2d`, differentiable.
         search: of query and key (B, H, W, C), gives int64 (B, H * W); of equal keys the first wins.
+        convolution: 3x3 convolutions for inference, see :func:`bundle.ops.conv.native.conv3x3_native`; None: PyTorch's.
         devices: device types whose tensors it takes; empty: any.
         dtypes: likewise. Tensors reach a back end as float32 or float64, half types as float32.
         why_not: says in one line why it cannot run on this machine, empty if it can; must not raise.
@@ -53,6 +54,7 @@ class Backend:
     why_not: Callable[[], str] | str | None = None
     automatic: bool = False
     traceable: bool = False
+    convolution: Callable[..., Tensor] | str | None = None
 
     def takes(self, device: str, dtype: torch.dtype) -> bool:
         """Whether it is made for such tensors."""
@@ -67,6 +69,11 @@ class Backend:
     def search_function(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The patch search, imported."""
         return _imported(self.search)
+
+    @functools.cached_property
+    def convolution_function(self) -> Callable[..., Tensor] | None:
+        """The convolution, imported, if it has one of its own."""
+        return None if self.convolution is None else _imported(self.convolution)
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, in one line; ``None`` if it can."""
@@ -86,6 +93,7 @@ TABLE = (
         dtypes=FLOAT32,
         why_not="bundle.ops.native:reason",
         automatic=True,
+        convolution="bundle.ops.conv.native:conv3x3_native",
     ),
     Backend(
         "triton",
@@ -182,6 +190,21 @@ def select_backend(tensor: Tensor) -> Backend:
     """
     device, dtype = tensor.device.type, tensor.dtype
     return TABLE[_row_to_compile(device, dtype)] if torch.compiler.is_compiling() else _select(device, dtype)
+
+
+def convolution_backend(tensor: Tensor) -> Backend | None:
+    """Back end with a convolution of its own for ``tensor``; None where PyTorch's is to run.
+
+    A forced back end without one is no error: convolutions need no back end.
+
+    Raises:
+        RuntimeError: if a back end with one was forced that cannot run here.
+    """
+    forced = forced_backend()
+    if forced is not None and forced.convolution is None:
+        return None
+    backend = _select(tensor.device.type, tensor.dtype)
+    return None if backend.convolution is None else backend
 
 
 def _row_to_compile(device: str, dtype: torch.dtype) -> int:

@@ -12,6 +12,7 @@ from state_files import load_through_file
 from torch import Tensor, nn
 
 from bundle.networks import ICONetOutput, build_network
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.residual_sr import ResidualSR
 from bundle.networks.upsample import FourierUpsample, fourier_image_upsample
 
@@ -65,7 +66,7 @@ def test_any_matrix_is_super_resolved_to_scale_times_its_size(scale, size):
 def test_nothing_in_it_depends_on_absolute_brightness():
     network = build_network("residual_sr")
     assert not [name for name, _ in network.named_parameters() if not name.endswith("weight")]
-    assert {type(m) for m in network.modules() if not list(m.children())} == {nn.Conv2d, FourierUpsample}
+    assert {type(m) for m in network.modules() if not list(m.children())} == {Conv3x3, FourierUpsample}
 
 
 def test_the_maps_of_all_blocks_have_their_channels_last() -> None:

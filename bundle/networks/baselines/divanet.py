@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
 
 EXPANSION, REDUCTION = 6.0, 0.8
@@ -19,6 +20,8 @@ EXPANSION, REDUCTION = 6.0, 0.8
 
 def conv(before: int, after: int, kernel_size: int, groups: int = 1) -> nn.Module:
     """Convolution with weight normalisation that keeps the size."""
+    if kernel_size == 3 and groups == 1:
+        return weight_norm(Conv3x3(before, after))
     return weight_norm(nn.Conv2d(before, after, kernel_size, padding="same", groups=groups))
 
 
@@ -100,7 +103,7 @@ class DiVANet(SingleStepNetwork):
             for _ in range(int(math.log2(scale)))
         ]
         self.upsample = nn.Sequential(*steps)
-        last = nn.Conv2d(features, in_channels, 3, padding=1)
+        last = Conv3x3(features, in_channels)
         self.start_near_skip(last)
         self.last = weight_norm(last)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
 
 
@@ -28,11 +29,12 @@ class FMISR(SingleStepNetwork):
         layers: list[nn.Module] = []
         before = in_channels
         for width, kernel_size in ((64, 5), (32, 3)):
-            layers += [nn.Conv2d(before, width, kernel_size, padding="same"), nn.ReLU()]
+            first = Conv3x3(before, width) if kernel_size == 3 else nn.Conv2d(before, width, kernel_size, padding="same")
+            layers += [first, nn.ReLU()]
             layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
             before = width
         self.layers = nn.Sequential(*layers)
-        self.last = nn.Conv2d(before, in_channels * scale**2, 3, padding=1)
+        self.last = Conv3x3(before, in_channels * scale**2)
         self.shuffle = nn.PixelShuffle(scale)
         self.start_near_skip(self.last)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
 
 
@@ -15,10 +16,10 @@ class ResidualGroup(nn.Module):
     def __init__(self, features: int, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
-        self.conv = nn.Conv2d(features, features, 3, padding=1)
+        self.conv = Conv3x3(features, features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(self.blocks(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.conv(self.blocks(x).permute(0, 3, 1, 2), x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class ResidualGroupNetwork(SingleStepNetwork):
@@ -34,17 +35,17 @@ class ResidualGroupNetwork(SingleStepNetwork):
         self, scale: int, in_channels: int, features: int, groups: Sequence[Sequence[nn.Module]], image_skip: str
     ) -> None:
         super().__init__(scale, in_channels, image_skip)
-        self.head = nn.Conv2d(in_channels, features, 3, padding=1)
+        self.head = Conv3x3(in_channels, features)
         self.first_norm = nn.LayerNorm(features)
         self.groups = nn.Sequential(*(ResidualGroup(features, blocks) for blocks in groups))
         self.last_norm = nn.LayerNorm(features)
-        self.conv = nn.Conv2d(features, features, 3, padding=1)
-        self.last = nn.Conv2d(features, in_channels * scale**2, 3, padding=1)
+        self.conv = Conv3x3(features, features)
+        self.last = Conv3x3(features, in_channels * scale**2)
         self.shuffle = nn.PixelShuffle(scale)
         self.start_near_skip(self.last)
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         shallow = self.head(image)
         deep = self.groups(self.first_norm(shallow.permute(0, 2, 3, 1)))
-        deep = self.conv(self.last_norm(deep).permute(0, 3, 1, 2))
-        return [], self.shuffle(self.last(shallow + deep))
+        deep = self.conv(self.last_norm(deep).permute(0, 3, 1, 2), shallow)
+        return [], self.shuffle(self.last(deep))

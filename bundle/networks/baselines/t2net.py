@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
 from bundle.ops import patch_match
 
@@ -17,7 +18,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(features, features, 3, padding=1), nn.ReLU(), nn.Conv2d(features, features, 3, padding=1)
+            Conv3x3(features, features), nn.ReLU(), Conv3x3(features, features)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,11 +94,11 @@ class T2Net(SingleStepNetwork):
         self.rec_head = nn.Conv2d(in_channels, features, 5, padding=2)
         self.steps = nn.ModuleList(JointStep(features) for _ in range(num_blocks))
         doublings = [
-            nn.Sequential(nn.Conv2d(features, 4 * features, 3, padding=1), nn.PixelShuffle(2))
+            nn.Sequential(Conv3x3(features, 4 * features), nn.PixelShuffle(2))
             for _ in range(int(math.log2(scale)))
         ]
         self.upsample = nn.Sequential(*doublings)
-        self.last = nn.Conv2d(features, in_channels, 3, padding=1)
+        self.last = Conv3x3(features, in_channels)
         self.rec_last = nn.Conv2d(features, in_channels, 1)
         self.start_near_skip(self.last)
         self.start_near_skip(self.rec_last)

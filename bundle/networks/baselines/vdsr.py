@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
+from bundle.networks.convolution import Conv3x3, convolve_in_bands
 from bundle.networks.initial import he_convolution
 from bundle.networks.single_step import SingleStepNetwork, check_interpolation, interpolate
 
@@ -42,8 +44,17 @@ class VDSR(SingleStepNetwork):
         for before, after in pairwise(widths):
             layers += [he_convolution(before, after), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.last = nn.Conv2d(features, in_channels, 3, padding=1)
+        self.last = Conv3x3(features, in_channels)
         self.start_near_skip(self.last)
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
-        return [], self.last(self.layers(interpolate(image, self.scale, self.image_skip)))
+        image = interpolate(image, self.scale, self.image_skip)
+        if not torch.jit.is_scripting():
+            residual = self._in_bands(image)
+            if residual is not None:
+                return [], residual
+        return [], self.last(self.layers(image))
+
+    @torch.jit.unused
+    def _in_bands(self, image: Tensor) -> Tensor | None:
+        return convolve_in_bands(image, [layer for layer in (*self.layers, self.last) if isinstance(layer, Conv3x3)])

@@ -1,4 +1,4 @@
-"""The C++ kernels of `bundle.ops`, loaded and checked: the fused SS2D scan and the exact patch search.
+"""The C++ kernels of `bundle.ops`, loaded and checked: the SS2D scan, the patch search, convolutions.
 
 Nothing is compiled or loaded before the first `load()`, and the library is trusted only after it has reproduced the
 torch form on a tiny image. `build` compiles and caches it, `library` loads it, one module per kernel calls it, and
@@ -8,10 +8,12 @@ torch form on a tiny image. `build` compiles and caches it, `library` loads it, 
 from __future__ import annotations
 
 import logging
+from itertools import pairwise
 
 import torch
 
 from bundle.ops.native.build import Unavailable, build_library
+from bundle.ops.native.conv3x3 import conv3x3
 from bundle.ops.native.library import Library
 from bundle.ops.native.patch_search import patch_search
 from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward
@@ -67,6 +69,7 @@ def _check(library: Library) -> None:
     with torch.no_grad():
         _check_scan(library)
         _check_search(library)
+        _check_convolution(library)
 
 
 def _check_scan(library: Library) -> None:
@@ -100,3 +103,18 @@ def _check_search(library: Library) -> None:
     expected = (q.T @ (k / k.norm(dim=0))).argmax(1)
     if not torch.equal(patch_search(library, query, key)[0], expected):
         raise Unavailable("native kernels: the self-test of the patch search failed")
+
+
+def _check_convolution(library: Library) -> None:
+    """Three layers, one for each form of the kernel."""
+    random = torch.Generator().manual_seed(0)
+    widths = (1, 20, 20, 1)
+    x = torch.randn(1, 1, 6, 9, generator=random, dtype=torch.float32)
+    weights = [torch.randn(o, i, 3, 3, generator=random, dtype=torch.float32) for i, o in pairwise(widths)]
+    biases = [torch.randn(o, generator=random, dtype=torch.float32) for o in widths[1:]]
+    out, expected = torch.empty_like(x), x.double()
+    conv3x3(library, x, weights, biases, x, False, None, None, out)
+    for weight, bias in zip(weights, biases, strict=True):
+        expected = torch.nn.functional.conv2d(expected.relu() if expected.shape[1] > 1 else expected, weight.double(), bias.double(), padding=1)
+    if not torch.allclose(out.double(), expected + x, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
+        raise Unavailable("native kernels: the self-test of the convolution failed")

@@ -1,0 +1,65 @@
+"""The 3x3 convolution as one function over its back ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+from bundle.ops.backend import convolution_backend
+
+
+def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Tensor] | None:
+    """The back end's own convolution (:func:`bundle.ops.conv.native.conv3x3_native`); None for PyTorch's.
+
+    It is for inference: nothing may need a gradient, and nothing may be recorded or cast on the way.
+
+    Args:
+        x: the input.
+        tensors: what else takes part.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return None
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    others = [t for t in tensors if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
+        return None
+    if any(t.dtype != x.dtype or t.device != x.device for t in others):  # PyTorch's error is the one that users know
+        return None
+    backend = convolution_backend(x)
+    return None if backend is None else backend.convolution_function
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    addend: Tensor | None = None,
+    relu: bool = False,
+    in_place: bool = False,
+) -> Tensor:
+    """``conv(x) + addend``, then ReLU if asked for: 3x3, stride 1, zeros outside the image.
+
+    On the CPU maps are kept with channels last in memory, which is the faster layout in both forms.
+
+    Args:
+        x: (B, c_in, H, W).
+        weight, bias: (c_out, c_in, 3, 3) and (c_out,).
+        addend: (B, c_out, H, W).
+        in_place: the caller needs ``addend`` no more: its memory may take the result.
+    """
+    run = own_convolution(x, (weight, bias, addend))
+    if run is not None:
+        return run(x, [weight], [bias], addend, relu, in_place=in_place and addend is not None)
+    if torch.jit.is_tracing() or x.device.type != "cpu":
+        out = conv2d(x, weight, bias, padding=1)
+    else:
+        out = conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+    if addend is not None:
+        out = out + addend if torch.jit.is_tracing() else out.add_(addend)
+    if relu:
+        out = out.relu() if torch.jit.is_tracing() else out.relu_()
+    return out
