@@ -29,7 +29,9 @@ class FMISR(SingleStepNetwork):
         layers: list[nn.Module] = []
         before = in_channels
         for width, kernel_size in ((64, 5), (32, 3)):
-            first = Conv3x3(before, width) if kernel_size == 3 else nn.Conv2d(before, width, kernel_size, padding="same")
+            first = (
+                Conv3x3(before, width) if kernel_size == 3 else nn.Conv2d(before, width, kernel_size, padding="same")
+            )
             layers += [first, nn.ReLU()]
             layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
             before = width

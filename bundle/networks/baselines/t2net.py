@@ -17,9 +17,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            Conv3x3(features, features), nn.ReLU(), Conv3x3(features, features)
-        )
+        self.body = nn.Sequential(Conv3x3(features, features), nn.ReLU(), Conv3x3(features, features))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + 0.1 * self.body(x)
@@ -94,8 +92,7 @@ class T2Net(SingleStepNetwork):
         self.rec_head = nn.Conv2d(in_channels, features, 5, padding=2)
         self.steps = nn.ModuleList(JointStep(features) for _ in range(num_blocks))
         doublings = [
-            nn.Sequential(Conv3x3(features, 4 * features), nn.PixelShuffle(2))
-            for _ in range(int(math.log2(scale)))
+            nn.Sequential(Conv3x3(features, 4 * features), nn.PixelShuffle(2)) for _ in range(int(math.log2(scale)))
         ]
         self.upsample = nn.Sequential(*doublings)
         self.last = Conv3x3(features, in_channels)

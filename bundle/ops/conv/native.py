@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bundle.ops import native
-from bundle.ops.native.conv3x3 import conv3x3
+from bundle.ops.native.conv3x3 import convolve
 
 __all__ = ["conv3x3_native"]
 
@@ -28,7 +28,7 @@ def _run(
         raise RuntimeError(native.reason())
     weights, biases = [w.contiguous() for w in weights], [b if b is None else b.contiguous() for b in biases]
     coarse, to_fine = (t if t is None else t.contiguous() for t in (coarse, to_fine))
-    conv3x3(library, _channels_last(x), weights, biases, addend, relu, coarse, to_fine, out)
+    convolve(library, _channels_last(x), weights, biases, addend, relu, coarse, to_fine, out)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -127,18 +127,16 @@ def conv3x3_native(
     return torch.ops.iconet.conv3x3(x, weights, biases, addend, relu, coarse, to_fine)
 
 
-def _check_types(
-    tensors: dict[str, Tensor | None], weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> None:
+def _check_types(tensors: dict[str, Tensor | None], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
     named = [*tensors.items(), *(("weight", w) for w in weights), *(("bias", b) for b in biases)]
     for name, t in named:
         if t is not None and (t.dtype != torch.float32 or t.device.type != "cpu"):
-            raise TypeError(f"the native convolution takes float32 tensors on the CPU, {name} is {t.dtype} on {t.device}")
+            raise TypeError(
+                f"the native convolution takes float32 tensors on the CPU, {name} is {t.dtype} on {t.device}"
+            )
 
 
-def _check_shapes(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], addend: Tensor | None
-) -> None:
+def _check_shapes(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], addend: Tensor | None) -> None:
     if x.ndim != 4 or x.numel() == 0:
         raise ValueError(f"x must be a non-empty (B, C, H, W), got {tuple(x.shape)}")
     channels = x.shape[1]

@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 
 from bundle.ops.native.build import Unavailable, build_library
-from bundle.ops.native.conv3x3 import conv3x3
+from bundle.ops.native.conv3x3 import convolve
 from bundle.ops.native.library import Library
 from bundle.ops.native.patch_search import patch_search
 from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward
@@ -113,8 +113,10 @@ def _check_convolution(library: Library) -> None:
     weights = [torch.randn(o, i, 3, 3, generator=random, dtype=torch.float32) for i, o in pairwise(widths)]
     biases = [torch.randn(o, generator=random, dtype=torch.float32) for o in widths[1:]]
     out, expected = torch.empty_like(x), x.double()
-    conv3x3(library, x, weights, biases, x, False, None, None, out)
+    convolve(library, x, weights, biases, x, False, None, None, out)
     for weight, bias in zip(weights, biases, strict=True):
-        expected = torch.nn.functional.conv2d(expected.relu() if expected.shape[1] > 1 else expected, weight.double(), bias.double(), padding=1)
+        expected = torch.nn.functional.conv2d(
+            expected.relu() if expected.shape[1] > 1 else expected, weight.double(), bias.double(), padding=1
+        )
     if not torch.allclose(out.double(), expected + x, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
         raise Unavailable("native kernels: the self-test of the convolution failed")

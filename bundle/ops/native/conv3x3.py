@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.ops.native.library import Library, fields
 
-__all__ = ["conv3x3"]
+__all__ = ["convolve"]
 
 _BAND_PIXELS = 4096  # of a chain, for each thread: the input and output of a layer stay in its L2 cache
 
@@ -23,7 +23,7 @@ class _Call(ctypes.Structure):
     _fields_ = fields("x addend coarse to_fine y layers", "count batch height width features band")
 
 
-def conv3x3(
+def convolve(
     library: Library,
     x: Tensor,
     weights: Sequence[Tensor],
