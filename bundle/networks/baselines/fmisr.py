@@ -27,16 +27,10 @@ class FMISR(SingleStepNetwork):
     def __init__(self, scale: int = 2, in_channels: int = 1, image_skip: str = "none") -> None:
         super().__init__(scale, in_channels, image_skip)
         layers: list[nn.Module] = []
-        before = in_channels
-        for width, kernel_size in ((64, 5), (32, 3)):
-            first = (
-                Conv3x3(before, width) if kernel_size == 3 else nn.Conv2d(before, width, kernel_size, padding="same")
-            )
-            layers += [first, nn.ReLU()]
-            layers += [nn.Conv2d(width, width, 1), nn.ReLU()]
-            before = width
+        for first, width in ((nn.Conv2d(in_channels, 64, 5, padding="same"), 64), (Conv3x3(64, 32), 32)):
+            layers += [first, nn.ReLU(), nn.Conv2d(width, width, 1), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
-        self.last = Conv3x3(before, in_channels * scale**2)
+        self.last = Conv3x3(32, in_channels * scale**2)
         self.shuffle = nn.PixelShuffle(scale)
         self.start_near_skip(self.last)
 

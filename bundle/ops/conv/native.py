@@ -96,8 +96,8 @@ def conv3x3_native(
 ) -> Tensor:
     """One 3x3 convolution or several with a ReLU between them, by the C++ kernel; see its file for how.
 
-    ``y = conv(x) + addend`` for one; for several, ``x`` is replaced by ``relu(conv(x))`` for all but the last. Stride 1,
-    zeros outside the image. Results do not depend on the number of threads, and those of several layers are those of
+    ``y = conv(x) + addend`` for one; for several, ``x`` is replaced by ``relu(conv(x))`` for all but the last. Stride
+    1, zeros outside the image. Results do not depend on the number of threads, and those of several layers are those of
     their single calls bit by bit; but the maps between layers are never held whole.
 
     Args:

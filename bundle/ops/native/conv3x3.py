@@ -36,7 +36,7 @@ def convolve(
 ) -> None:
     """Write the result of one or several layers to ``out``; the arguments are those of the operator.
 
-    ``x`` (B, C, H, W), ``addend`` (which may be ``out``) and ``out`` are dense with channels last, the rest is contiguous.
+    ``x`` (B, C, H, W), ``addend`` (which may be ``out``) and ``out`` are dense with channels last, the rest contiguous.
     """
     layers = (_Layer * len(weights))()
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
