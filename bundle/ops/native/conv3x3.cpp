@@ -70,7 +70,7 @@ ICONET_INLINE void product(const Operand& a, const float* base, const float* b, 
 // last ones are computed twice.
 template <int kVectors>
 void products(const Operand& a, const float* b, float* out, int64_t out_row, int64_t rows) {
-    constexpr int kRows = kAccumulators / kVectors;
+    constexpr int kRows = std::min(kAccumulators / kVectors, 12);  // more rows are too many streams for the prefetcher
     if (rows < kRows) {
         for (int64_t i = 0; i < rows; ++i) product<1, kVectors>(a, a.base + i * a.row, b, out + i * out_row, out_row);
         return;
