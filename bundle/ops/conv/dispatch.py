@@ -10,17 +10,22 @@ from torch.nn.functional import conv2d
 
 from bundle.ops.backend import convolution_backend
 
+_FEWEST_PIXELS = 512  # of an image; below, putting the weights in order costs more than the products saved
+
 
 def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Tensor] | None:
     """The back end's own convolution (:func:`bundle.ops.conv.native.conv3x3_native`); None for PyTorch's.
 
-    It is for inference: nothing may need a gradient, and nothing may be recorded or cast on the way.
+    It is for inference: nothing may need a gradient, and nothing may be recorded or cast on the way. Whether it runs
+    depends on the size of the image, never on the batch.
 
     Args:
         x: the input.
         tensors: what else takes part.
     """
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
+        return None
+    if x.ndim != 4 or x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
         return None
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return None

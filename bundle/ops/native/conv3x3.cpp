@@ -66,11 +66,14 @@ ICONET_INLINE void product(const Operand& a, const float* base, const float* b, 
         for (int j = 0; j < kVectors; ++j) store(out + i * out_row + j * kLanes, sum[i][j]);
 }
 
+// More rows would be too many streams for the prefetcher.
+constexpr int rows_of_product(int vectors) { return std::min(kAccumulators / vectors, 12); }
+
 // out (rows, kVectors * kLanes) = a b, with b of (segments * depth, kVectors * kLanes). Where the rows do not divide, the
 // last ones are computed twice.
 template <int kVectors>
 void products(const Operand& a, const float* b, float* out, int64_t out_row, int64_t rows) {
-    constexpr int kRows = std::min(kAccumulators / kVectors, 12);  // more rows are too many streams for the prefetcher
+    constexpr int kRows = rows_of_product(kVectors);
     if (rows < kRows) {
         for (int64_t i = 0; i < rows; ++i) product<1, kVectors>(a, a.base + i * a.row, b, out + i * out_row, out_row);
         return;
@@ -161,31 +164,39 @@ struct Layer {
     int64_t packed_size() const { return (form == Form::winograd ? kPoints : 1) * depth() * columns.width(); }
 
     void pack() const {
+        if (form == Form::winograd) {
+            for (int64_t o = 0; o < columns.width(); o += kLanes)
+                for (int64_t c = 0; c < c_in; ++c) pack_winograd(o, c);
+            return;
+        }
         std::memset(packed, 0, sizeof(float) * packed_size());
-        for (int64_t c = 0; c < c_in; ++c)
-            for (int64_t o = 0; o < c_out; ++o) {
-                const float* w = weight + (o * c_in + c) * 9;
-                if (form == Form::winograd)
-                    pack_winograd(w, o, c);
-                else
-                    for (int64_t tap = 0; tap < 9; ++tap)
-                        packed[form == Form::taps ? columns.place(tap * c_in + c, o, depth())
-                                                  : columns.place(c, tap * c_out + o, depth())] = w[tap];
-            }
+        for (int64_t o = 0; o < c_out; ++o)
+            for (int64_t c = 0; c < c_in; ++c)
+                for (int64_t tap = 0; tap < 9; ++tap)
+                    packed[form == Form::taps ? columns.place(tap * c_in + c, o, depth())
+                                              : columns.place(c, tap * c_out + o, depth())] =
+                        weight[(o * c_in + c) * 9 + tap];
     }
 
    private:
-    void pack_winograd(const float* w, int64_t o, int64_t c) const {
-        // Values of the kernel at the points, divided by the product of the distances from the other points.
-        float rows[kPatch][3];
-        for (int j = 0; j < 3; ++j) evaluate(w[j], w[3 + j], w[6 + j], &rows[0][j], 3);
-        const int64_t step = c_in * columns.group_width();
-        float* out = packed + columns.group_of(o) * kPoints * step + c * columns.group_width() + o % columns.group_width();
-        for (int i = 0; i < kPatch; ++i) evaluate(rows[i][0], rows[i][1], rows[i][2], out + i * kPatch * step, step);
+    // One vector of kernels, those of the outputs from o on: their values at the points, divided by the product of the
+    // distances from the other points.
+    void pack_winograd(int64_t o, int64_t c) const {
+        float taps[9][kLanes] = {};
+        for (int64_t i = 0; i < std::min<int64_t>(kLanes, c_out - o); ++i)
+            for (int t = 0; t < 9; ++t) taps[t][i] = weight[((o + i) * c_in + c) * 9 + t];
+        vf rows[kPatch * 3], values[kPatch];
+        for (int j = 0; j < 3; ++j) evaluate(load(taps[j]), load(taps[3 + j]), load(taps[6 + j]), rows + j, 3);
+        const int64_t group = columns.group_width(), step = c_in * group;
+        float* out = packed + columns.group_of(o) * kPoints * step + c * group + o % group;
+        for (int i = 0; i < kPatch; ++i) {
+            evaluate(rows[3 * i], rows[3 * i + 1], rows[3 * i + 2], values, 1);
+            for (int j = 0; j < kPatch; ++j) store(out + (i * kPatch + j) * step, values[j]);
+        }
     }
-    static void evaluate(float w0, float w1, float w2, float* out, int64_t step) {
-        const float even = (w0 + 0.5f * w2) * (-1.0f / 1.5f), odd = w1 * (kHalfRoot2 / -1.5f);
-        const float far_even = (w0 + 2.0f * w2) * (1.0f / 6.0f), far_odd = w1 * (kRoot2 / 6.0f);
+    static void evaluate(vf w0, vf w1, vf w2, vf* out, int step) {
+        const vf even = (w0 + splat(0.5f) * w2) * splat(-1.0f / 1.5f), odd = w1 * splat(kHalfRoot2 / -1.5f);
+        const vf far_even = (w0 + splat(2.0f) * w2) * splat(1.0f / 6.0f), far_odd = w1 * splat(kRoot2 / 6.0f);
         out[0] = w0;
         out[step] = even + odd;
         out[2 * step] = even - odd;
@@ -356,12 +367,13 @@ void winograd_task(const Work& w, int64_t image, int64_t task, const Scratch& s)
         for (int64_t c = 0; c < l.c_in; c += kLanes)
             transform_patch(rows, l.c_in, c, l.c_in - c, s.transformed + t * in + c, in_step);
     }
-    for (int64_t p = 0; p < kPoints && count < kTiles; ++p)
-        std::memset(s.transformed + p * in_step + count * in, 0, sizeof(float) * (kTiles - count) * in);
+    const int64_t padded = round_up(count, rows_of_product(int(l.columns.vectors)));  // to whole products
+    for (int64_t p = 0; p < kPoints && count < padded; ++p)
+        std::memset(s.transformed + p * in_step + count * in, 0, sizeof(float) * (padded - count) * in);
     for (int64_t g = 0; g < l.columns.groups; ++g) {
         for (int64_t p = 0; p < kPoints; ++p)
             l.columns.multiply({s.transformed + p * in_step, in, 0, 1, l.c_in},
-                               l.packed + (g * kPoints + p) * l.c_in * group, s.multiplied + p * out_step, group, kTiles);
+                               l.packed + (g * kPoints + p) * l.c_in * group, s.multiplied + p * out_step, group, padded);
         for (int64_t t = 0; t < count; ++t)
             for (int64_t c = g * group; c < std::min((g + 1) * group, l.c_out); c += kLanes)
                 transform_back(w, image, tile_at(t), s.multiplied + t * group + c - g * group, out_step, c);
