@@ -41,7 +41,8 @@ class FullResolutionHead(nn.Module):
     """From features and the interpolated image to an image of twice the size, by convolutions on the fine grid.
 
     Not in the paper. The frequencies that truncation removed lie beyond the band of the coarse grid; ReLUs on the
-    interpolated image create such frequencies at its edges.
+    interpolated image create such frequencies at its edges. At inference on the CPU the convolutions run in bands of
+    rows, and the fine maps are never held whole.
 
     Args:
         features, channels: of the branch and of the image.

@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d
 
 from bundle.ops.backend import convolution_backend
 
-_FEWEST_PIXELS = 512  # of an image; below, putting the weights in order costs more than the products saved
+_FEWEST_PIXELS = 768  # of an image; below, putting the weights in order costs more than the products saved
 
 
 def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Tensor] | None:
@@ -63,6 +63,7 @@ def conv3x3(
         out = conv2d(x, weight, bias, padding=1)
     else:
         out = conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)
+        out = out.contiguous(memory_format=torch.channels_last)  # a copy after a single channel, whose order is either
     if addend is not None:
         out = out + addend if torch.jit.is_tracing() else out.add_(addend)
     if relu:

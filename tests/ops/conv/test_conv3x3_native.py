@@ -214,7 +214,7 @@ def taken(x: Tensor, module: Conv3x3) -> bool:
 
 
 def test_it_runs_for_inference_in_float32_alone() -> None:
-    module, x = Conv3x3(3, 4), normal(1, 3, 24, 26)
+    module, x = Conv3x3(3, 4), normal(1, 3, 28, 30)
     assert not taken(x, module)
     with torch.no_grad():
         assert taken(x, module)
@@ -244,7 +244,7 @@ def test_gradients_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_module_survives_copies_and_takes_other_kinds_of_tensors(mode: type) -> None:
-    module, x = Conv3x3(3, 4).eval(), normal(1, 3, 24, 26)
+    module, x = Conv3x3(3, 4).eval(), normal(1, 3, 28, 30)
     plain = torch.nn.Conv2d(3, 4, 3, padding=1)
     plain.load_state_dict(module.state_dict())
     with mode():
@@ -306,7 +306,7 @@ def test_only_a_single_layer_with_an_addend_runs_in_place() -> None:
 
 
 def test_other_types_are_refused_by_the_kernel_and_left_to_pytorch_by_the_function() -> None:
-    x, (weight, bias) = normal(1, 3, 24, 26), layer(3, 4)
+    x, (weight, bias) = normal(1, 3, 28, 30), layer(3, 4)
     with pytest.raises(TypeError, match="x is torch.float64 on cpu"):
         conv3x3_native(x.double(), [weight], [bias])
     with torch.no_grad(), pytest.raises(RuntimeError, match="dtype|type"):
@@ -314,7 +314,7 @@ def test_other_types_are_refused_by_the_kernel_and_left_to_pytorch_by_the_functi
 
 
 def test_without_a_compiler_pytorch_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, (weight, bias) = normal(1, 3, 24, 26), layer(3, 4)
+    x, (weight, bias) = normal(1, 3, 28, 30), layer(3, 4)
     with torch.no_grad():
         expected = conv3x3(x, weight, bias)
         monkeypatch.setattr(native, "reason", lambda: "no C++ compiler was found")
