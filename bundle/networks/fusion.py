@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pad
 
 from bundle.ops import patch_match
+from bundle.ops.search.patch_match import fused_attention
 
 
 class SemanticAttentionBlock(nn.Module):
@@ -18,23 +19,29 @@ class SemanticAttentionBlock(nn.Module):
 
     Args:
         stride: side of the blocks of pixels that are matched as one, see :class:`SRRecFusion`.
+        window: how many blocks away a match may lie, see :class:`SRRecFusion`.
     """
 
-    def __init__(self, stride: int = 1) -> None:
+    def __init__(self, stride: int = 1, window: int | None = None) -> None:
         super().__init__()
         self.stride = stride
+        self.window = window
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key (B, H, W, C) and value (B, H, W, Cv) -> (B, H, W, Cv)."""
+        if not torch.jit.is_scripting():
+            whole = fused_attention(query, key, value, self.stride, self.window, True)
+            if whole is not None:
+                return whole[0]
         if self.stride == 1:
             return self.match(query, key, value)
         stride, height, width = self.stride, query.shape[1], query.shape[2]
         blocks = self.match(_blocks(query, stride), _blocks(key, stride), _blocks(value, stride))
-        return pixel_shuffle(blocks.permute(0, 3, 1, 2), stride)[:, :, :height, :width].permute(0, 2, 3, 1)
+        return _pixels(blocks, stride)[:, :height, :width]
 
     def match(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The same with single pixels for blocks."""
-        found = patch_match(query, key, value)
+        found = patch_match(query, key, value, self.window)
         return found.features * found.score
 
 
@@ -49,17 +56,27 @@ class SRRecFusion(nn.Module):
         match_features: channels of queries and keys (default: ``features``); the search cost grows with it.
         match_stride: side of the blocks of pixels that are matched together. 1 matches every pixel (equation 4); 2
             compares patches of 3x3 blocks of 2x2 pixels, a quarter of the queries with a quarter of the keys.
+        match_window: matches lie at most so many rows and columns of blocks away, which makes the search linear in the
+            number of pixels. None (equation 4) compares with every position.
     """
 
-    def __init__(self, features: int, match_features: int | None = None, match_stride: int = 1) -> None:
+    def __init__(
+        self,
+        features: int,
+        match_features: int | None = None,
+        match_stride: int = 1,
+        match_window: int | None = None,
+    ) -> None:
         super().__init__()
         if match_stride < 1:
             raise ValueError(f"match_stride must be at least 1, got {match_stride}")
+        if match_window is not None and match_window < 0:
+            raise ValueError(f"match_window must be at least 0 or None, got {match_window}")
         matched = match_features or features
         self.widths = [matched, matched, features]
         self.sr_maps = nn.Linear(features, 2 * matched + features)
         self.rec_maps = nn.Linear(features, 2 * matched + features)
-        self.attention = SemanticAttentionBlock(match_stride)
+        self.attention = SemanticAttentionBlock(match_stride, match_window)
         self.confidence = nn.Linear(2 * features, 2 * features)
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
@@ -74,7 +91,16 @@ class SRRecFusion(nn.Module):
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:
-    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), stride^2 C); the last row and column are repeated."""
+    """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C stride^2); the last row and column are repeated."""
     below, right = -features.shape[1] % stride, -features.shape[2] % stride
-    image = pad(features.permute(0, 3, 1, 2), [0, right, 0, below], mode="replicate")
-    return pixel_unshuffle(image, stride).permute(0, 2, 3, 1).contiguous()
+    image = pad(features.permute(0, 3, 1, 2), [0, right, 0, below], mode="replicate").permute(0, 2, 3, 1)
+    batch, channels, high, wide = image.shape[0], image.shape[3], image.shape[1] // stride, image.shape[2] // stride
+    blocks = image.reshape(batch, high, stride, wide, stride, channels).permute(0, 1, 3, 5, 2, 4)
+    return blocks.reshape(batch, high, wide, channels * stride * stride)
+
+
+def _pixels(blocks: Tensor, stride: int) -> Tensor:
+    """(B, h, w, C stride^2) -> (B, stride h, stride w, C)."""
+    batch, high, wide = blocks.shape[0], blocks.shape[1], blocks.shape[2]
+    pixels = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
+    return pixels.reshape(batch, high * stride, wide * stride, -1)

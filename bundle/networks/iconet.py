@@ -50,7 +50,8 @@ class ICONetStage(nn.Module):
         self.rec_head = ImageHead(features, channels, 1) if config.reconstruction else None
         self.sr_branch = Branch(config)
         fused = config.reconstruction and config.fusion
-        self.fusion = SRRecFusion(features, config.match_features, config.match_stride) if fused else None
+        matching = (config.match_features, config.match_stride, config.match_window)
+        self.fusion = SRRecFusion(features, *matching) if fused else None
         self.upsample = FourierUpsample(2)
         self.sr_head = (
             ImageHead(features, channels, 2)

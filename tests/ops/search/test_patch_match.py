@@ -55,7 +55,7 @@ def folded(value: Tensor, index: Tensor) -> Tensor:
 @given(shape=shapes, seed=seeds, tile=st.sampled_from([1, 40, 200, 1 << 24]))
 def test_the_search_finds_the_argmax_of_the_definition(shape: tuple[int, ...], seed: int, tile: int) -> None:
     query, key = normals(shape, seed), normals(shape, seed + 1)
-    index = patch_search_box(query, key, tile)
+    index = patch_search_box(query, key, tile_elements=tile)
     assert index.dtype == torch.int64
     assert torch.equal(index, patch_search_reference(query, key))
     assert torch.equal(index, cosines(query, key).argmax(2))
@@ -82,7 +82,7 @@ def test_an_image_finds_itself(size: tuple[int, int], seed: int) -> None:
 def test_a_moved_image_is_found_where_it_came_from(seed: int, tile: int) -> None:
     key = normals((1, 9, 10, 3), seed)
     query = key.roll((2, 3), dims=(1, 2))
-    index = patch_search_box(query, key, tile).view(9, 10)[3:-1, 4:-1]
+    index = patch_search_box(query, key, tile_elements=tile).view(9, 10)[3:-1, 4:-1]
     own = torch.arange(90).view(9, 10)[1:-3, 1:-4]
     assert torch.equal(index, own)
 

@@ -148,8 +148,11 @@ def test_inputs_may_be_views_and_need_no_gradient():
     assert torch.equal(index, patch_search_native(query.detach().contiguous(), key.contiguous()))
 
 
-def test_the_operator_passes_the_checks_of_torch():
-    torch.library.opcheck(torch.ops.iconet.patch_search.default, (normals((2, 4, 5, 3), 1), normals((2, 4, 5, 3), 2)))
+@pytest.mark.parametrize("window", [None, 1])
+def test_the_operator_passes_the_checks_of_torch(window):
+    torch.library.opcheck(
+        torch.ops.iconet.patch_search.default, (normals((2, 4, 5, 3), 1), normals((2, 4, 5, 3), 2), window)
+    )
 
 
 def test_wrong_types_and_shapes_are_refused():
