@@ -81,6 +81,7 @@ NETWORK_SIZES = {
         expand=1.5,
         match_features=8,
         match_stride=2,
+        match_window=20,
         upsampler="full_resolution",
     ),
 }

@@ -9,6 +9,9 @@ from torch.nn.functional import pad
 from bundle.ops import patch_match
 from bundle.ops.search.patch_match import fused_attention
 
+BAND = 96
+"""Rows of pixels that the fusion takes at a time when it looks for matches in a window, without gradients."""
+
 
 class SemanticAttentionBlock(nn.Module):
     """SAB: for each query patch, the value patch of its most similar key patch (equations 4-6).
@@ -30,7 +33,7 @@ class SemanticAttentionBlock(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query, key (B, H, W, C) and value (B, H, W, Cv) -> (B, H, W, Cv)."""
         if not torch.jit.is_scripting():
-            whole = fused_attention(query, key, value, self.stride, self.window, True)
+            whole = fused_attention(query, key, value, self.stride, self.window)
             if whole is not None:
                 return whole[0]
         if self.stride == 1:
@@ -38,6 +41,14 @@ class SemanticAttentionBlock(nn.Module):
         stride, height, width = self.stride, query.shape[1], query.shape[2]
         blocks = self.match(_blocks(query, stride), _blocks(key, stride), _blocks(value, stride))
         return _pixels(blocks, stride)[:, :height, :width]
+
+    @torch.jit.unused
+    def rows(self, query: Tensor, key: Tensor, value: Tensor, first: int, last: int) -> Tensor:
+        """The same for the rows of blocks ``first`` to ``last`` alone."""
+        found = fused_attention(query, key, value, self.stride, self.window, (first, last))
+        if found is not None:
+            return found[0]
+        return self(query, key, value)[:, first * self.stride : last * self.stride]
 
     def match(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """The same with single pixels for blocks."""
@@ -81,6 +92,11 @@ class SRRecFusion(nn.Module):
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
         """Two maps (B, H, W, features) -> the fused map, same shape."""
+        if not torch.jit.is_scripting():
+            window, stride = self.attention.window, self.attention.stride
+            bands = f_sr.shape[1] // BAND
+            if window is not None and bands > 1 and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
+                return self._by_bands(f_sr, f_rec, -(-f_sr.shape[1] // (bands * stride)), window)
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
@@ -88,6 +104,27 @@ class SRRecFusion(nn.Module):
         )
         sab_sr, sab_rec = (transferred * torch.sigmoid(self.confidence(transferred))).chunk(2, dim=-1)
         return sab_sr + sab_rec
+
+    @torch.jit.unused
+    def _by_bands(self, f_sr: Tensor, f_rec: Tensor, height: int, window: int) -> Tensor:
+        """The same without gradients, ``height`` rows of blocks at a time: only the maps of one band are held.
+
+        A band needs the maps of the window around it and of two more rows, for the patches that overlap with its own.
+        """
+        stride, total = self.attention.stride, f_sr.shape[1]
+        rows = -(-total // stride)
+        fused = torch.empty_like(f_sr)
+        for first in range(0, rows, height):
+            last = min(first + height, rows)
+            low, high = max(first - window - 2, 0), min(last + window + 2, rows)
+            near = slice(low * stride, high * stride)
+            query_sr, key_sr, value_sr = self.sr_maps(f_sr[:, near]).split(self.widths, dim=-1)
+            query_rec, key_rec, value_rec = self.rec_maps(f_rec[:, near]).split(self.widths, dim=-1)
+            both = ((query_sr, key_rec, value_rec), (query_rec, key_sr, value_sr))
+            transferred = torch.cat([self.attention.rows(*maps, first - low, last - low) for maps in both], dim=-1)
+            sab_sr, sab_rec = self.confidence(transferred).sigmoid_().mul_(transferred).chunk(2, dim=-1)
+            fused[:, first * stride : last * stride] = sab_sr.add_(sab_rec)
+        return fused
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:

@@ -69,7 +69,8 @@ class ICONetStage(nn.Module):
             source = rec if self.serial else image
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
-            f_sr = f_sr + self.fusion(f_sr, f_rec)
+            f_sr = self.fusion(f_sr, f_rec).add_(f_sr)
+            f_rec = None  # not held while the head runs
         return rec, self.sr_head(f_sr, self.upsample(source))
 
 

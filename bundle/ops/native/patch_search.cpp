@@ -51,6 +51,7 @@ constexpr int kPanel = 3;  // vectors of keys of a register tile
 constexpr int kStrip = 6;
 constexpr int kPanel = 2;
 #endif
+constexpr int64_t kL1 = 8192;  // floats that stay in the L1 cache beside the queries and G
 constexpr int64_t kMargin = kLanes;  // beside a row of G: zeros without a window, products beyond it with one
 constexpr float kEps = 1e-12f;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -154,13 +155,15 @@ void scale(const Plan& s, const Packed& m, int64_t i) {
 }
 
 // kStrip x (kCols vectors) products of a strip of queries with keys. Each row of g begins `step` after the one before.
-template <int kCols>
+// kFetch: ask for the keys of later channels, where those of a row do not fit into the L1 cache.
+template <int kCols, bool kFetch>
 void products(const float* query, const float* key, int64_t key_stride, int64_t depth, float* g, int64_t step) {
     vf sum[kStrip][kCols];
     for (int i = 0; i < kStrip; ++i)
         for (int j = 0; j < kCols; ++j) sum[i][j] = splat(0.0f);
     for (int64_t c = 0; c < depth; ++c, query += kStrip, key += key_stride) {
         vf k[kCols];
+        for (int j = 0; kFetch && j < kCols; ++j) __builtin_prefetch(key + 8 * key_stride + j * kLanes);
         for (int j = 0; j < kCols; ++j) k[j] = load(key + j * kLanes);
         for (int i = 0; i < kStrip; ++i)
             for (int j = 0; j < kCols; ++j) sum[i][j] += splat(query[i]) * k[j];
@@ -169,17 +172,18 @@ void products(const float* query, const float* key, int64_t key_stride, int64_t 
         for (int j = 0; j < kCols; ++j) store(g + i * step + j * kLanes, sum[i][j]);
 }
 
+template <bool kFetch>
 void products_of_strip(const float* query, const float* key, const Plan& s, float* g) {
     const int64_t step = s.g_stride - 1 + s.slant;
     int64_t left = s.computed / kLanes;
     while (left > 0) {
         const int64_t take = left == kPanel + 1 ? 2 : left < kPanel ? left : kPanel;
         if (take == 3)
-            products<3>(query, key, s.key_stride, s.depth, g, step);
+            products<3, kFetch>(query, key, s.key_stride, s.depth, g, step);
         else if (take == 2)
-            products<2>(query, key, s.key_stride, s.depth, g, step);
+            products<2, kFetch>(query, key, s.key_stride, s.depth, g, step);
         else
-            products<1>(query, key, s.key_stride, s.depth, g, step);
+            products<1, kFetch>(query, key, s.key_stride, s.depth, g, step);
         left -= take, key += take * kLanes, g += take * kLanes;
     }
 }
@@ -297,7 +301,11 @@ void search_row(const Plan& s, Worker& w, const Rows& rows, vf tail) {
     std::memset(w.g, 0, sizeof(float) * 2 * s.g_stride);
     for (int64_t first = 0; first < s.columns; first += kStrip) {
         float* g = w.g + 2 * s.g_stride + kMargin;
-        products_of_strip(rows.query + first * s.depth, rows.key + (s.slant ? 0 : first), s, g);
+        const float *strip = rows.query + first * s.depth, *key = rows.key + (s.slant ? 0 : first);
+        if (s.depth * s.computed > kL1)
+            products_of_strip<true>(strip, key, s, g);
+        else
+            products_of_strip<false>(strip, key, s, g);
         const int64_t end = first + kStrip < s.columns ? first + kStrip - 1 : s.columns;
         for (int64_t i = first ? first - 1 : 0; i < end; ++i) query(i, g + (i - first) * s.g_stride);
         std::memcpy(w.g, w.g + kStrip * s.g_stride, sizeof(float) * 2 * s.g_stride);

@@ -40,7 +40,7 @@ def patch_search(
     library: Library,
     query: Tensor,
     key: Tensor,
-    window: int | None,
+    window: int | None = None,
     stride: int = 1,
     rows: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def patch_match(query: Tensor, key: Tensor, value: Tensor, window: int | None = 
     """
     _check_match(query, key, value, window)
     if not torch.jit.is_scripting():
-        whole = fused_attention(query, key, value, 1, window, False)
+        whole = fused_attention(query, key, value, 1, window, None, False)
         if whole is not None:
             return PatchMatch(whole[0], whole[1].view(query.shape[:3]).unsqueeze(-1), whole[2])
     index = _search(query, key, window)
@@ -57,7 +57,13 @@ def _check_match(query: Tensor, key: Tensor, value: Tensor, window: int | None) 
 
 @torch.jit.unused
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, stride: int, window: int | None, weighted: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stride: int = 1,
+    window: int | None = None,
+    rows: tuple[int, int] | None = None,
+    weighted: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Search, transfer and score by the one kernel of the back end; ``None`` where that is not for these tensors.
 
@@ -69,7 +75,7 @@ def fused_attention(
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return None
     function = select_backend(query).attention_function
-    return None if function is None else function(query, key, value, stride, window, None, weighted)
+    return None if function is None else function(query, key, value, stride, window, rows, weighted)
 
 
 def _search(query: Tensor, key: Tensor, window: int | None) -> Tensor:
