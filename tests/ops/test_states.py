@@ -78,7 +78,7 @@ def test_a_mode_of_the_first_caller_does_not_reach_the_self_test(mode: str) -> N
 
 @needs_native
 def test_a_default_type_of_double_precision_does_not_reach_the_native_kernels() -> None:
-    in_a_process_of_its_own("torch.set_default_dtype(torch.float64)\nfirst = network(image)")
+    in_a_process_of_its_own("torch.set_default_dtype(torch.float64)\nwith torch.no_grad(): first = network(image)")
 
 
 @needs_native
