@@ -1,6 +1,6 @@
 """Measure what the fusion loses when it looks for matches only in a window.
 
-    python scripts/match_window.py DATA --split_file DATA/manifest.csv [--windows 4 8 12 16 24] [--every 8]
+    python scripts/match_window.py DATA --split_file DATA/manifest.csv [--windows 4 8 12 16 20 24 32] [--every 8]
 
 Every volume of the validation split is degraded and reconstructed with the shipped weights of the small ICONet, with
 data consistency as in inference, once for each window (in blocks of pixels, `match_window`) and once without one.
@@ -81,7 +81,9 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default="val", help="split to measure (default: val)")
     parser.add_argument("--network", choices=[n for n in NETWORKS if n.startswith("iconet")], default="iconet_small")
     parser.add_argument("--scales", type=int, nargs="+", choices=(2, 4), default=[2, 4])
-    parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 12, 16, 24], help="in blocks of pixels")
+    parser.add_argument(
+        "--windows", type=int, nargs="+", default=[4, 8, 12, 16, 20, 24, 32], help="in blocks of pixels"
+    )
     parser.add_argument("--every", type=int, default=8, help="use only every n-th slice of each volume")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "docs" / "results" / "match_window")
     args = parser.parse_args()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from bundle.ops import patch_match
 from bundle.ops.search.patch_match import fused_attention
@@ -129,15 +129,16 @@ class SRRecFusion(nn.Module):
 
 def _blocks(features: Tensor, stride: int) -> Tensor:
     """(B, H, W, C) -> (B, ceil(H / stride), ceil(W / stride), C stride^2); the last row and column are repeated."""
+    image = features.permute(0, 3, 1, 2)
     below, right = -features.shape[1] % stride, -features.shape[2] % stride
-    image = pad(features.permute(0, 3, 1, 2), [0, right, 0, below], mode="replicate").permute(0, 2, 3, 1)
-    batch, channels, high, wide = image.shape[0], image.shape[3], image.shape[1] // stride, image.shape[2] // stride
-    blocks = image.reshape(batch, high, stride, wide, stride, channels).permute(0, 1, 3, 5, 2, 4)
-    return blocks.reshape(batch, high, wide, channels * stride * stride)
+    any_size = False
+    if not torch.jit.is_scripting():
+        any_size = torch.jit.is_tracing()  # a trace would keep the branch of its example
+    if any_size or below > 0 or right > 0:
+        image = pad(image, [0, right, 0, below], mode="replicate")
+    return pixel_unshuffle(image, stride).permute(0, 2, 3, 1).contiguous()
 
 
 def _pixels(blocks: Tensor, stride: int) -> Tensor:
     """(B, h, w, C stride^2) -> (B, stride h, stride w, C)."""
-    batch, high, wide = blocks.shape[0], blocks.shape[1], blocks.shape[2]
-    pixels = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
-    return pixels.reshape(batch, high * stride, wide * stride, -1)
+    return pixel_shuffle(blocks.permute(0, 3, 1, 2), stride).permute(0, 2, 3, 1)

@@ -271,8 +271,12 @@ template <Pass kPass>
 void score_query(const Line& q, int64_t scored) {
     int64_t j = 0;
     for (; j + 4 * kLanes < scored; j += 4 * kLanes) score_keys<kPass, 4, false>(q, j);
-    for (; j + kLanes < scored; j += kLanes) score_keys<kPass, 1, false>(q, j);
-    score_keys<kPass, 1, true>(q, j);
+    switch ((scored - j) / kLanes) {
+        case 4: return score_keys<kPass, 4, true>(q, j);
+        case 3: return score_keys<kPass, 3, true>(q, j);
+        case 2: return score_keys<kPass, 2, true>(q, j);
+        default: return score_keys<kPass, 1, true>(q, j);
+    }
 }
 
 // All queries of a row against the keys of another one.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, softplus
 
-from bundle.networks.fusion import SemanticAttentionBlock, _pixels
+from bundle.networks.fusion import SemanticAttentionBlock
 from bundle.networks.upsample import FourierUpsample
 from bundle.ops import Backend, use_backend
 from bundle.ops.search.plain import inverse_patch_norm
@@ -226,7 +226,9 @@ class AttentionByIndex(SemanticAttentionBlock):
             return self.match(query, key, value)
         stride, height, width = self.stride, query.shape[1], query.shape[2]
         blocks = self.match(*(_blocks(t, stride) for t in (query, key, value)))
-        return _pixels(blocks, stride)[:, :height, :width]
+        batch, high, wide, _ = blocks.shape
+        image = blocks.reshape(batch, high, wide, -1, stride, stride).permute(0, 1, 4, 2, 5, 3)
+        return image.reshape(batch, high * stride, wide * stride, -1)[:, :height, :width]
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:
