@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import linear, pad, pixel_shuffle, pixel_unshuffle
 
 from bundle.ops import patch_match
 from bundle.ops.search.patch_match import fused_attention
 
 BAND = 96
-"""Rows of pixels that the fusion takes at a time when it looks for matches in a window, without gradients."""
+"""Rows of pixels, about, that the fusion takes at a time without gradients when it looks for matches in a window."""
 
 
 class SemanticAttentionBlock(nn.Module):
@@ -93,10 +93,8 @@ class SRRecFusion(nn.Module):
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
         """Two maps (B, H, W, features) -> the fused map, same shape."""
         if not torch.jit.is_scripting():
-            window, stride = self.attention.window, self.attention.stride
-            bands = f_sr.shape[1] // BAND
-            if window is not None and bands > 1 and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
-                return self._by_bands(f_sr, f_rec, -(-f_sr.shape[1] // (bands * stride)), window)
+            if not (torch.is_grad_enabled() or torch.jit.is_tracing()):
+                return self._by_bands(f_sr, f_rec)
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
@@ -106,25 +104,41 @@ class SRRecFusion(nn.Module):
         return sab_sr + sab_rec
 
     @torch.jit.unused
-    def _by_bands(self, f_sr: Tensor, f_rec: Tensor, height: int, window: int) -> Tensor:
-        """The same without gradients, ``height`` rows of blocks at a time: only the maps of one band are held.
+    def _by_bands(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
+        """The same without gradients and, with a window, in bands of rows: only the maps of one band are held.
 
         A band needs the maps of the window around it and of two more rows, for the patches that overlap with its own.
         """
-        stride, total = self.attention.stride, f_sr.shape[1]
-        rows = -(-total // stride)
-        fused = torch.empty_like(f_sr)
+        stride, window = self.attention.stride, self.attention.window
+        rows = -(-f_sr.shape[1] // stride)
+        beside = rows if window is None else window + 2
+        height = rows if window is None else -(-rows // max(f_sr.shape[1] // BAND, 1))
+        fused = None
         for first in range(0, rows, height):
             last = min(first + height, rows)
-            low, high = max(first - window - 2, 0), min(last + window + 2, rows)
-            near = slice(low * stride, high * stride)
-            query_sr, key_sr, value_sr = self.sr_maps(f_sr[:, near]).split(self.widths, dim=-1)
-            query_rec, key_rec, value_rec = self.rec_maps(f_rec[:, near]).split(self.widths, dim=-1)
-            both = ((query_sr, key_rec, value_rec), (query_rec, key_sr, value_sr))
-            transferred = torch.cat([self.attention.rows(*maps, first - low, last - low) for maps in both], dim=-1)
+            low, high = max(first - beside, 0), min(last + beside, rows)
+            sr, rec = (f[:, low * stride : high * stride] for f in (f_sr, f_rec))
+            wanted = first - low, last - low
+            of_sr = self._attend(self.sr_maps, sr, self.rec_maps, rec, *wanted)
+            of_rec = self._attend(self.rec_maps, rec, self.sr_maps, sr, *wanted)
+            transferred = torch.cat([of_sr, of_rec], dim=-1)
+            del of_sr, of_rec
             sab_sr, sab_rec = self.confidence(transferred).sigmoid_().mul_(transferred).chunk(2, dim=-1)
+            fused = sab_sr.new_empty(f_sr.shape) if fused is None else fused
             fused[:, first * stride : last * stride] = sab_sr.add_(sab_rec)
+        assert fused is not None
         return fused
+
+    @torch.jit.unused
+    def _attend(
+        self, asking: nn.Linear, f_asking: Tensor, asked: nn.Linear, f_asked: Tensor, first: int, last: int
+    ) -> Tensor:
+        """What one branch takes from the other in the rows of blocks ``first`` to ``last``."""
+        matched = self.widths[0]
+        query = linear(f_asking, asking.weight[:matched], asking.bias[:matched])
+        maps = linear(f_asked, asked.weight[matched:], asked.bias[matched:])
+        key, value = maps.split(self.widths[1:], dim=-1)
+        return self.attention.rows(query, key, value, first, last)
 
 
 def _blocks(features: Tensor, stride: int) -> Tensor:

@@ -69,8 +69,9 @@ class ICONetStage(nn.Module):
             source = rec if self.serial else image
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
-            f_sr = self.fusion(f_sr, f_rec).add_(f_sr)
+            fused = self.fusion(f_sr, f_rec)
             f_rec = None  # not held while the head runs
+            f_sr = f_sr + fused
         return rec, self.sr_head(f_sr, self.upsample(source))
 
 
