@@ -92,9 +92,8 @@ class SRRecFusion(nn.Module):
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
         """Two maps (B, H, W, features) -> the fused map, same shape."""
-        if not torch.jit.is_scripting():
-            if not (torch.is_grad_enabled() or torch.jit.is_tracing()):
-                return self._by_bands(f_sr, f_rec)
+        if not torch.jit.is_scripting() and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
+            return self._by_bands(f_sr, f_rec)
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
