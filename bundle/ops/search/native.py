@@ -28,7 +28,7 @@ def _(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return query.new_empty((query.shape[0], query.shape[1] * query.shape[2]), dtype=torch.int64)
 
 
-@torch.library.custom_op("iconet::patch_attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("iconet::patch_search_transfer", mutates_args=(), device_types="cpu")
 def _patch_attention(
     query: Tensor, key: Tensor, value: Tensor, stride: int, window: int | None, first: int, last: int, weighted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,5 +108,5 @@ def patch_attention_native(
     _check(query=query, key=key, value=value)
     first, last = rows or (0, -(-query.shape[1] // stride))
     tensors = (t.detach() for t in (query, key, value))
-    out, score, index = torch.ops.iconet.patch_attention(*tensors, stride, window, first, last, weighted)
+    out, score, index = torch.ops.iconet.patch_search_transfer(*tensors, stride, window, first, last, weighted)
     return out, score, index

@@ -288,13 +288,13 @@ def test_maps_that_are_part_of_a_larger_one_and_maps_in_another_order_give_the_s
 def test_the_operator_of_search_and_transfer_passes_the_checks_of_torch():
     for rows in ((0, 3), (1, 3), (1, 2)):
         arguments = (*(normals((2, 5, 4, c), c) for c in (3, 3, 6)), 2, 1, *rows, True)
-        torch.library.opcheck(torch.ops.iconet.patch_attention.default, arguments, test_utils="test_schema")
+        torch.library.opcheck(torch.ops.iconet.patch_search_transfer.default, arguments, test_utils="test_schema")
         torch.library.opcheck(
-            torch.ops.iconet.patch_attention.default, arguments, test_utils="test_autograd_registration"
+            torch.ops.iconet.patch_search_transfer.default, arguments, test_utils="test_autograd_registration"
         )
-        real = torch.ops.iconet.patch_attention(*arguments)
+        real = torch.ops.iconet.patch_search_transfer(*arguments)
         with FakeTensorMode() as mode:
-            fake = torch.ops.iconet.patch_attention(*(mode.from_tensor(t) for t in arguments[:3]), *arguments[3:])
+            fake = torch.ops.iconet.patch_search_transfer(*(mode.from_tensor(t) for t in arguments[:3]), *arguments[3:])
         assert [(t.shape, t.dtype) for t in real] == [(t.shape, t.dtype) for t in fake]
 
 
