@@ -22,7 +22,7 @@ class ICONetConfig:
         features: feature maps of both branches.
         num_blocks: RSCFL modules per branch (the paper's N).
         d_state, expand: selective scan, see :class:`bundle.networks.vision_mamba.VisionMambaBlock`.
-        match_features, match_stride: fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
+        match_features, match_stride, match_window: fusion, see :class:`bundle.networks.fusion.SRRecFusion`.
         upsampler: ``pixelshuffle`` (:class:`bundle.networks.heads.ImageHead`) or ``full_resolution``
             (:class:`bundle.networks.heads.FullResolutionHead`); the paper names none.
         head_features, head_layers: width and number of convolutions of the latter.
@@ -43,6 +43,7 @@ class ICONetConfig:
     expand: float = 2.0
     match_features: int | None = None
     match_stride: int = 1
+    match_window: int | None = None
     upsampler: str = "pixelshuffle"
     head_features: int = 48
     head_layers: int = 12
@@ -62,6 +63,8 @@ class ICONetConfig:
             raise ValueError(f"num_blocks and features must be positive, got {self.num_blocks} and {self.features}")
         if self.match_stride < 1:
             raise ValueError(f"match_stride must be at least 1, got {self.match_stride}")
+        if self.match_window is not None and self.match_window < 0:
+            raise ValueError(f"match_window must be at least 0 or None, got {self.match_window}")
         if self.head_features < 1 or self.head_layers < 2:
             raise ValueError(
                 "head_features must be positive, head_layers at least 2, "
@@ -78,6 +81,7 @@ NETWORK_SIZES = {
         expand=1.5,
         match_features=8,
         match_stride=2,
+        match_window=20,
         upsampler="full_resolution",
     ),
 }

@@ -51,7 +51,8 @@ class ICONetStage(nn.Module):
         self.rec_head = ImageHead(features, channels, 1) if config.reconstruction else None
         self.sr_branch = Branch(config)
         fused = config.reconstruction and config.fusion
-        self.fusion = SRRecFusion(features, config.match_features, config.match_stride) if fused else None
+        matching = (config.match_features, config.match_stride, config.match_window)
+        self.fusion = SRRecFusion(features, *matching) if fused else None
         self.upsample = FourierUpsample(2)
         self.sr_head = (
             ImageHead(features, channels, 2)
@@ -69,7 +70,9 @@ class ICONetStage(nn.Module):
             source = rec if self.serial else image
         f_sr = self.sr_branch(source)
         if self.fusion is not None and f_rec is not None:
-            f_sr = f_sr + self.fusion(f_sr, f_rec)
+            fused = self.fusion(f_sr, f_rec)
+            f_rec = None  # not held while the head runs
+            f_sr = f_sr + fused
         return rec, self.sr_head(f_sr, self.upsample(source))
 
 

@@ -37,24 +37,28 @@ class Backend:
     Args:
         name: for `use_backend`, the environment variable and the log.
         scan: a function of the arguments of :func:`bundle.ops.selective_scan_2d`, differentiable.
-        search: of query and key (B, H, W, C), gives int64 (B, H * W); of equal keys the first wins.
+        search: of query and key (B, H, W, C) and a window or None, gives int64 (B, H * W); of equal keys the first
+            wins.
         convolution: 3x3 convolutions for inference, see :func:`bundle.ops.conv.native.conv3x3_native`; None: PyTorch's.
         devices: device types whose tensors it takes; empty: any.
         dtypes: likewise. Tensors reach a back end as float32 or float64, half types as float32.
         why_not: says in one line why it cannot run on this machine, empty if it can; must not raise.
         automatic: taken without being asked for, if no automatic row above it can run.
         traceable: `torch.jit.trace` records it as a graph that holds for every size of the input.
+        attention: search and transfer in one, for inference, with the arguments of
+            :func:`bundle.ops.search.native.patch_attention_native`; ``None``: the search, then plain PyTorch.
     """
 
     name: str
     scan: Callable[..., Tensor] | str
-    search: Callable[[Tensor, Tensor], Tensor] | str
+    search: Callable[[Tensor, Tensor, int | None], Tensor] | str
     devices: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     why_not: Callable[[], str] | str | None = None
     automatic: bool = False
     traceable: bool = False
     convolution: Callable[..., Tensor] | str | None = None
+    attention: Callable[..., tuple[Tensor, Tensor, Tensor]] | str | None = None
 
     def takes(self, device: str, dtype: torch.dtype) -> bool:
         """Whether it is made for such tensors."""
@@ -66,7 +70,7 @@ class Backend:
         return _imported(self.scan)
 
     @functools.cached_property
-    def search_function(self) -> Callable[[Tensor, Tensor], Tensor]:
+    def search_function(self) -> Callable[[Tensor, Tensor, int | None], Tensor]:
         """The patch search, imported."""
         return _imported(self.search)
 
@@ -74,6 +78,11 @@ class Backend:
     def convolution_function(self) -> Callable[..., Tensor] | None:
         """The convolution, imported, if it has one of its own."""
         return None if self.convolution is None else _imported(self.convolution)
+
+    @functools.cached_property
+    def attention_function(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
+        """Search and transfer in one, imported; ``None`` if the back end has no such form."""
+        return None if self.attention is None else _imported(self.attention)
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, in one line; ``None`` if it can."""
@@ -94,6 +103,7 @@ TABLE = (
         why_not="bundle.ops.native:reason",
         automatic=True,
         convolution="bundle.ops.conv.native:conv3x3_native",
+        attention="bundle.ops.search.native:patch_attention_native",
     ),
     Backend(
         "triton",
@@ -211,7 +221,11 @@ def _row_to_compile(device: str, dtype: torch.dtype) -> int:
     backend = _select(device, dtype)
     if backend not in TABLE:
         raise RuntimeError(f"the back end {backend.name!r} is not in the table: networks cannot be compiled with it")
-    _ = backend.scan_function, backend.search_function  # `torch.compile` does not follow their import
+    _ = (
+        backend.scan_function,
+        backend.search_function,
+        backend.attention_function,
+    )  # `torch.compile` does not follow their import
     return TABLE.index(backend)
 
 

@@ -29,8 +29,8 @@ def multiply_adds(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     * ``scan``: ``4 Di (4 N + R + 2)`` per pixel for the selective scan of :mod:`bundle.ops` in its four directions: per
       channel ``R`` products for the time step, one to weigh the input and one for ``D x``; per channel and state the
       four of ``dt A``, the input term, the recurrence and ``<h, C>``;
-    * ``patch_search``: ``9 C (H W)^2`` for each search of :mod:`bundle.ops`, as the relevance matrix is defined. (The
-      kernels find the same maximum with a ninth of the products.)
+    * ``patch_search``: ``9 C`` per pair of positions that a search of :mod:`bundle.ops` compares (``(H W)^2`` without a
+      window), as the relevance matrix is defined. (The kernels find the same maximum with a ninth of the products.)
 
     Element-wise work, norms, exponentials and FFTs are not counted. The scan and the search are not run.
 
@@ -85,12 +85,18 @@ def _counting(counts: dict[str, int]) -> Backend:
         counts[SCAN] += x.numel() * A.shape[0] * (4 * A.shape[2] + dt_weight.shape[2] + 2)
         return torch.zeros_like(x)
 
-    def search(query: Tensor, key: Tensor) -> Tensor:
+    def search(query: Tensor, key: Tensor, window: int | None) -> Tensor:
         batch, height, width, channels = query.shape
-        counts[SEARCH] += batch * (height * width) ** 2 * 9 * channels
+        counts[SEARCH] += batch * _pairs(height, window) * _pairs(width, window) * 9 * channels
         return torch.zeros(batch, height * width, dtype=torch.int64, device=query.device)
 
     return Backend("count", scan=scan, search=search)
+
+
+def _pairs(length: int, window: int | None) -> int:
+    """Pairs of positions on a line at most ``window`` apart."""
+    reach = length - 1 if window is None else min(window, length - 1)
+    return length * (2 * reach + 1) - reach * (reach + 1)
 
 
 def seconds_per_slice(network: nn.Module, side: int = 128, budget: float = 5.0, repeats: int = 5) -> float:

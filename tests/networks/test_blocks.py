@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fold, unfold
 
-from bundle.networks.fusion import SemanticAttentionBlock, SRRecFusion
+from bundle.networks import fusion
+from bundle.networks.fusion import SemanticAttentionBlock, SRRecFusion, _blocks
 from bundle.networks.rscfl import RSCFL, ChannelRankingBlock
 from bundle.networks.ss2d import DT_MAX, DT_MIN, SS2D
 from bundle.networks.vision_mamba import VisionMambaBlock
+from bundle.ops import patch_match
 from bundle.ops.scan.reference import selective_scan_2d_reference
 
 SHAPE = (2, 5, 4, 8)  # B, H, W, features
@@ -182,6 +184,43 @@ def test_the_stride_changes_no_weight() -> None:
     two.load_state_dict(one.state_dict())
     with pytest.raises(ValueError, match="match_stride"):
         SRRecFusion(8, match_stride=0)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_a_window_keeps_matches_near(stride: int, window: int) -> None:
+    block, f = SemanticAttentionBlock(stride, window), normals((1, 6 * stride, 7 * stride, 4))
+    own = torch.arange(6 * 7)
+    place = torch.stack([own // 7, own % 7], dim=-1).double().view(1, 6, 7, 2)
+    value = place.repeat_interleave(stride, 1).repeat_interleave(stride, 2)
+    found = patch_match(*(_blocks(t, stride) for t in (f, f.flip(1, 2), value)), window)
+    match = torch.stack([found.indices // 7, found.indices % 7], dim=-1)
+    assert int((match - place.view(1, 42, 2)).abs().max()) == window
+    whole = SemanticAttentionBlock(stride)
+    expected = whole(f, f.flip(1, 2), value)
+    assert torch.equal(SemanticAttentionBlock(stride, 6)(f, f.flip(1, 2), value), expected)
+    assert not torch.allclose(block(f, f.flip(1, 2), value), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("size", "stride", "window"), [((23, 9), 2, 1), ((17, 6), 1, 3), ((31, 5), 3, 0), ((24, 4), 2, 9)]
+)
+def test_bands_of_rows_do_not_change_the_fusion(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], stride: int, window: int, dtype: torch.dtype
+) -> None:
+    block = make(SRRecFusion, 8, 3, stride, window).to(dtype)
+    f_sr, f_rec = normals((2, *size, 8), 1).to(dtype), normals((2, *size, 8), 2).to(dtype)
+    expected = block(f_sr, f_rec).detach()  # with gradients: at once
+    with torch.no_grad():
+        for band in (4, 8, 64):
+            monkeypatch.setattr(fusion, "BAND", band)
+            assert torch.allclose(block(f_sr, f_rec), expected, atol=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_a_negative_window_is_an_error() -> None:
+    with pytest.raises(ValueError, match="match_window"):
+        SRRecFusion(8, match_window=-1)
 
 
 def test_the_fusion_tells_its_branches_apart() -> None:

@@ -41,7 +41,13 @@ SIZES = [(2, 1, 9, 6), (1, 1, 1, 7)]
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"scale": 4, "share_stages": True}, {"reconstruction": False}, {"fusion": False, "order": "parallel"}],
+    [
+        {"scale": 4, "share_stages": True},
+        {"reconstruction": False},
+        {"fusion": False, "order": "parallel"},
+        {"match_window": 1},
+        {"match_window": None, "match_stride": 1},
+    ],
     ids=str,
 )
 def test_a_scripted_network_is_the_network(arguments: dict[str, Any]) -> None:

@@ -75,6 +75,17 @@ def test_any_matrix_is_super_resolved_to_scale_times_its_size(scale: int, size: 
     assert bool(out.isfinite().all())
 
 
+@pytest.mark.parametrize("window", [0, 2, 3])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 2), (12, 21)])
+def test_a_window_takes_images_larger_and_smaller_than_itself(window: int, size: tuple[int, int]) -> None:
+    near, everywhere = (tiny(match_window=w).eval() for w in (window, None))
+    with torch.no_grad():
+        out, expected = near(image(1, 1, *size)), everywhere(image(1, 1, *size))
+        with use_backend("reference"):
+            assert torch.allclose(out, near(image(1, 1, *size)), atol=1e-5)
+    assert torch.equal(out, expected) == ((max(size) + 1) // 2 - 1 <= window)
+
+
 @pytest.mark.parametrize(("scale", "stages"), [(2, 1), (4, 2), (8, 3)])
 def test_every_stage_returns_its_reconstruction_and_twice_the_size(scale: int, stages: int) -> None:
     network, x = tiny(scale), image(1, 1, 5, 4)
@@ -107,6 +118,7 @@ def test_other_shapes_are_an_error(shape: tuple[int, ...]) -> None:
         ({"head_features": 0}, "head_features must be positive"),
         ({"head_layers": 1}, "head_layers at least 2"),
         ({"match_stride": 0}, "match_stride must be at least 1"),
+        ({"match_window": -1}, "match_window must be at least 0 or None"),
     ],
 )
 def test_an_argument_outside_its_range_is_an_error(arguments: dict[str, Any], message: str) -> None:

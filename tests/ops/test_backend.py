@@ -56,7 +56,7 @@ def test_every_back_end_that_runs_here_gives_the_same_result(row: Backend) -> No
 
 
 def test_the_functions_that_the_table_names_exist() -> None:
-    addresses = [a for row in TABLE for a in (row.scan, row.search, row.why_not) if isinstance(a, str)]
+    addresses = [a for row in TABLE for a in (row.scan, row.search, row.why_not, row.attention) if isinstance(a, str)]
     assert len(addresses) > 2 * len(TABLE)
     for module, name in (address.split(":") for address in addresses):
         assert callable(getattr(importlib.import_module(module), name))
@@ -79,7 +79,9 @@ def test_a_row_of_a_program_of_its_own_runs_inside_its_block_and_in_its_thread_a
         scans.append(x.dtype)
         return torch.full_like(x, 7.0)
 
-    row = Backend("mine", scan=scan, search=lambda q, k: torch.zeros(len(q), q[0, ..., 0].numel(), dtype=torch.int64))
+    row = Backend(
+        "mine", scan=scan, search=lambda q, k, w: torch.zeros(len(q), q[0, ..., 0].numel(), dtype=torch.int64)
+    )
     usual = selective_scan_2d(*scan_arguments())
     with use_backend(row), ThreadPoolExecutor(1) as pool:
         assert forced_backend() is row

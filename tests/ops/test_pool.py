@@ -25,11 +25,11 @@ def _features(side: int = 24) -> tuple[torch.Tensor, torch.Tensor]:
 def test_many_callers_at_once_get_the_same_result(threads: int) -> None:
     library, (query, key) = native.load(), _features()
     usual = torch.get_num_threads()
-    expected, wrong = patch_search(library, query, key), []
+    expected, wrong = patch_search(library, query, key)[0], []
 
     def call() -> None:
         torch.set_num_threads(threads)
-        wrong.extend(not torch.equal(patch_search(library, query, key), expected) for _ in range(20))
+        wrong.extend(not torch.equal(patch_search(library, query, key)[0], expected) for _ in range(20))
 
     callers = [threading.Thread(target=call) for _ in range(6)]
     for caller in callers:
@@ -49,13 +49,13 @@ from bundle.ops import native
 from bundle.ops.native.patch_search import patch_search
 torch.set_num_threads(3)
 query = torch.randn(2, 24, 24, 8)
-expected = patch_search(native.load(), query, query)
+expected = patch_search(native.load(), query, query)[0]
 child = os.fork()
 if child == 0:
-    same = [patch_search(native.load(), query, query).eq(expected).all().item() for _ in range(10)]
+    same = [patch_search(native.load(), query, query)[0].eq(expected).all().item() for _ in range(10)]
     os._exit(0 if all(same) else 1)
 assert os.waitpid(child, 0)[1] == 0
-assert torch.equal(patch_search(native.load(), query, query), expected)
+assert torch.equal(patch_search(native.load(), query, query)[0], expected)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -78,9 +78,17 @@ def test_the_search_by_rows_of_keys_is_the_search(height: int, width: int) -> No
     assert torch.equal(patch_search_rows(query, key), patch_search_reference(query, key))
 
 
-def test_of_equal_keys_the_first_wins() -> None:
+@given(height=st.integers(1, 9), width=st.integers(1, 40), window=st.integers(0, 10))
+@settings(max_examples=40, deadline=None)
+def test_the_search_by_offsets_is_the_search_in_a_window(height: int, width: int, window: int) -> None:
+    query, key = random(2, height, width, 3), random(3, 2, height, width)[:3].permute(1, 2, 3, 0)
+    assert torch.equal(patch_search_rows(query, key, window), patch_search_reference(query, key, window))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+def test_of_equal_keys_the_first_wins(window: int | None) -> None:
     key = torch.ones(1, 6, 6, 2)
-    assert torch.equal(patch_search_rows(key, key), patch_search_reference(key, key))
+    assert torch.equal(patch_search_rows(key, key, window), patch_search_reference(key, key, window))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 6), (5, 1), (4, 7)])
@@ -92,9 +100,10 @@ def test_the_scan_by_segments_is_the_recurrence(height: int, width: int) -> None
     assert torch.allclose(selective_scan_segments(x, proj, *rest), selective_scan_2d_reference(x, proj, *rest))
 
 
-def tiny(scale: int, stride: int) -> ICONet:
+def tiny(scale: int, stride: int, window: int | None = 2) -> ICONet:
     torch.manual_seed(0)
     sizes = {"features": 8, "num_blocks": 1, "d_state": 2, "match_features": 4, "match_stride": stride}
+    sizes["match_window"] = window
     return iconet("small", scale, **sizes).eval()
 
 
@@ -145,9 +154,13 @@ def operators(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from operators(attribute.g)
 
 
-@pytest.mark.parametrize(("scale", "stride"), [(2, 2), pytest.param(4, 1, marks=pytest.mark.slow)])
-def test_an_onnx_file_is_the_network_at_any_size_in_standard_operators(tmp_path: Path, scale: int, stride: int) -> None:
-    network, path = tiny(scale, stride), tmp_path / "network.onnx"
+@pytest.mark.parametrize(
+    ("scale", "stride", "window"), [(2, 2, 2), (2, 2, None), pytest.param(4, 1, 3, marks=pytest.mark.slow)]
+)
+def test_an_onnx_file_is_the_network_at_any_size_in_standard_operators(
+    tmp_path: Path, scale: int, stride: int, window: int | None
+) -> None:
+    network, path = tiny(scale, stride, window), tmp_path / "network.onnx"
     write_onnx(network, path, describe("tiny", scale, "abc"))
     batches = [torch.rand(shape) for shape in SHAPES]
     assert compare(network, onnx_runner(path), batches).difference < TOLERANCE

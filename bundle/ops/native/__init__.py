@@ -101,7 +101,7 @@ def _check_search(library: Library) -> None:
     unfold = torch.nn.functional.unfold
     q, k = (unfold(t.movedim(3, 1).double(), 3, padding=1)[0] for t in (query, key))
     expected = (q.T @ (k / k.norm(dim=0))).argmax(1)
-    if not torch.equal(patch_search(library, query, key)[0], expected):
+    if not torch.equal(patch_search(library, query, key)[0][0], expected):
         raise Unavailable("native kernels: the self-test of the patch search failed")
 
 

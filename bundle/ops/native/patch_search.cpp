@@ -1,177 +1,210 @@
-// Exact nearest-patch search: for every query pixel p the key pixel r that maximises
-//     <unfold3x3 q(p), unfold3x3 k(r)> / |unfold3x3 k(r)|        (zero padding, ties to the smallest r).
+// Patch search: the index of the key patch most similar to each query patch, and that similarity.
 //
-// With G[p, r] = <q(p), k(r)> the numerator is the sum of G[p + s, r + s] over the nine shifts s, terms outside the
-// image being zero. It separates into a sum along the row and a sum over rows:
-//     H_y[i][j] = G[(y, i-1), (y+o, j-1)] + G[(y, i), (y+o, j)] + G[(y, i+1), (y+o, j+1)]
-//     S_y[i][j] = H_{y-1}[i][j] + H_y[i][j] + H_{y+1}[i][j]
-// for the query (y, i) and the key (y + o, j). So each product is computed once and used nine times.
+//   index[b, p] = argmax_r <unfold3x3 q(p), unfold3x3 k(r)> / |unfold3x3 k(r)|     zeros outside the image, smallest r
 //
-// One task is (image, row offset o). It walks the query rows y; G is made in strips of six queries that stay in the L1
-// cache, H of the two previous rows stays in L2, and S lives in registers only. A worker keeps the best score and index
-// of every query of the image it is at and merges them into the result when it leaves the image; the rule "higher
-// score, then smaller index" makes the outcome independent of the order.
+// over all r, or over those at most `window` rows and columns from p. Pixels may be blocks of stride x stride pixels of
+// the maps (pixel unshuffle; the last row and column are repeated where a block is not full).
 //
-// Layout: query, key (B, H, W, C) float32; packed query row [strip of 6][C][6], packed key row [panel of 16][C][16].
-// Must not be compiled with -ffast-math (scores of padding are -inf).
+// The 9 C products of a pair of patches are sums of pixel products along the diagonal of both images,
+//
+//   S[y, i; o, j] = sum_{dy, dx} G[y + dy, i + dx; o, j + dx]       G[y, i; o, j] = <q(y, i), k(y + o, j)>
+//
+// so that C products a pair are enough: for a fixed offset o between key row and query row, a register-tiled product
+// makes G for a strip of queries, H = the sum over dx, and S = the sum of H over three rows. G of a strip stays in the
+// L1 cache, H of the two previous rows in L2, S in registers.
+//
+// Without a window, row i of G holds all keys j, and the sum over dx runs along a diagonal. With a window it holds the
+// keys j = i - window + d, d = 0 .. 2 window: there the sum over dx runs down a column, and time and memory grow with
+// the window instead of with the width. Every pair is summed in the same order in either form, by any processor and any
+// number of threads, so all of them give the same bits.
+//
+// Packed: queries by row [strip][C][kStrip], keys by row [C][key_stride], zeros beside the image.
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <thread>
+#include <mutex>
+#include <utility>
 
 #include "pool.h"
+#include "simd.h"
 
-#define ICONET_INLINE static inline __attribute__((always_inline))
-
-// Shared by all workers of one call; counters start at 0, best_score at -inf, best_index at 0.
-extern "C" struct IconetPatchSearch {
-    const float *query, *key;
-    int64_t* best_index;  // (B, H * W)
-    float* best_score;    // (B, H * W)
-    float* workspace;     // iconet_patch_search_workspace() floats
-    int32_t* locks;       // (B), zero
-    int64_t batch, height, width, channels;
-    int64_t pack_next, packed, norm_next, normed, search_next;  // progress
+struct IconetPatchSearch {
+    const float *query, *key;  // (B, H, W, C); pixels are query_step, key_step floats apart
+    int64_t* index;            // (B, rows, columns) of blocks
+    float* score;              // the same: the cosine of the patches
+    int64_t batch, height, width, channels, query_step, key_step;
+    int64_t stride;       // side of a block
+    int64_t window;       // in blocks, or -1
+    int64_t first, last;  // rows of blocks that are wanted; those of the others are not written
 };
 
 namespace {
 
-typedef float v8 __attribute__((vector_size(32)));
-typedef int32_t v8i __attribute__((vector_size(32)));
+using namespace iconet;
 
-constexpr int kStrip = 6;    // queries of a register tile
-constexpr int kPanel = 16;   // keys of a register tile
-constexpr int kLanes = 8;
-constexpr int kMargin = 8;   // zeros on both sides of a row of G
+#if defined(__AVX512F__)
+constexpr int kStrip = 8;  // queries of a register tile
+constexpr int kPanel = 3;  // vectors of keys of a register tile
+#else
+constexpr int kStrip = 6;
+constexpr int kPanel = 2;
+#endif
+constexpr int64_t kL1 = 8192;  // floats that stay in the L1 cache beside the queries and G
+constexpr int64_t kMargin = kLanes;  // beside a row of G: zeros without a window, products beyond it with one
 constexpr float kEps = 1e-12f;
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-ICONET_INLINE v8 splat(float s) { return v8{s, s, s, s, s, s, s, s}; }
-ICONET_INLINE v8 load(const float* p) {
-    v8 v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-ICONET_INLINE void store(float* p, v8 v) { std::memcpy(p, &v, sizeof v); }
-
-int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
-// Where the parts of the shared workspace begin (in floats).
 struct Plan {
-    int64_t strips, panels, query_row, key_row, padded;
-    int64_t query, key, energy, scale, bias, total;
+    int64_t rows, columns, depth;  // of the image of blocks
+    int64_t slant;                 // 1 without a window: where row i of G begins does not move with i
+    int64_t left;                  // padding before the keys of a row
+    int64_t reach;                 // rows of keys on each side of a query
+    int64_t scored, computed;      // keys of a query in whole vectors, keys of a strip of queries likewise
+    int64_t g_stride, query_row, key_stride, scale_row;
 };
 
-Plan plan_of(int64_t batch, int64_t height, int64_t width, int64_t channels) {
+Plan plan_of(const IconetPatchSearch& p) {
     Plan s{};
-    s.strips = (width + kStrip - 1) / kStrip;
-    s.panels = (width + kPanel - 1) / kPanel;
-    s.query_row = s.strips * kStrip * channels;
-    s.key_row = s.panels * kPanel * channels;
-    s.padded = round_up(width, kLanes);
-    s.query = 0;
-    s.key = s.query + batch * height * s.query_row;
-    s.energy = s.key + batch * height * s.key_row;
-    s.scale = s.energy + batch * height * width;
-    s.bias = s.scale + batch * height * s.padded;
-    s.total = s.bias + s.padded;
+    s.rows = (p.height + p.stride - 1) / p.stride;
+    s.columns = (p.width + p.stride - 1) / p.stride;
+    s.depth = p.channels * p.stride * p.stride;
+    const bool windowed = p.window >= 0 && (p.window < s.rows - 1 || p.window < s.columns - 1);
+    const int64_t window = p.window < s.columns ? p.window : s.columns;  // more columns there are not
+    const int64_t strips = round_up(s.columns, kStrip);
+    s.slant = windowed ? 0 : 1;
+    s.left = windowed ? window : 0;
+    s.reach = windowed && p.window < s.rows ? p.window : s.rows - 1;
+    s.scored = round_up(windowed ? 2 * window + 1 : s.columns, kLanes);
+    s.computed = windowed ? round_up(2 * window + kStrip, kLanes) : s.scored;
+    s.g_stride = s.computed + 2 * kMargin;
+    s.query_row = strips * s.depth;
+    // An odd number of vectors, or the rows of many channels would fall on the same lines of the cache.
+    s.key_stride = (windowed ? round_up(strips - kStrip + s.computed, kLanes) : s.scored) | kLanes;
+    s.scale_row = windowed ? s.columns + s.scored : s.scored;
     return s;
 }
 
-// (W, C) -> [block][C][unit], zero past the last pixel.
-void pack_row(const float* src, int64_t width, int64_t channels, int64_t unit, float* dst) {
-    for (int64_t first = 0; first < width; first += unit, dst += unit * channels) {
-        const int64_t live = width - first < unit ? width - first : unit;
-        if (live < unit) std::memset(dst, 0, sizeof(float) * unit * channels);
-        for (int64_t i = 0; i < live; ++i)
-            for (int64_t c = 0; c < channels; ++c) dst[c * unit + i] = src[(first + i) * channels + c];
-    }
-}
+// What all workers share. Norms come with the padding of the keys and NaN in it: such a score is never the largest.
+struct Packed {
+    float *query, *key, *query_energy, *key_energy, *query_scale, *key_scale;
 
-void pack(const IconetPatchSearch& p, const Plan& s, int64_t image_row) {
-    const int64_t at = image_row * p.width * p.channels;
-    pack_row(p.query + at, p.width, p.channels, kStrip, p.workspace + s.query + image_row * s.query_row);
-    pack_row(p.key + at, p.width, p.channels, kPanel, p.workspace + s.key + image_row * s.key_row);
-    for (int64_t j = 0; j < p.width; ++j) {
-        double sum = 0.0;
-        for (int64_t c = 0; c < p.channels; ++c) {
-            const double v = p.key[at + j * p.channels + c];
-            sum += v * v;
+    void carve(Arena& arena, const Plan& s, int64_t images) {
+        const int64_t rows = images * s.rows, pixels = rows * s.columns;
+        query = arena.take<float>(rows * s.query_row);
+        key = arena.take<float>(rows * s.depth * s.key_stride);
+        query_energy = arena.take<float>(pixels);
+        key_energy = arena.take<float>(pixels);
+        query_scale = arena.take<float>(pixels);
+        key_scale = arena.take<float>(rows * s.scale_row);
+    }
+};
+
+// One row of blocks, one channel after the other: `put(channel, column)` is where a value goes. Energies (columns).
+template <class Put>
+void pack_row(const IconetPatchSearch& p, const Plan& s, const float* map, int64_t step, int64_t image, int64_t row,
+              double* sums, float* energy, Put put) {
+    for (int64_t j = 0; j < s.columns; ++j) sums[j] = 0.0;
+    for (int64_t c = 0; c < s.depth; ++c) {
+        const int64_t at = c % (p.stride * p.stride), dy = at / p.stride, dx = at % p.stride;
+        const int64_t y = row * p.stride + dy < p.height ? row * p.stride + dy : p.height - 1;
+        const float* line = map + (image * p.height + y) * p.width * step + c / (p.stride * p.stride);
+        for (int64_t j = 0; j < s.columns; ++j) {
+            const int64_t x = j * p.stride + dx < p.width ? j * p.stride + dx : p.width - 1;
+            const float value = line[x * step];
+            *put(c, j) = value;
+            sums[j] += double(value) * value;
         }
-        p.workspace[s.energy + image_row * p.width + j] = float(sum);
     }
+    for (int64_t j = 0; j < s.columns; ++j) energy[j] = float(sums[j]);
 }
 
-// 1 / |unfold3x3 k(r)| for one row of keys; zero in the padding.
-void invert_norms(const IconetPatchSearch& p, const Plan& s, int64_t image_row) {
-    const int64_t y = image_row % p.height;
-    const float* energy = p.workspace + s.energy + image_row * p.width;
-    float* scale = p.workspace + s.scale + image_row * s.padded;
-    for (int64_t j = 0; j < s.padded; ++j) {
+void pack(const IconetPatchSearch& p, const Plan& s, const Packed& m, int64_t i, double* sums) {
+    float* query = m.query + i * s.query_row;
+    float* key = m.key + i * s.depth * s.key_stride;
+    const int64_t image = i / s.rows, row = i % s.rows;
+    std::memset(query, 0, sizeof(float) * s.query_row);
+    std::memset(key, 0, sizeof(float) * s.depth * s.key_stride);
+    pack_row(p, s, p.query, p.query_step, image, row, sums, m.query_energy + i * s.columns, [&](int64_t c, int64_t j) {
+        return query + (j / kStrip * s.depth + c) * kStrip + j % kStrip;
+    });
+    pack_row(p, s, p.key, p.key_step, image, row, sums, m.key_energy + i * s.columns,
+             [&](int64_t c, int64_t j) { return key + c * s.key_stride + s.left + j; });
+}
+
+// 1 / |unfold3x3| for one row of pixels.
+void invert_norms(const Plan& s, const float* energy, int64_t i, float* out) {
+    const int64_t y = i % s.rows;
+    for (int64_t j = 0; j < s.columns; ++j) {
         double sum = 0.0;
         for (int64_t dy = -1; dy <= 1; ++dy)
             for (int64_t dx = -1; dx <= 1; ++dx)
-                if (y + dy >= 0 && y + dy < p.height && j + dx >= 0 && j + dx < p.width)
-                    sum += energy[dy * p.width + j + dx];
+                if (y + dy >= 0 && y + dy < s.rows && j + dx >= 0 && j + dx < s.columns)
+                    sum += energy[(i + dy) * s.columns + j + dx];
         const float norm = float(std::sqrt(sum));
-        scale[j] = j < p.width ? 1.0f / (norm < kEps ? kEps : norm) : 0.0f;
+        out[j] = 1.0f / (norm < kEps ? kEps : norm);
     }
 }
 
-// kRows x (8 * kCols) products of one strip of queries with one panel of keys.
-template <int kRows, int kCols>
-void products(const float* query, const float* key, int64_t channels, float* g, int64_t stride) {
-    v8 sum[kRows][kCols];
-    for (int i = 0; i < kRows; ++i)
+void scale(const Plan& s, const Packed& m, int64_t i) {
+    float* row = m.key_scale + i * s.scale_row;
+    for (int64_t j = 0; j < s.scale_row; ++j) row[j] = std::numeric_limits<float>::quiet_NaN();
+    invert_norms(s, m.key_energy, i, row + s.left);
+    invert_norms(s, m.query_energy, i, m.query_scale + i * s.columns);
+}
+
+// kStrip x (kCols vectors) products of a strip of queries with keys. Each row of g begins `step` after the one before.
+// kFetch: ask for the keys of later channels, where those of a row do not fit into the L1 cache.
+template <int kCols, bool kFetch>
+void products(const float* query, const float* key, int64_t key_stride, int64_t depth, float* g, int64_t step) {
+    vf sum[kStrip][kCols];
+    for (int i = 0; i < kStrip; ++i)
         for (int j = 0; j < kCols; ++j) sum[i][j] = splat(0.0f);
-    for (int64_t c = 0; c < channels; ++c, query += kStrip, key += kPanel) {
-        v8 k[kCols];
+    for (int64_t c = 0; c < depth; ++c, query += kStrip, key += key_stride) {
+        vf k[kCols];
+        for (int j = 0; kFetch && j < kCols; ++j) __builtin_prefetch(key + 8 * key_stride + j * kLanes);
         for (int j = 0; j < kCols; ++j) k[j] = load(key + j * kLanes);
-        for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kStrip; ++i)
             for (int j = 0; j < kCols; ++j) sum[i][j] += splat(query[i]) * k[j];
     }
-    for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kCols; ++j) store(g + i * stride + j * kLanes, sum[i][j]);
+    for (int i = 0; i < kStrip; ++i)
+        for (int j = 0; j < kCols; ++j) store(g + i * step + j * kLanes, sum[i][j]);
 }
 
-template <int kRows>
-void products_of_strip(const float* query, const float* key, int64_t padded, int64_t channels, float* g,
-                       int64_t stride) {
-    int64_t j = 0;
-    for (; j + kPanel <= padded; j += kPanel, key += kPanel * channels)
-        products<kRows, 2>(query, key, channels, g + j, stride);
-    if (j < padded) products<kRows, 1>(query, key, channels, g + j, stride);
-}
-
-void products_of_rows(int64_t rows, const float* query, const float* key, int64_t padded, int64_t channels, float* g,
-                      int64_t stride) {
-    switch (rows) {
-        case 6: return products_of_strip<6>(query, key, padded, channels, g, stride);
-        case 5: return products_of_strip<5>(query, key, padded, channels, g, stride);
-        case 4: return products_of_strip<4>(query, key, padded, channels, g, stride);
-        case 3: return products_of_strip<3>(query, key, padded, channels, g, stride);
-        case 2: return products_of_strip<2>(query, key, padded, channels, g, stride);
-        default: return products_of_strip<1>(query, key, padded, channels, g, stride);
+template <bool kFetch>
+void products_of_strip(const float* query, const float* key, const Plan& s, float* g) {
+    const int64_t step = s.g_stride - 1 + s.slant;
+    int64_t left = s.computed / kLanes;
+    while (left > 0) {
+        const int64_t take = left == kPanel + 1 ? 2 : left < kPanel ? left : kPanel;
+        if (take == 3)
+            products<3, kFetch>(query, key, s.key_stride, s.depth, g, step);
+        else if (take == 2)
+            products<2, kFetch>(query, key, s.key_stride, s.depth, g, step);
+        else
+            products<1, kFetch>(query, key, s.key_stride, s.depth, g, step);
+        left -= take, key += take * kLanes, g += take * kLanes;
     }
 }
 
-// A worker's own memory.
+// A worker's own memory. Best scores and indices are of the rows of one task.
 struct Worker {
     float *g, *h[2], *score;
     int32_t* index;
-    int64_t g_stride;
+
+    void carve(Arena& arena, const Plan& s, int64_t rows) {
+        g = arena.take<float>((kStrip + 3) * s.g_stride);
+        h[0] = arena.take<float>(s.columns * s.scored);
+        h[1] = arena.take<float>(s.columns * s.scored);
+        score = arena.take<float>(rows * s.columns);
+        index = arena.take<int32_t>(rows * s.columns);
+    }
 };
 
-struct Row {
-    int64_t y, key_y;
-    const float *scale, *bias;
-};
-
-// A new best among kBlocks * 8 scores: rare, so it may be slow. Smallest index wins because lanes are read in order.
+// A new best among kBlocks vectors of scores: rare, so it may be slow. Lanes are read in order: of equals the first wins.
 template <int kBlocks>
-__attribute__((noinline)) void take_best(const v8* s, int64_t first, float* score, int32_t* index) {
+__attribute__((noinline)) void take_best(const vf* s, int64_t first, float* score, int32_t* index) {
     for (int b = 0; b < kBlocks; ++b)
         for (int l = 0; l < kLanes; ++l)
             if (s[b][l] > *score) {
@@ -180,192 +213,230 @@ __attribute__((noinline)) void take_best(const v8* s, int64_t first, float* scor
             }
 }
 
-ICONET_INLINE bool any(v8i mask) {
-#if defined(__AVX2__)
-    return !__builtin_ia32_vtestzps256((v8)mask, (v8)mask);
+ICONET_INLINE bool any_above(vf value, float bound) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask((__m512)value, (__m512)splat(bound), _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+    const vf mask = (vf)(value > splat(bound));
+    return !_mm256_testz_ps((__m256)mask, (__m256)mask);
 #else
-    int32_t m = 0;
-    for (int i = 0; i < kLanes; ++i) m |= mask[i];
-    return m != 0;
+    const vi mask = value > splat(bound);
+    int32_t any = 0;
+    for (int i = 0; i < kLanes; ++i) any |= mask[i];
+    return any != 0;
 #endif
 }
 
-enum class Pass { first, middle, last };  // of the query rows of one offset
+// What happens at a row of queries: its H is the first of this offset, it is only kept, the row before it is scored as
+// well, or there is no such row and the row before it is scored.
+enum class Pass { first, keep, score, last };
 
-// kBlocks * 8 keys of one query: H of this row from G, S and the score of the row before.
-template <Pass kPass, int kBlocks>
-ICONET_INLINE void score_keys(const float* g, int64_t stride, float* before, float* before2, const Row& row, int64_t j,
-                              float* best, int32_t* best_index) {
-    v8 s[kBlocks], top;
+// One query against the keys of a row.
+struct Line {
+    const float *g, *above, *below;  // its row of G, and those of the queries beside it, moved so that dx adds up
+    float *before, *before2;         // H of the last row, and of the one before that
+    const float* scale;
+    vf tail;        // added to the last vector: -inf beyond the window
+    int64_t first;  // index of the first key
+    float* best;
+    int32_t* best_index;
+};
+
+template <Pass kPass, int kBlocks, bool kTail>
+ICONET_INLINE void score_keys(const Line& q, int64_t j) {
+    vf s[kBlocks], top = splat(*q.best);
     for (int b = 0; b < kBlocks; ++b) {
         const int64_t at = j + b * kLanes;
-        v8 h = splat(0.0f);
-        if (kPass != Pass::last) h = load(g + at) + load(g - stride + at - 1) + load(g + stride + at + 1);
-        if (kPass == Pass::first) {
-            store(before + at, splat(0.0f));
-            store(before2 + at, h);
+        vf h = splat(0.0f);
+        if (kPass != Pass::last) h = load(q.g + at) + load(q.above + at) + load(q.below + at);
+        if (kPass == Pass::first) store(q.before + at, splat(0.0f));
+        if (kPass == Pass::first || kPass == Pass::keep) {
+            store(q.before2 + at, h);
             continue;
         }
-        v8 sum = load(before2 + at) + load(before + at);
-        if (kPass == Pass::middle) {
+        vf sum = load(q.before2 + at) + load(q.before + at);
+        if (kPass == Pass::score) {
             sum += h;
-            store(before2 + at, h);
+            store(q.before2 + at, h);
         }
-        s[b] = sum * load(row.scale + at) + load(row.bias + at);
-        top = b == 0 ? s[0] : (s[b] > top ? s[b] : top);
+        s[b] = sum * load(q.scale + at);
+        if (kTail && b == kBlocks - 1) s[b] += q.tail;
+        top = larger(s[b], top);  // the second where the first is NaN
     }
-    if (kPass != Pass::first && any(top > splat(*best)))
-        take_best<kBlocks>(s, row.key_y + j, best, best_index);
+    if ((kPass == Pass::score || kPass == Pass::last) && any_above(top, *q.best))
+        take_best<kBlocks>(s, q.first + j, q.best, q.best_index);
 }
 
 template <Pass kPass>
-void score_query(const Worker& w, const float* g, int64_t i, const Row& row, int64_t padded, int64_t width) {
-    float *before = w.h[0] + i * padded, *before2 = w.h[1] + i * padded;
-    float* best = w.score + (row.y * width + i);
-    int32_t* index = w.index + (row.y * width + i);
+void score_query(const Line& q, int64_t scored) {
     int64_t j = 0;
-    for (; j + 4 * kLanes <= padded; j += 4 * kLanes)
-        score_keys<kPass, 4>(g, w.g_stride, before, before2, row, j, best, index);
-    for (; j < padded; j += kLanes) score_keys<kPass, 1>(g, w.g_stride, before, before2, row, j, best, index);
+    for (; j + 4 * kLanes < scored; j += 4 * kLanes) score_keys<kPass, 4, false>(q, j);
+    switch ((scored - j) / kLanes) {
+        case 4: return score_keys<kPass, 4, true>(q, j);
+        case 3: return score_keys<kPass, 3, true>(q, j);
+        case 2: return score_keys<kPass, 2, true>(q, j);
+        default: return score_keys<kPass, 1, true>(q, j);
+    }
 }
 
-// All queries of row y against the keys of row y + o; scores the row before it.
+// All queries of a row against the keys of another one.
+struct Rows {
+    const float *query, *key;  // of this row
+    const float* scale;        // of the keys of the row that is scored
+    float* best;
+    int32_t* best_index;
+    int64_t first;  // index of the first key of the row that is scored
+};
+
 template <Pass kPass>
-void search_row(const IconetPatchSearch& p, const Plan& s, Worker& w, const float* query, const float* key,
-                const Row& row) {
-    const int64_t stride = w.g_stride, width = p.width;
+void search_row(const Plan& s, Worker& w, const Rows& rows, vf tail) {
+    auto query = [&](int64_t i, const float* g) {
+        const int64_t from = s.slant ? 0 : i;
+        const Line line{g, g - s.g_stride - s.slant, g + s.g_stride + s.slant, w.h[0] + i * s.scored,
+                        w.h[1] + i * s.scored, rows.scale + from, tail, rows.first + from - s.left, rows.best + i,
+                        rows.best_index + i};
+        score_query<kPass>(line, s.scored);
+    };
     if (kPass == Pass::last) {
-        for (int64_t i = 0; i < width; ++i) score_query<kPass>(w, nullptr, i, row, s.padded, width);
+        for (int64_t i = 0; i < s.columns; ++i) query(i, w.g + s.g_stride + kMargin);
         return;
     }
-    // Rows 0 and 1 of g carry the last two queries of the strip before; the query before the first is zero.
-    std::memset(w.g, 0, sizeof(float) * 2 * stride);
-    for (int64_t first = 0; first < width; first += kStrip) {
-        const int64_t live = width - first < kStrip ? width - first : kStrip;
-        products_of_rows(live, query + first * p.channels, key, s.padded, p.channels, w.g + 2 * stride + kMargin,
-                         stride);
-        const bool end = first + live == width;
-        if (end) std::memset(w.g + (live + 2) * stride, 0, sizeof(float) * stride);
-        for (int64_t i = first ? first - 1 : 0; i < first + live - (end ? 0 : 1); ++i)
-            score_query<kPass>(w, w.g + (i - first + 2) * stride + kMargin, i, row, s.padded, width);
-        if (!end) std::memcpy(w.g, w.g + live * stride, sizeof(float) * 2 * stride);
-    }
-    float* swap = w.h[0];
-    w.h[0] = w.h[1];
-    w.h[1] = swap;
-}
-
-void search_offset(const IconetPatchSearch& p, const Plan& s, Worker& w, int64_t image, int64_t o) {
-    const int64_t begin = o < 0 ? -o : 0, end = o < 0 ? p.height : p.height - o;
-    const float* bias = p.workspace + s.bias;
-    for (int64_t y = begin; y <= end; ++y) {
-        const int64_t at = image * p.height + y;
-        const float* query = p.workspace + s.query + at * s.query_row;
-        const float* key = p.workspace + s.key + (at + o) * s.key_row;
-        const Row row{y - 1, (y - 1 + o) * p.width, p.workspace + s.scale + (at + o - 1) * s.padded, bias};
-        if (y == end)
-            search_row<Pass::last>(p, s, w, query, key, row);
-        else if (y == begin)
-            search_row<Pass::first>(p, s, w, query, key, row);
+    // Rows 0 and 1 of g carry the last two queries of the strip before; before the first and after the last are zeros.
+    std::memset(w.g, 0, sizeof(float) * 2 * s.g_stride);
+    for (int64_t first = 0; first < s.columns; first += kStrip) {
+        float* g = w.g + 2 * s.g_stride + kMargin;
+        const float *strip = rows.query + first * s.depth, *key = rows.key + (s.slant ? 0 : first);
+        if (s.depth * s.computed > kL1)
+            products_of_strip<true>(strip, key, s, g);
         else
-            search_row<Pass::middle>(p, s, w, query, key, row);
+            products_of_strip<false>(strip, key, s, g);
+        const int64_t end = first + kStrip < s.columns ? first + kStrip - 1 : s.columns;
+        for (int64_t i = first ? first - 1 : 0; i < end; ++i) query(i, g + (i - first) * s.g_stride);
+        std::memcpy(w.g, w.g + kStrip * s.g_stride, sizeof(float) * 2 * s.g_stride);
+    }
+    std::swap(w.h[0], w.h[1]);
+}
+
+// Queries of rows [from, to) of an image against the keys `o` rows below them.
+void search_offset(const Plan& s, const Packed& m, Worker& w, int64_t image, int64_t from, int64_t to, int64_t o,
+                   vf tail) {
+    const int64_t begin = o < 0 ? -o : 0, end = o < 0 ? s.rows : s.rows - o;  // rows that have such keys
+    const int64_t first = from > begin ? from : begin, last = to < end ? to : end;
+    if (first >= last) return;
+    const int64_t y0 = first > begin ? first - 1 : first, y1 = last < end ? last + 1 : last;
+    for (int64_t y = y0; y < y1 + (last == end); ++y) {
+        const int64_t at = image * s.rows + y;
+        const Rows rows{m.query + at * s.query_row,
+                        m.key + (at + o) * s.depth * s.key_stride,
+                        m.key_scale + (at - 1 + o) * s.scale_row,
+                        w.score + (y - 1 - from) * s.columns,
+                        w.index + (y - 1 - from) * s.columns,
+                        (y - 1 + o) * s.columns};
+        if (y == y1)
+            search_row<Pass::last>(s, w, rows, tail);
+        else if (y == y0)
+            search_row<Pass::first>(s, w, rows, tail);
+        else if (y == first)
+            search_row<Pass::keep>(s, w, rows, tail);
+        else
+            search_row<Pass::score>(s, w, rows, tail);
     }
 }
 
-void merge(const IconetPatchSearch& p, const Worker& w, int64_t image) {
-    const int64_t pixels = p.height * p.width;
-    while (__atomic_exchange_n(p.locks + image, 1, __ATOMIC_ACQUIRE)) std::this_thread::yield();
-    float* score = p.best_score + image * pixels;
-    int64_t* index = p.best_index + image * pixels;
+// How the work is cut. Without a window a task is one offset for all rows, so that no product is made twice; with one
+// it is all offsets for some rows. Nothing of the result depends on it.
+struct Cut {
+    int64_t from, to, height;  // rows that are searched, and those of a part
+    int64_t parts, offsets;    // tasks of an image
+
+    Cut(const IconetPatchSearch& p, const Plan& s, int64_t threads) {
+        from = p.first > 0 ? p.first - 1 : 0, to = p.last < s.rows ? p.last + 1 : s.rows;
+        const int64_t rows = to - from, share = (p.batch * rows + 3 * threads - 1) / (3 * threads);
+        height = s.slant ? rows : threads == 1 || share > 128 ? 128 : share < 12 ? 12 : share;
+        parts = (rows + height - 1) / height;
+        offsets = s.slant ? 2 * s.rows - 1 : 1;
+    }
+};
+
+void reset(Worker& w, int64_t pixels) {
+    for (int64_t i = 0; i < pixels; ++i) w.score[i] = -kInfinity, w.index[i] = 0;
+}
+
+// Higher score, then smaller index: the order in which workers come does not matter.
+void merge(const Worker& w, int64_t pixels, float* score, int64_t* index) {
     for (int64_t i = 0; i < pixels; ++i)
         if (w.score[i] > score[i] || (w.score[i] == score[i] && w.index[i] < index[i])) {
             score[i] = w.score[i];
             index[i] = w.index[i];
         }
-    __atomic_store_n(p.locks + image, 0, __ATOMIC_RELEASE);
 }
 
-void reset(const IconetPatchSearch& p, Worker& w) {
-    for (int64_t i = 0; i < p.height * p.width; ++i) {
-        w.score[i] = -std::numeric_limits<float>::infinity();
-        w.index[i] = 0;
-    }
-}
-
-// Run work(0..count-1) together with the other workers and return when all of it is done.
-template <class Work>
-void together(int64_t* next, int64_t* done, int64_t count, Work work) {
-    for (;;) {
-        const int64_t i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
-        if (i >= count) break;
-        work(i);
-        __atomic_fetch_add(done, 1, __ATOMIC_RELEASE);
-    }
-    while (__atomic_load_n(done, __ATOMIC_ACQUIRE) < count) std::this_thread::yield();
-}
-
-void search_all(IconetPatchSearch& p, const Plan& s, Worker& w) {
-    const int64_t offsets = 2 * p.height - 1;
-    int64_t current = -1;
-    for (;;) {
-        const int64_t i = __atomic_fetch_add(&p.search_next, 1, __ATOMIC_RELAXED);
-        if (i >= p.batch * offsets) break;
-        if (i / offsets != current) {
-            if (current >= 0) merge(p, w, current);
-            current = i / offsets;
-            reset(p, w);
-        }
-        // Offsets ascend, so the keys a query meets ascend too and a strict ">" keeps the smallest index.
-        search_offset(p, s, w, current, i % offsets - (p.height - 1));
-    }
-    if (current >= 0) merge(p, w, current);
-}
-
-char* take(char*& at, size_t bytes) {
-    char* p = at;
-    at += (bytes + 63) / 64 * 64;
-    return p;
-}
-
-// One worker's share of a search; false when memory ran out. Any number of workers may call it at once.
-bool search(IconetPatchSearch* p) {
-    const Plan s = plan_of(p->batch, p->height, p->width, p->channels);
+bool search(const IconetPatchSearch& p, const Plan& s, const Packed& m, const Cut& cut, Tasks& tasks,
+            std::mutex& merging) {
+    Arena arena;
     Worker w{};
-    w.g_stride = s.padded + 2 * kMargin;
-    const size_t g = sizeof(float) * (kStrip + 3) * w.g_stride, h = sizeof(float) * p->width * s.padded;
-    const size_t best = 4 * p->height * p->width, total = g + 2 * h + 2 * best + 5 * 64;
-    char* memory = static_cast<char*>(std::aligned_alloc(64, round_up(total, 64)));
-    if (!memory) return false;
-    char* at = memory;
-    w.g = reinterpret_cast<float*>(take(at, g));
-    w.h[0] = reinterpret_cast<float*>(take(at, h));
-    w.h[1] = reinterpret_cast<float*>(take(at, h));
-    w.score = reinterpret_cast<float*>(take(at, best));
-    w.index = reinterpret_cast<int32_t*>(take(at, best));
-    std::memset(w.g, 0, g);
-    const int64_t rows = p->batch * p->height;
-    together(&p->pack_next, &p->packed, rows, [&](int64_t i) { pack(*p, s, i); });
-    together(&p->norm_next, &p->normed, rows + 1, [&](int64_t i) {
-        if (i < rows) return invert_norms(*p, s, i);
-        for (int64_t j = 0; j < s.padded; ++j)
-            p->workspace[s.bias + j] = j < p->width ? 0.0f : -std::numeric_limits<float>::infinity();
-    });
-    search_all(*p, s, w);
-    std::free(memory);
+    if (!arena.fill([&](Arena& a) { w.carve(a, s, cut.height); })) return false;
+    std::memset(w.g, 0, sizeof(float) * (kStrip + 3) * s.g_stride);
+    vf tail = splat(0.0f);
+    const int64_t inside = (s.slant ? s.columns : 2 * s.left + 1) - (s.scored - kLanes);
+    for (int64_t l = inside; l < kLanes; ++l) tail[l] = -kInfinity;
+    int64_t part = -1;
+    auto leave = [&] {
+        if (part < 0) return;
+        const int64_t from = cut.from + part % cut.parts * cut.height;
+        const int64_t to = from + cut.height < cut.to ? from + cut.height : cut.to;
+        const int64_t at = (part / cut.parts * s.rows + from) * s.columns;
+        const std::lock_guard<std::mutex> lock(merging);
+        merge(w, (to - from) * s.columns, p.score + at, p.index + at);
+    };
+    for (int64_t i; (i = tasks.next()) >= 0;) {
+        if (i / cut.offsets != part) {
+            leave();
+            part = i / cut.offsets;
+            reset(w, cut.height * s.columns);
+        }
+        const int64_t image = part / cut.parts, from = cut.from + part % cut.parts * cut.height;
+        const int64_t to = from + cut.height < cut.to ? from + cut.height : cut.to;
+        // Offsets ascend, so the keys that a query meets ascend too and a strict ">" keeps the smallest index.
+        if (s.slant)
+            search_offset(s, m, w, image, from, to, i % cut.offsets - s.reach, tail);
+        else
+            for (int64_t o = -s.reach; o <= s.reach; ++o) search_offset(s, m, w, image, from, to, o, tail);
+    }
+    leave();
     return true;
 }
 
 }  // namespace
 
-extern "C" {
-
-int64_t iconet_patch_search_workspace(int64_t batch, int64_t height, int64_t width, int64_t channels) {
-    return plan_of(batch, height, width, channels).total;
-}
-
-// Returns 0, or 1 when memory ran out.
-int iconet_patch_search(IconetPatchSearch* p, int64_t threads) {
-    const int64_t tasks = p->batch * (2 * p->height - 1);
-    return !iconet::share(threads, tasks, [&](iconet::Tasks&) { return search(p); });
-}
+extern "C" int iconet_patch_search(IconetPatchSearch* call, int64_t threads) {
+    const IconetPatchSearch& p = *call;
+    const Plan s = plan_of(p);
+    const Cut cut(p, s, threads);
+    const int64_t rows = p.batch * s.rows;
+    Arena arena;
+    Packed m{};
+    if (!arena.fill([&](Arena& a) { m.carve(a, s, p.batch); })) return 1;
+    bool good = share(threads, rows, [&](Tasks& tasks) {
+        Arena own;
+        double* sums = nullptr;
+        if (!own.fill([&](Arena& a) { sums = a.take<double>(s.columns); })) return false;
+        for (int64_t i; (i = tasks.next()) >= 0;) pack(p, s, m, i, sums);
+        return true;
+    });
+    share(threads, rows, [&](Tasks& tasks) {
+        for (int64_t i; (i = tasks.next()) >= 0;) scale(s, m, i);
+        return true;
+    });
+    const int64_t wanted = (cut.to - cut.from) * s.columns;
+    for (int64_t image = 0; image < p.batch; ++image)
+        for (int64_t i = (image * s.rows + cut.from) * s.columns, end = i + wanted; i < end; ++i)
+            p.score[i] = -kInfinity, p.index[i] = 0;
+    std::mutex merging;
+    good = good && share(threads, p.batch * cut.parts * cut.offsets,
+                         [&](Tasks& tasks) { return search(p, s, m, cut, tasks, merging); });
+    for (int64_t image = 0; image < p.batch; ++image)
+        for (int64_t i = (image * s.rows + cut.from) * s.columns, end = i + wanted; i < end; ++i)
+            p.score[i] *= m.query_scale[i];
+    return !good;
 }

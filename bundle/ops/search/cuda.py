@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from bundle.ops.precision import float32_proper
 from bundle.ops.scan.triton import _jit, is_available, reason
-from bundle.ops.search.plain import inverse_patch_norm
+from bundle.ops.search.plain import inverse_patch_norm, patch_search_box
 
 with contextlib.suppress(Exception):  # `reason` tells why not
     import triton.language as tl
@@ -53,8 +53,11 @@ def _rows_per_tile(height: int, width: int, channels: int, element_size: int, me
 
 
 @torch.library.custom_op("iconet::patch_search_tiled", mutates_args=())
-def _tiled(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
+def _tiled(query: Tensor, key: Tensor, window: int | None, memory_limit: int) -> Tensor:
     batch, height, width, channels = query.shape
+    if window is not None and window < max(height, width) - 1:
+        with torch.autocast(query.device.type, enabled=False), float32_proper():
+            return patch_search_box(query, key, window, memory_limit // (6 * query.element_size()))
     rows = _rows_per_tile(height, width, channels, query.element_size(), memory_limit)
     index = torch.zeros(batch, height * width, dtype=torch.int64, device=query.device)
     inverse_norm = inverse_patch_norm(key).flatten(1)
@@ -77,11 +80,11 @@ def _tiled(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
 
 
 @_tiled.register_fake
-def _(query: Tensor, key: Tensor, memory_limit: int) -> Tensor:
+def _(query: Tensor, key: Tensor, window: int | None, memory_limit: int) -> Tensor:
     return query.new_empty((query.shape[0], query.shape[1] * query.shape[2]), dtype=torch.int64)
 
 
-def patch_search_tiled(query: Tensor, key: Tensor, memory_limit: int = 1 << 28) -> Tensor:
+def patch_search_tiled(query: Tensor, key: Tensor, window: int | None = None, memory_limit: int = 1 << 28) -> Tensor:
     """Index of the key patch most similar to each query patch (see the module), by matrix products of tiles.
 
     A tile is some rows of queries against some rows of keys, unfolded to ``9 C`` features; a running maximum goes over
@@ -90,6 +93,7 @@ def patch_search_tiled(query: Tensor, key: Tensor, memory_limit: int = 1 << 28) 
 
     Args:
         query, key: ``(B, H, W, C)`` on one device; float64 is kept, anything else is computed in float32.
+        window: only keys so many rows and columns away (`patch_search_box` of :mod:`bundle.ops.search.plain`).
         memory_limit: bytes for a tile's scores and features. One row against one row is the least that is held.
 
     Returns:
@@ -102,7 +106,7 @@ def patch_search_tiled(query: Tensor, key: Tensor, memory_limit: int = 1 << 28) 
     if memory_limit <= 0:
         raise ValueError(f"memory_limit must be a positive number of bytes, not {memory_limit}")
     dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), torch.float32)
-    return torch.ops.iconet.patch_search_tiled(query.detach().to(dtype), key.detach().to(dtype), memory_limit)
+    return torch.ops.iconet.patch_search_tiled(query.detach().to(dtype), key.detach().to(dtype), window, memory_limit)
 
 
 # ------------------------------------------------------------------------------------------------------------ Triton
@@ -116,14 +120,45 @@ def _moved(pixel, dy, dx, height, width):
 
 
 @_jit
+def _products(
+    query, key, p, r, p_in, r_in, height, width, channels,
+    BLOCK_Q: constexpr, BLOCK_K: constexpr, BLOCK_C: constexpr,
+):  # fmt: skip
+    """Products of the 3x3 patches around the queries p and the keys r: sums of nine shifted pixel products.
+
+    Nothing is unfolded; every pair adds its terms in the same order, so equal patches have equal products.
+    """
+    within = tl.arange(0, BLOCK_C)
+    steps = tl.cdiv(channels, BLOCK_C)
+    product = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
+    for i in range(0, 9 * steps):
+        shift, c = i // steps, (i % steps) * BLOCK_C + within
+        q_at, q_there = _moved(p, shift // 3 - 1, shift % 3 - 1, height, width)
+        k_at, k_there = _moved(r, shift // 3 - 1, shift % 3 - 1, height, width)
+        q_there, k_there, c_in = q_there & p_in, k_there & r_in, c < channels
+        q = tl.load(query + q_at[:, None] * channels + c[None, :], mask=q_there[:, None] & c_in[None, :], other=0.0)
+        k = tl.load(key + k_at[None, :] * channels + c[:, None], mask=k_there[None, :] & c_in[:, None], other=0.0)
+        product = tl.dot(q, k, product, input_precision="ieee")
+    return product
+
+
+@_jit
+def _better(score, r, top, place, pixels):
+    """The running maximum of each row of scores and the smallest key that has it."""
+    value = tl.max(score, axis=1)
+    smallest = tl.min(tl.where(score == value[:, None], r[None, :], pixels), axis=1)
+    better = value > top
+    return tl.where(better, value, top), tl.where(better, smallest, place)
+
+
+@_jit
 def _search_kernel(
     query, key, inverse_norm, best, index, height, width, channels, keys_per_part,
     BLOCK_Q: constexpr, BLOCK_K: constexpr, BLOCK_C: constexpr,
 ):  # fmt: skip
     """Best score and index (parts, B, HW) of a block of queries among the keys of one part.
 
-    Grid: (blocks of queries, parts, B). The patch product is the sum of nine shifted pixel products, so nothing is
-    unfolded; every pair adds its terms in the same order, so equal patches have equal scores.
+    Grid: (blocks of queries, parts, B).
     """
     part, image = tl.program_id(1), tl.program_id(2).to(tl.int64)
     pixels = height * width
@@ -131,31 +166,51 @@ def _search_kernel(
     key += image * pixels * channels
     inverse_norm += image * pixels
     p = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    within = tl.arange(0, BLOCK_C)
-    steps = tl.cdiv(channels, BLOCK_C)
     top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     place = tl.zeros([BLOCK_Q], tl.int32)
     last = tl.minimum((part + 1) * keys_per_part, pixels)
     for first in range(part * keys_per_part, last, BLOCK_K):
         r = first + tl.arange(0, BLOCK_K)
-        product = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
-        for i in range(0, 9 * steps):
-            shift, c = i // steps, (i % steps) * BLOCK_C + within
-            q_at, q_in = _moved(p, shift // 3 - 1, shift % 3 - 1, height, width)
-            k_at, k_in = _moved(r, shift // 3 - 1, shift % 3 - 1, height, width)
-            q_in, k_in, c_in = q_in & (p < pixels), k_in & (r < pixels), c < channels
-            q = tl.load(query + q_at[:, None] * channels + c[None, :], mask=q_in[:, None] & c_in[None, :], other=0.0)
-            k = tl.load(key + k_at[None, :] * channels + c[:, None], mask=k_in[None, :] & c_in[:, None], other=0.0)
-            product = tl.dot(q, k, product, input_precision="ieee")
+        product = _products(
+            query, key, p, r, p < pixels, r < pixels, height, width, channels, BLOCK_Q, BLOCK_K, BLOCK_C
+        )
         score = product * tl.load(inverse_norm + r, mask=r < last, other=0.0)[None, :]
-        score = tl.where((r < last)[None, :], score, float("-inf"))
-        value = tl.max(score, axis=1)
-        smallest = tl.min(tl.where(score == value[:, None], r[None, :], pixels), axis=1)
-        better = value > top
-        top, place = tl.where(better, value, top), tl.where(better, smallest, place)
+        top, place = _better(tl.where((r < last)[None, :], score, float("-inf")), r, top, place, pixels)
     out = (part * tl.num_programs(2) + image) * pixels + p
     tl.store(best + out, top, mask=p < pixels)
     tl.store(index + out, place, mask=p < pixels)
+
+
+@_jit
+def _window_kernel(
+    query, key, inverse_norm, index, height, width, channels, window,
+    BLOCK_Q: constexpr, BLOCK_K: constexpr, BLOCK_C: constexpr,
+):  # fmt: skip
+    """Best index (B, HW) of a block of queries of one row among the keys at most `window` rows and columns away.
+
+    Grid: (H times blocks of a row, B).
+    """
+    image = tl.program_id(1).to(tl.int64)
+    pixels, blocks = height * width, tl.cdiv(width, BLOCK_Q)
+    query += image * pixels * channels
+    key += image * pixels * channels
+    inverse_norm += image * pixels
+    row, left = tl.program_id(0) // blocks, tl.program_id(0) % blocks * BLOCK_Q
+    x = left + tl.arange(0, BLOCK_Q)
+    p = row * width + x
+    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    place = tl.zeros([BLOCK_Q], tl.int32)
+    across = tl.cdiv(BLOCK_Q + 2 * window, BLOCK_K)
+    first, last = tl.maximum(row - window, 0), tl.minimum(row + window + 1, height)
+    for i in range(first * across, last * across):
+        key_x = left - window + i % across * BLOCK_K + tl.arange(0, BLOCK_K)
+        r, r_in = i // across * width + key_x, (key_x >= 0) & (key_x < width)
+        product = _products(query, key, p, r, x < width, r_in, height, width, channels, BLOCK_Q, BLOCK_K, BLOCK_C)
+        score = product * tl.load(inverse_norm + r, mask=r_in, other=0.0)[None, :]
+        far = x[:, None] - key_x[None, :]
+        near = r_in[None, :] & (far <= window) & (far >= -window)
+        top, place = _better(tl.where(near, score, float("-inf")), r, top, place, pixels)
+    tl.store(index + image * pixels + p, place, mask=x < width)
 
 
 def _blocks(query: Tensor) -> tuple[int, int, int, int, int]:
@@ -172,11 +227,19 @@ def _blocks(query: Tensor) -> tuple[int, int, int, int, int]:
 
 
 @torch.library.custom_op("iconet::patch_search_triton", mutates_args=())
-def _fused(query: Tensor, key: Tensor) -> Tensor:
+def _fused(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     query, key = query.contiguous(), key.contiguous()
     batch, height, width, channels = query.shape
     block_q, block_k, block_c, parts, per_part = _blocks(query)
     inverse_norm = inverse_patch_norm(key).contiguous()
+    if window is not None and window < max(height, width) - 1:
+        found = torch.empty(batch, height * width, dtype=torch.int32, device=query.device)
+        with torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext():
+            _window_kernel[(height * -(-width // block_q), batch)](
+                query, key, inverse_norm, found, height, width, channels, window,
+                BLOCK_Q=block_q, BLOCK_K=block_k, BLOCK_C=block_c, num_warps=4,
+            )  # fmt: skip
+        return found.long()
     best = query.new_empty(parts, batch, height * width)
     index = torch.empty_like(best, dtype=torch.int32)
     with torch.cuda.device(query.device) if query.is_cuda else contextlib.nullcontext():
@@ -189,11 +252,11 @@ def _fused(query: Tensor, key: Tensor) -> Tensor:
 
 
 @_fused.register_fake
-def _(query: Tensor, key: Tensor) -> Tensor:
+def _(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     return query.new_empty((query.shape[0], query.shape[1] * query.shape[2]), dtype=torch.int64)
 
 
-def patch_search_triton(query: Tensor, key: Tensor) -> Tensor:
+def patch_search_triton(query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
     """Index of the key patch most similar to each query patch (see the module), in one fused Triton kernel.
 
     A program keeps the running maximum of 64 queries while it walks over the keys; a tile of pixel products is summed
@@ -203,6 +266,7 @@ def patch_search_triton(query: Tensor, key: Tensor) -> Tensor:
     Args:
         query, key: ``(B, H, W, C)``, float32 or half types (computed in float32), on a CUDA device (on the CPU in
             Triton's interpreter, for checks).
+        window: only keys so many rows and columns away; time is then ``O(B HW window^2 9 C)``.
 
     Returns:
         int64 ``(B, H * W)``; no gradient flows through it.
@@ -216,4 +280,4 @@ def patch_search_triton(query: Tensor, key: Tensor) -> Tensor:
     _check(query, key)
     if torch.float64 in (query.dtype, key.dtype):
         raise TypeError("the Triton search computes in float32; use patch_search_tiled for float64")
-    return torch.ops.iconet.patch_search_triton(query.detach().float(), key.detach().float())
+    return torch.ops.iconet.patch_search_triton(query.detach().float(), key.detach().float(), window)

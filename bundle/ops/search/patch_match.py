@@ -23,7 +23,7 @@ class PatchMatch(NamedTuple):
     """(B, H * W) int64: flat position of the match of each pixel."""
 
 
-def patch_match(query: Tensor, key: Tensor, value: Tensor) -> PatchMatch:
+def patch_match(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> PatchMatch:
     """Transfer to each pixel of ``query`` the value patch whose key patch is the most similar (equations 4-6).
 
     ``R(i, j) = <q_i, k_j> / (|q_i| |k_j|)`` over 3x3 patches with zeros outside the image; ``index_i`` is the ``j`` of
@@ -34,31 +34,66 @@ def patch_match(query: Tensor, key: Tensor, value: Tensor) -> PatchMatch:
     Args:
         query, key: ``(B, H, W, C)``, channels last.
         value: ``(B, H, W, Cv)``.
+        window: only ``j`` at most so many rows and so many columns from ``i`` (time and memory then grow with the
+            number of pixels instead of its square); all of them by default.
     """
+    _check_match(query, key, value, window)
+    if not torch.jit.is_scripting():
+        whole = fused_attention(query, key, value, 1, window, None, False)
+        if whole is not None:
+            return PatchMatch(whole[0], whole[1].view(query.shape[:3]).unsqueeze(-1), whole[2])
+    index = _search(query, key, window)
+    return PatchMatch(transfer_patches(value, index), cosine_at(query, key, index), index)
+
+
+def _check_match(query: Tensor, key: Tensor, value: Tensor, window: int | None) -> None:
     if query.shape != key.shape or query.shape[:3] != value.shape[:3]:
         raise ValueError(
             f"query {query.shape} and key {key.shape} must agree, and value {value.shape} have their pixels"
         )
-    index = _search(query, key)
-    return PatchMatch(transfer_patches(value, index), cosine_at(query, key, index), index)
+    if window is not None and window < 0:
+        raise ValueError(f"window must be at least 0 or None, got {window}")
 
 
-def _search(query: Tensor, key: Tensor) -> Tensor:
+@torch.jit.unused
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stride: int = 1,
+    window: int | None = None,
+    rows: tuple[int, int] | None = None,
+    weighted: bool = True,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Search, transfer and score by the one kernel of the back end; ``None`` where that is not for these tensors.
+
+    See :func:`bundle.ops.search.native.patch_attention_native`. Such kernels have no gradients and keep the type.
+    """
+    tensors = (query, key, value)
+    if torch.jit.is_tracing() or query.numel() == 0 or any(t.dtype != torch.float32 for t in tensors):
+        return None
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return None
+    function = select_backend(query).attention_function
+    return None if function is None else function(query, key, value, stride, window, rows, weighted)
+
+
+def _search(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     if torch.jit.is_scripting():  # its compiler takes the functions that it finds by name, not those of a table
-        return patch_search_box(query, key)
-    return _dispatch(query, key)
+        return patch_search_box(query, key, window)
+    return _dispatch(query, key, window)
 
 
 @torch.jit.unused
 @torch.no_grad()
-def _dispatch(query: Tensor, key: Tensor) -> Tensor:
+def _dispatch(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     """Half precision flips many of the maxima: the search runs in float32 at least."""
     if torch.jit.is_tracing():  # a graph without casts, for the dtype of the example
-        return select_backend(query).search_function(query, key)
+        return select_backend(query).search_function(query, key, window)
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     with torch.autocast(query.device.type, enabled=False):
         query, key = query.detach().to(dtype), key.detach().to(dtype)
-        return select_backend(query).search_function(query, key)
+        return select_backend(query).search_function(query, key, window)
 
 
 def _padded_rows(index: Tensor, width: int) -> Tensor:

@@ -51,7 +51,7 @@ def with_onnx_parts(network: nn.Module) -> nn.Module:
             if isinstance(part, FourierUpsample):
                 setattr(parent, name, UpsampleByProducts(part.scale))
             elif isinstance(part, SemanticAttentionBlock):
-                setattr(parent, name, AttentionByIndex(part.stride))
+                setattr(parent, name, AttentionByIndex(part.stride, part.window))
     return copied
 
 
@@ -124,8 +124,13 @@ def _row_by_row(time: Tensor, c: Tensor, added: Tensor, rate: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- patch search
 
 
-def patch_search_rows(query: Tensor, key: Tensor) -> Tensor:
-    """See :func:`bundle.ops.search.plain.patch_search_reference`; a ninth of its products, ``3 H W W`` in memory."""
+def patch_search_rows(query: Tensor, key: Tensor, window: int | None = None) -> Tensor:
+    """See :func:`bundle.ops.search.plain.patch_search_reference`; a ninth of its products, ``3 H W W`` in memory.
+
+    With a window a loop of ``2 window + 1`` steps instead of ``H``, in memory of a few ``H W (2 window + 1)``.
+    """
+    if window is not None:
+        return _compare_offsets(query, key, inverse_patch_norm(key), window)
     return _compare_rows(query, key.transpose(0, 1), inverse_patch_norm(key).transpose(0, 1)).flatten(1)
 
 
@@ -154,6 +159,55 @@ def _compare_rows(query: Tensor, key_rows: Tensor, norms: Tensor) -> Tensor:
         best, index = torch.where(better, top, best), torch.where(better, column + first, index)
         above, here, first = here, following, first + width
     return index
+
+
+def _in_tiles(rows: Tensor, tile: int, reach: int) -> Tensor:
+    """(B, H, W, C) -> (B, H, tiles, C, tile + 2 reach): tiles of columns and those beside them, zeros outside."""
+    count = (rows.shape[2] + tile - 1) // tile
+    longer = pad(rows, [0, 0, reach, 2 * tile])[:, :, : tile * (count + 1)]
+    pieces = longer.reshape(rows.shape[0], rows.shape[1], count + 1, tile, rows.shape[3])
+    return torch.cat([pieces[:, :, :-1], pieces[:, :, 1:, : 2 * reach]], dim=3).transpose(3, 4)
+
+
+def _in_band(tiles: Tensor, near: int) -> Tensor:
+    """(B, H, tiles, tile, length) -> (B, H, tiles * tile, near): row ``i`` of a tile from its column ``i`` on."""
+    batch, height, count, tile, length = tiles.shape
+    flat = pad(tiles.reshape(batch, height, count, tile * length), [0, tile])
+    moved = flat.reshape(batch, height, count, tile, length + 1)[:, :, :, :, :near]
+    return moved.reshape(batch, height, count * tile, near)
+
+
+@torch.jit.script
+def _compare_offsets(query: Tensor, key: Tensor, norms: Tensor, window: int) -> Tensor:
+    """Index (B, H W) of the best key in the window for queries and keys (B, H, W, C), inverse norms (B, H, W).
+
+    A step takes one distance between the rows of keys and queries; see `_search_band` of bundle.ops.search.plain.
+    """
+    batch, height, width, channels = query.shape
+    tile = max(2 * window, 16)
+    near = 2 * window + 1
+    count = (width + tile - 1) // tile
+    q = pad(query, [0, 0, 0, tile])[:, :, : tile * count].reshape(batch, height, count, tile, channels)
+    above_below = [0, 0, 0, 0, 0, 0, window, window]
+    keys = pad(_in_tiles(key, tile, window), above_below)
+    scale = _in_tiles(norms.unsqueeze(3), tile, window).expand(-1, -1, -1, tile, -1)
+    scale = pad(_in_band(scale, near), [0, 0, 0, 0, window, window])
+    row = torch.arange(height, device=query.device).unsqueeze(1)
+    column = torch.arange(tile * count, device=query.device)
+    first = (row - window) * width + column - window  # of the keys of a query in the row of this step
+    best = torch.zeros_like(q[:, :, :, :, 0]).reshape(batch, height, count * tile) - float("inf")
+    index = torch.zeros_like(best, dtype=torch.int64)
+    for step in range(near):
+        g = _in_band(torch.matmul(q, keys[:, step : step + height]), near)
+        g = g + pad(g, [0, 0, 1, -1]) + pad(g, [0, 0, -1, 1])
+        g = g + pad(g, [0, 0, 0, 0, 1, -1]) + pad(g, [0, 0, 0, 0, -1, 1])
+        unit = scale[:, step : step + height]
+        score = torch.where(unit > 0, g * unit, torch.full_like(g, -float("inf")))
+        top, place = score.max(dim=3)
+        better = top > best
+        best, index = torch.where(better, top, best), torch.where(better, place + first, index)
+        first = first + width
+    return index[:, :, :width].reshape(batch, height * width)
 
 
 ONNX = Backend("onnx", scan=selective_scan_segments, search=patch_search_rows, traceable=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import fold, unfold
+from torch.utils.flop_counter import FlopCounterMode
 
-from bundle.ops import patch_match, use_backend
+from bundle.ops import PatchMatch, patch_match, use_backend
+from bundle.ops.search.cuda import patch_search_tiled
 from bundle.ops.search.patch_match import cosine_at, transfer_patches
-from bundle.ops.search.plain import patch_search_box, patch_search_reference
+from bundle.ops.search.plain import patch_search_box, patch_search_reference, patch_search_scripted
 
 few = settings(max_examples=20, deadline=None)
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5))
@@ -55,10 +59,61 @@ def folded(value: Tensor, index: Tensor) -> Tensor:
 @given(shape=shapes, seed=seeds, tile=st.sampled_from([1, 40, 200, 1 << 24]))
 def test_the_search_finds_the_argmax_of_the_definition(shape: tuple[int, ...], seed: int, tile: int) -> None:
     query, key = normals(shape, seed), normals(shape, seed + 1)
-    index = patch_search_box(query, key, tile)
+    index = patch_search_box(query, key, tile_elements=tile)
     assert index.dtype == torch.int64
     assert torch.equal(index, patch_search_reference(query, key))
     assert torch.equal(index, cosines(query, key).argmax(2))
+
+
+def near(height: int, width: int, window: int) -> Tensor:
+    """Which keys lie in the window of which queries: (HW, HW)."""
+    y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    return ((y[:, None] - y).abs() <= window) & ((x[:, None] - x).abs() <= window)
+
+
+searches = [patch_search_box, patch_search_scripted, patch_search_tiled, patch_search_reference]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(1, 40), st.integers(1, 4)),
+    window=st.integers(0, 10),
+    seed=seeds,
+)
+def test_every_form_of_the_search_keeps_to_its_window(shape: tuple[int, ...], window: int, seed: int) -> None:
+    query, key = normals(shape, seed), normals(shape, seed + 1)
+    inside = cosines(query, key).masked_fill(~near(*shape[1:3], window), -torch.inf)
+    for search in searches:
+        assert torch.equal(search(query, key, window), inside.argmax(2))
+
+
+@few
+@given(shape=shapes, seed=seeds, window=st.integers(0, 10), tile=st.sampled_from([1, 300, 2000]))
+def test_the_blocks_of_a_windowed_search_change_nothing(shape, seed: int, window: int, tile: int) -> None:
+    query, key = normals(shape, seed), normals(shape, seed + 1)
+    assert torch.equal(patch_search_box(query, key, window, tile), patch_search_box(query, key, window))
+
+
+@few
+@given(shape=shapes, seed=seeds, more=st.integers(0, 2))
+def test_a_window_as_large_as_the_image_is_none(shape: tuple[int, ...], seed: int, more: int) -> None:
+    query, key = normals(shape, seed), normals(shape, seed + 1)
+    for search in searches:
+        assert torch.equal(search(query, key, max(shape[1:3]) - 1 + more), search(query, key, None))
+
+
+@pytest.mark.parametrize("search", searches)
+def test_of_equal_key_patches_in_a_window_the_first_is_chosen(search) -> None:
+    image = torch.ones(1, 6, 9, 2, dtype=torch.float64)
+    index = search(image, image, 2).view(6, 9)
+    assert index[1:-1, 1:-1].tolist() == [[max(y - 2, 1) * 9 + max(x - 2, 1) for x in range(1, 8)] for y in range(1, 5)]
+
+
+def test_time_and_memory_of_a_windowed_search_grow_with_the_window() -> None:
+    image = torch.ones(1, 2, 5000, 2)
+    with FlopCounterMode(display=False) as counter:
+        patch_search_box(image, image, 4)
+    assert counter.get_total_flops() < 2 * 2 * 10000 * 3 * (3 * 4 + 16)  # a third of the rows, tiles of 16 and 8 beside
 
 
 @pytest.mark.parametrize("search", [patch_search_box, patch_search_reference])
@@ -82,7 +137,7 @@ def test_an_image_finds_itself(size: tuple[int, int], seed: int) -> None:
 def test_a_moved_image_is_found_where_it_came_from(seed: int, tile: int) -> None:
     key = normals((1, 9, 10, 3), seed)
     query = key.roll((2, 3), dims=(1, 2))
-    index = patch_search_box(query, key, tile).view(9, 10)[3:-1, 4:-1]
+    index = patch_search_box(query, key, tile_elements=tile).view(9, 10)[3:-1, 4:-1]
     own = torch.arange(90).view(9, 10)[1:-3, 1:-4]
     assert torch.equal(index, own)
 
@@ -184,6 +239,8 @@ def test_shapes_that_do_not_agree_are_an_error() -> None:
     for key, value in [(torch.zeros(1, 4, 5, 2), a), (torch.zeros(1, 5, 4, 3), a), (a, torch.zeros(1, 5, 4, 3))]:
         with pytest.raises(ValueError, match="must agree"):
             patch_match(a, key, value)
+    with pytest.raises(ValueError, match="window must be at least 0 or None, got -1"):
+        patch_match(a, a, a, -1)
 
 
 # ------------------------------------------------------------------------------------------------------- gradients
@@ -219,16 +276,20 @@ def test_gradients_of_the_definition_are_the_same() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize("export", ["script", "trace"])
-def test_matching_is_exported_for_every_size(export: str) -> None:
+def test_matching_is_exported_for_every_size(export: str, window: int | None) -> None:
     def inputs(*size: int) -> list[Tensor]:
         return [normals((*size, 3), i) for i in range(3)]
 
+    def match(query: Tensor, key: Tensor, value: Tensor) -> PatchMatch:
+        return patch_match(query, key, value, window)
+
     if export == "script":
-        exported = torch.jit.script(patch_match)
+        exported = functools.partial(torch.jit.script(patch_match), window=window)
     else:
-        exported = torch.jit.trace(patch_match, inputs(1, 3, 4), check_trace=False)
+        exported = torch.jit.trace(match, inputs(1, 3, 4), check_trace=False)
     for size in [(1, 3, 4), (2, 6, 5), (1, 1, 9), (1, 7, 1)]:
         args = inputs(*size)
-        for a, e in zip(exported(*args), patch_match(*args), strict=True):
+        for a, e in zip(exported(*args), match(*args), strict=True):
             assert torch.allclose(a.double(), e.double())

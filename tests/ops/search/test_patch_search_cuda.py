@@ -67,10 +67,18 @@ def scores(query: Tensor, key: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def check_maximum(index: Tensor, query: Tensor, key: Tensor) -> None:
+def far_apart(height: int, width: int, window: int) -> Tensor:
+    """Which keys lie outside the window of which queries: (HW, HW)."""
+    y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    return ((y[:, None] - y).abs() > window) | ((x[:, None] - x).abs() > window)
+
+
+def check_maximum(index: Tensor, query: Tensor, key: Tensor, window: int | None = None) -> None:
     """The score at the index is the maximum up to float32 rounding of the patch product."""
     assert index.dtype == torch.int64 and index.shape == (len(query), query.shape[1] * query.shape[2])
     score = scores(query, key)
+    if window is not None:
+        score = score.masked_fill(far_apart(*query.shape[1:3], window), -float("inf"))
     reached = score.gather(2, index.cpu().unsqueeze(2)).squeeze(2)
     size = query.double().abs().amax() * (9 * query.shape[3]) ** 0.5
     assert (score.amax(2) - reached).max() <= 1e-6 * size.cpu() + 1e-12
@@ -112,14 +120,26 @@ shapes = st.tuples(*(st.integers(1, n) for n in (2, 5, 5, 20)))
 def test_the_tiled_search_finds_the_maximum_under_any_limit(shape, seed, memory_limit):
     random = torch.Generator().manual_seed(seed)
     query, key = (torch.randn(shape, generator=random).to(DEVICE) for _ in range(2))
-    check_maximum(patch_search_tiled(query, key, memory_limit), query, key)
+    check_maximum(patch_search_tiled(query, key, memory_limit=memory_limit), query, key)
+
+
+@runs_once
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(shape=shapes, seed=st.integers(0, 1000), window=st.integers(0, 5), memory_limit=st.sampled_from([1, 1 << 28]))
+def test_the_tiled_search_keeps_to_its_window(shape, seed, window, memory_limit):
+    random = torch.Generator().manual_seed(seed)
+    query, key = (torch.randn(shape, generator=random).to(DEVICE) for _ in range(2))
+    index = patch_search_tiled(query, key, window, memory_limit)
+    check_maximum(index, query, key, window)
+    if window >= max(shape[1:3]) - 1:
+        assert torch.equal(index, patch_search_tiled(query, key, memory_limit=memory_limit))
 
 
 @runs_once
 @pytest.mark.parametrize("memory_limit", [1, 3000, 1 << 28])
 def test_the_tiled_search_takes_the_first_of_equal_keys(memory_limit):
     query, key = repeated_integers((2, 6, 5, 3), seed=1)
-    index = patch_search_tiled(query.to(DEVICE), key.to(DEVICE), memory_limit).cpu()
+    index = patch_search_tiled(query.to(DEVICE), key.to(DEVICE), memory_limit=memory_limit).cpu()
     assert torch.equal(index, first_of_equals(query, key))
 
 
@@ -178,14 +198,16 @@ def test_bad_arguments_are_refused():
     with pytest.raises(TypeError, match="key"):
         patch_search_tiled(image, image.long())
     with pytest.raises(ValueError, match="memory_limit"):
-        patch_search_tiled(image, image, 0)
+        patch_search_tiled(image, image, memory_limit=0)
 
 
 @runs_once
 def test_pytorch_accepts_the_tiled_operator():
     image = torch.randn(1, 2, 3, 4, device=DEVICE)
     tests = ["test_schema", "test_faketensor"]
-    torch.library.opcheck(torch.ops.iconet.patch_search_tiled.default, (image, image, 1 << 20), test_utils=tests)
+    for window in (None, 1):
+        arguments = (image, image, window, 1 << 20)
+        torch.library.opcheck(torch.ops.iconet.patch_search_tiled.default, arguments, test_utils=tests)
 
 
 # B, H, W, C: one pixel, a line, more pixels than a block, more channels than a block
@@ -200,6 +222,28 @@ SHAPES = [(1, 1, 1, 1), (2, 1, 6, 2), (1, 5, 7, 3), (2, 4, 3, 20)] + (
 def test_the_fused_search_finds_the_maximum(shape):
     query, key = (torch.randn(shape, generator=torch.Generator().manual_seed(s)).to(DEVICE) for s in (1, 2))
     check_maximum(patch_search_triton(query, key), query, key)
+
+
+@needs_triton
+@runs_kernels
+@pytest.mark.parametrize("window", [0, 1, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_the_fused_search_keeps_to_its_window(shape, window):
+    query, key = (torch.randn(shape, generator=torch.Generator().manual_seed(s)).to(DEVICE) for s in (1, 2))
+    index = patch_search_triton(query, key, window)
+    check_maximum(index, query, key, window)
+    if window >= max(shape[1:3]) - 1:
+        assert torch.equal(index, patch_search_triton(query, key))
+
+
+@needs_triton
+@runs_kernels
+def test_the_fused_search_in_a_window_takes_the_first_of_equal_keys():
+    image = torch.ones(1, 6, 20, 2, device=DEVICE)
+    index = patch_search_triton(image, image, 2).view(6, 20).cpu()
+    # inner keys are all alike: the first in the window of an inner query, one row and column inside the image
+    inner = [[max(y - 2, 1) * 20 + max(x - 2, 1) for x in range(1, 19)] for y in range(1, 5)]
+    assert index[1:-1, 1:-1].tolist() == inner
 
 
 @needs_triton
@@ -227,13 +271,14 @@ def test_without_a_gpu_the_fused_search_says_why_it_cannot_run():
 
 @needs_triton
 @runs_once
-def test_the_gpu_compiler_takes_the_kernel_and_keeps_its_products_in_float32():
+@pytest.mark.parametrize("name", ["_search_kernel", "_window_kernel"])
+def test_the_gpu_compiler_takes_the_kernels_and_keeps_their_products_in_float32(name):
     import triton
     from triton.backends.compiler import GPUTarget
 
-    kernel = patch_search_cuda._search_kernel
+    kernel = getattr(patch_search_cuda, name)
     constants = {"BLOCK_Q": 64, "BLOCK_K": 64, "BLOCK_C": 32}
-    numbers = ("height", "width", "channels", "keys_per_part")
+    numbers = ("height", "width", "channels", "keys_per_part", "window")
     types = {
         name: "constexpr" if name in constants else "i32" if name in numbers else "*fp32" for name in kernel.arg_names
     }
