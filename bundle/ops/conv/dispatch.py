@@ -8,34 +8,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from bundle.ops.backend import convolution_backend
+from bundle.ops.backend import Backend, convolution_backend
 
 _FEWEST_PIXELS = 768  # of an image; below, putting the weights in order costs more than the products saved
 
 
 def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Tensor] | None:
-    """The back end's own convolution (:func:`bundle.ops.conv.native.conv3x3_native`); None for PyTorch's.
+    """The back end's own convolution for inference (:func:`bundle.ops.conv.native.conv3x3_native`); None for PyTorch's.
 
-    It is for inference: nothing may need a gradient, and nothing may be recorded or cast on the way. Whether it runs
-    depends on the size of the image, never on the batch.
+    Nothing may need a gradient, and nothing may be recorded or cast on the way. Whether it runs depends on the size of
+    the image, never on the batch.
 
     Args:
         x: the input.
         tensors: what else takes part.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() == 0:
-        return None
-    if x.ndim != 4 or x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
-        return None
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
-        return None
     others = [t for t in tensors if t is not None]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
         return None
+    backend = _backend_for(x, others)
+    return None if backend is None else backend.convolution_function
+
+
+def _backend_for(x: Tensor, others: Sequence[Tensor]) -> Backend | None:
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return None
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4 or x.numel() == 0:
+        return None
+    if x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
+        return None
     if any(t.dtype != x.dtype or t.device != x.device for t in others):  # PyTorch's error is the one that users know
         return None
-    backend = convolution_backend(x)
-    return None if backend is None else backend.convolution_function
+    return convolution_backend(x)
 
 
 def conv3x3(
@@ -59,7 +63,10 @@ def conv3x3(
     run = own_convolution(x, (weight, bias, addend))
     if run is not None:
         return run(x, [weight], [bias], addend, relu, in_place=in_place and addend is not None)
-    if torch.jit.is_tracing() or x.device.type != "cpu":
+    backend = _backend_for(x, [weight] if bias is None else [weight, bias])
+    if backend is not None and backend.convolution_function is not None:
+        out = backend.convolution_function(x, [weight], [bias])
+    elif torch.jit.is_tracing() or x.device.type != "cpu":
         out = conv2d(x, weight, bias, padding=1)
     else:
         out = conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)

@@ -1,11 +1,13 @@
-"""3x3 convolutions by the native CPU kernel, as operators that `torch.export` understands; without gradients."""
+"""3x3 convolutions by the native CPU kernel, as operators that `torch.export` understands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bundle.ops import native
 from bundle.ops.native.conv3x3 import convolve
@@ -98,7 +100,8 @@ def conv3x3_native(
 
     ``y = conv(x) + addend`` for one; for several, ``x`` is replaced by ``relu(conv(x))`` for all but the last. Stride
     1, zeros outside the image. Results do not depend on the number of threads, and those of several layers are those of
-    their single calls bit by bit; but the maps between layers are never held whole.
+    their single calls bit by bit; but the maps between layers are never held whole. A single layer is
+    differentiable once.
 
     Args:
         x: (B, c_in, H, W) float32 on the CPU, as all tensors; without a copy if its memory is channels last.
@@ -119,12 +122,39 @@ def conv3x3_native(
     _check_types({"x": x, "addend": addend, "coarse": coarse, "to_fine": to_fine}, weights, biases)
     _check_shapes(x, weights, biases, addend)
     _check_coarse(x, weights, coarse, to_fine)
+    given = [t for t in (x, *weights, *biases, addend, coarse, to_fine) if t is not None]
+    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+        if len(weights) > 1 or addend is not None or relu:
+            raise ValueError("only a single layer without addend and ReLU has gradients")
+        out: Tensor = _Differentiable.apply(x, weights[0], biases[0])
+        return out
     if in_place:
         if addend is None or len(weights) > 1:
             raise ValueError("only a single layer with an addend runs in place")
         torch.ops.iconet.conv3x3_add_(addend, x, weights[0], biases[0], relu)
         return addend
     return torch.ops.iconet.conv3x3(x, weights, biases, addend, relu, coarse, to_fine)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The gradient of the input is a convolution too; that of the weight stays with PyTorch."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return conv3x3_native(x, [weight], [bias])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = conv3x3_native(dy, [weight.flip(2, 3).transpose(0, 1)], [None])
+        wanted = [False, *ctx.needs_input_grad[1:]]
+        sizes = [weight.shape[0]], [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # of bias, stride, padding, dilation...
+        _, dweight, dbias = torch.ops.aten.convolution_backward(dy, _channels_last(x), weight, *sizes, wanted)
+        return dx, dweight, dbias
 
 
 def _check_types(tensors: dict[str, Tensor | None], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:

@@ -242,6 +242,29 @@ def test_gradients_are_those_of_pytorch() -> None:
         assert torch.allclose(got, want)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_in_training_has_the_gradients_of_the_definition(bias: bool) -> None:
+    module, x = Conv3x3(5, 20, bias), normal(2, 5, 29, 31).requires_grad_()
+    leaves = [x, *module.parameters()]
+    dy = normal(2, 20, 29, 31, seed=7)
+    out = module(x)
+    assert "_Differentiable" in out.grad_fn.name()
+    got = torch.autograd.grad(out, leaves, dy)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(conv2d(*exact, padding=1), exact, dy.double())
+    for ours, theirs in zip(got, expected, strict=True):
+        assert (ours - theirs).abs().max() <= 4e-6 * theirs.abs().max()
+    (only,) = torch.autograd.grad(module(x.detach()), [module.weight], dy)
+    assert torch.equal(only, got[1])
+
+
+def test_what_has_no_gradients_says_so() -> None:
+    x, (weight, biases) = normal(1, 3, 28, 30).requires_grad_(), layer(3, 3)
+    for arguments in ({"relu": True}, {"addend": x}):
+        with pytest.raises(ValueError, match="gradients"):
+            conv3x3_native(x, [weight], [biases], **arguments)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_module_survives_copies_and_takes_other_kinds_of_tensors(mode: type) -> None:
     module, x = Conv3x3(3, 4).eval(), normal(1, 3, 28, 30)
