@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.vision_mamba import VisionMambaBlock
+from bundle.ops import block_kernel
 
 
 class ChannelRankingBlock(nn.Module):
@@ -47,4 +48,37 @@ class RSCFL(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, features) -> the same shape."""
+        if torch.jit.is_scripting():
+            return self._by_modules(x)
+        return self._run(x)
+
+    def _by_modules(self, x: Tensor) -> Tensor:
         return x + self.crb(self.vmb(x))
+
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> Tensor:
+        kernel = block_kernel(x, self)
+        return self._by_modules(x) if kernel is None else kernel(x, self._kernel_parameters())
+
+    def _kernel_parameters(self) -> dict[str, Tensor]:
+        """The parameters by their names in :mod:`bundle.ops.block`."""
+        vmb, ss2d, crb = self.vmb, self.vmb.ss2d, self.crb
+        return {
+            "norm_weight": vmb.norm.weight,
+            "norm_bias": vmb.norm.bias,
+            "in_proj": vmb.in_proj.weight,
+            "conv_weight": vmb.dwconv.weight,
+            "conv_bias": vmb.dwconv.get_parameter("bias"),
+            "x_proj": ss2d.x_proj.weight,
+            "dt_weight": ss2d.dt_weight,
+            "dt_bias": ss2d.dt_bias,
+            "a": -ss2d.A_log.exp(),
+            "d": ss2d.D,
+            "out_norm_weight": vmb.out_norm.weight,
+            "out_norm_bias": vmb.out_norm.bias,
+            "out_proj": vmb.out_proj.weight,
+            "squeeze_weight": crb.squeeze.weight,
+            "squeeze_bias": crb.squeeze.get_parameter("bias"),
+            "excite_weight": crb.excite.weight,
+            "excite_bias": crb.excite.get_parameter("bias"),
+        }

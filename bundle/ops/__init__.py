@@ -1,7 +1,9 @@
-"""The two kernels that cost the most, each behind one function; :mod:`bundle.ops.backend` is the table of back ends."""
+"""The kernels that cost the most, each behind one function; :mod:`bundle.ops.backend` is the table of back ends."""
 
 from bundle.ops.backend import Backend, backend_report, use_backend
+from bundle.ops.block.dispatch import block_kernel
 from bundle.ops.scan.dispatch import selective_scan_2d
 from bundle.ops.search.patch_match import PatchMatch, patch_match
 
-__all__ = ["Backend", "PatchMatch", "backend_report", "patch_match", "selective_scan_2d", "use_backend"]
+__all__ = ["Backend", "PatchMatch", "backend_report", "block_kernel"]
+__all__ += ["patch_match", "selective_scan_2d", "use_backend"]

@@ -42,6 +42,7 @@ class Backend:
         dtypes: likewise. Tensors reach a back end as float32 or float64, half types as float32.
         why_not: says in one line why it cannot run on this machine, empty if it can; must not raise.
         automatic: taken without being asked for, if no automatic row above it can run.
+        block: an RSCFL block of x (B, H, W, F) and its parameters by name, for inference; ``None``: its modules run.
         traceable: `torch.jit.trace` records it as a graph that holds for every size of the input.
     """
 
@@ -52,6 +53,7 @@ class Backend:
     dtypes: tuple[torch.dtype, ...] = ()
     why_not: Callable[[], str] | str | None = None
     automatic: bool = False
+    block: Callable[[Tensor, dict[str, Tensor]], Tensor] | str | None = None
     traceable: bool = False
 
     def takes(self, device: str, dtype: torch.dtype) -> bool:
@@ -67,6 +69,11 @@ class Backend:
     def search_function(self) -> Callable[[Tensor, Tensor], Tensor]:
         """The patch search, imported."""
         return _imported(self.search)
+
+    @functools.cached_property
+    def block_function(self) -> Callable[[Tensor, dict[str, Tensor]], Tensor] | None:
+        """The RSCFL block, imported, if it has one."""
+        return None if self.block is None else _imported(self.block)
 
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, in one line; ``None`` if it can."""
@@ -86,6 +93,7 @@ TABLE = (
         dtypes=FLOAT32,
         why_not="bundle.ops.native:reason",
         automatic=True,
+        block="bundle.ops.block.native:rscfl_native",
     ),
     Backend(
         "triton",

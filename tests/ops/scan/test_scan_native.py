@@ -366,5 +366,5 @@ def test_before_it_compiles_the_log_says_so_and_how_long_and_where(tmp_path, mon
 def test_groups_are_whole_vectors_and_cover_the_channels(channels, batch):
     for workers in (1, 2, 16):
         group = ss2d._group_channels(channels, batch, workers)
-        assert group % 8 == 0 and 8 <= group <= channels + 7
+        assert group % 16 == 0 and 16 <= group <= channels + 15
     assert ss2d._group_channels(192, 1, 2) == 96
