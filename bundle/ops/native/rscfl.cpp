@@ -97,15 +97,7 @@ ICONET_INLINE void silu(vf* v) {
     vf z[kCount];
     for (int j = 0; j < kCount; ++j) z[j] = at_most(at_least(v[j] * splat(-kLog2e), -125.0f), 125.0f);
     exponentials<kCount, false>(z, z);
-    for (int j = 0; j < kCount; ++j) {
-        const vf below = splat(1.0f) + z[j];
-#if defined(__AVX512F__)
-        const vf guess = (vf)_mm512_rcp14_ps((__m512)below);
-        v[j] *= guess * (splat(2.0f) - below * guess);
-#else
-        v[j] /= below;
-#endif
-    }
+    for (int j = 0; j < kCount; ++j) v[j] *= inverse(splat(1.0f) + z[j]);
 }
 
 struct Weights {

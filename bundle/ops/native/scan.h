@@ -91,6 +91,16 @@ struct Rows {
     const float* operator[](int64_t t) const { return at + t * stride; }
 };
 
+// 1 / v for v in [1, 2**126], relative error 1e-7 or less.
+ICONET_INLINE vf inverse(vf v) {
+#if defined(__AVX512F__)
+    const vf guess = (vf)_mm512_rcp14_ps((__m512)v);
+    return guess * (splat(2.0f) - v * guess);
+#else
+    return splat(1.0f) / v;
+#endif
+}
+
 // log1p(z) / z for z in [0, 1], relative error 3e-8.
 ICONET_INLINE vf log1p_over(vf z) {
     vf q = splat(0.00523269465f) * z + splat(-0.029505242f);

@@ -164,8 +164,7 @@ void pixels_of(const IconetSs2d& p, int k, int64_t begin, int steps, int64_t* pi
 void gather_proj(const IconetSs2d& p, const Task& task, int k, int steps, const Buffers& b) {
     const int64_t row = p.rank + 2 * p.n_state;
     const float* base = p.proj + task.image * p.height * p.width * kDirections * row + k * row;
-    for (int t = 0; t < steps; ++t)
-        std::memcpy(b.proj + t * row, base + b.pixel[t] * kDirections * row, sizeof(float) * row);
+    for (int t = 0; t < steps; ++t) move_floats<false>(base + b.pixel[t] * kDirections * row, row, b.proj + t * row);
     // Preparation works on four steps at once; the steps past the end must be finite.
     for (int t = steps; t % 4; ++t) std::memset(b.proj + t * row, 0, sizeof(float) * row);
 }
@@ -173,15 +172,10 @@ void gather_proj(const IconetSs2d& p, const Task& task, int k, int steps, const 
 // Rows of a channels-last image at the chunk's pixels -> [vector][step].
 void gather(const IconetSs2d& p, const Task& task, const float* image, int steps, const int64_t* pixel, vf* out) {
     const float* base = image + task.image * p.height * p.width * p.channels + task.first;
-    const int64_t full = task.live / kLanes, rest = task.live % kLanes;
     for (int t = 0; t < steps; ++t) {
         const float* src = base + pixel[t] * p.channels;
-        for (int64_t v = 0; v < full; ++v) std::memcpy(out + v * kSteps + t, src + v * kLanes, sizeof(vf));
-        if (rest) {
-            vf last = splat(0.0f);
-            std::memcpy(&last, src + full * kLanes, sizeof(float) * rest);
-            out[full * kSteps + t] = last;
-        }
+        for (int64_t c = 0, v = 0; c < task.live; c += kLanes, ++v)
+            out[v * kSteps + t] = task.live - c >= kLanes ? load(src + c) : load_part(src + c, task.live - c);
     }
     for (int t = steps; t % 4; ++t)
         for (int64_t v = 0; v < task.vectors; ++v) out[v * kSteps + t] = splat(0.0f);
@@ -191,20 +185,14 @@ void gather(const IconetSs2d& p, const Task& task, const float* image, int steps
 void scatter(const IconetSs2d& p, const Task& task, const vf* in, bool add, int steps, const int64_t* pixel,
              float* image) {
     float* base = image + task.image * p.height * p.width * p.channels + task.first;
-    const int64_t full = task.live / kLanes, rest = task.live % kLanes;
     for (int t = 0; t < steps; ++t) {
         float* dst = base + pixel[t] * p.channels;
-        for (int64_t v = 0; v < full; ++v) {
-            vf value = in[v * kSteps + t], old;
-            if (add) {
-                std::memcpy(&old, dst + v * kLanes, sizeof(vf));
-                value += old;
-            }
-            std::memcpy(dst + v * kLanes, &value, sizeof(vf));
-        }
-        for (int64_t i = 0; i < rest; ++i) {
-            const float value = in[full * kSteps + t][i];
-            dst[full * kLanes + i] = add ? dst[full * kLanes + i] + value : value;
+        for (int64_t c = 0, v = 0; c < task.live; c += kLanes, ++v) {
+            const vf value = in[v * kSteps + t];
+            if (task.live - c >= kLanes)
+                store(dst + c, add ? load(dst + c) + value : value);
+            else
+                store_part(dst + c, add ? load_part(dst + c, task.live - c) + value : value, task.live - c);
         }
     }
 }
@@ -224,18 +212,27 @@ vf prepare_back(const float* proj, int64_t row, int64_t rank, const vf* w, vf bi
             dt[t + j] = s;
             du[t + j] = s * x[t + j];
             top = larger(s, top);
-            sig[t + j] = (a[j] < splat(0.0f) ? z[j] : splat(1.0f)) / (splat(1.0f) + z[j]);
+            sig[t + j] = (a[j] < splat(0.0f) ? z[j] : splat(1.0f)) * inverse(splat(1.0f) + z[j]);
         }
     }
     return top;
 }
 
+// exp(dt A) and the states of kBlock states of one vector of channels, from those at the chunk's start.
 template <int kBlock, bool kAny>
-void decays(const vf* dt, const vf* a2, int steps, vf* e) {
+void states_again(const vf* dt, const vf* du, const vf* a2, const float* b_row, int64_t row, int steps, const vf* start,
+                  vf* e, vf* s) {
+    vf h[kBlock];
+    for (int j = 0; j < kBlock; ++j) s[j] = h[j] = start[j];
     for (int t = 0; t < steps; ++t) {
         vf v[kBlock];
         for (int j = 0; j < kBlock; ++j) v[j] = dt[t] * a2[j];
-        exponentials<kBlock, kAny>(v, e + t * kBlock);
+        exponentials<kBlock, kAny>(v, v);
+        for (int j = 0; j < kBlock; ++j) {
+            e[t * kBlock + j] = v[j];
+            h[j] = v[j] * h[j] + du[t] * splat(b_row[t * row + j]);
+            s[(t + 1) * kBlock + j] = h[j];
+        }
     }
 }
 
@@ -253,18 +250,9 @@ void backward_block(const IconetSs2d& p, Buffers& b, int64_t v, int64_t kv, int6
     const float* c_row = b_row + p.n_state;
     const int64_t states = p.n_state;
     for (int i = 0; i < kVec; ++i) {
-        const vf* dt = b.dt + i * kSteps;
-        const vf* du = b.du + i * kSteps;
-        vf* e = b.e + i * kBlock * kSteps;
-        vf* s = b.state + i * kBlock * (kSteps + 1);
-        (in_range ? decays<kBlock, false> : decays<kBlock, true>)(dt, b.weight.a2 + (kv + i) * states + n, steps, e);
-        vf h[kBlock];
-        for (int j = 0; j < kBlock; ++j) s[j] = h[j] = start[i * states + n + j];
-        for (int t = 0; t < steps; ++t)
-            for (int j = 0; j < kBlock; ++j) {
-                h[j] = e[t * kBlock + j] * h[j] + du[t] * splat(b_row[t * row + j]);
-                s[(t + 1) * kBlock + j] = h[j];
-            }
+        (in_range ? states_again<kBlock, false> : states_again<kBlock, true>)(
+            b.dt + i * kSteps, b.du + i * kSteps, b.weight.a2 + (kv + i) * states + n, b_row, row, steps,
+            start + i * states + n, b.e + i * kBlock * kSteps, b.state + i * kBlock * (kSteps + 1));
     }
     vf carry[kVec][kBlock], da[kVec][kBlock];
     for (int i = 0; i < kVec; ++i)
@@ -375,8 +363,7 @@ void store_dproj(const IconetSs2d& p, const Task& task, int k, int steps, Buffer
     reduce_lanes(b.lane_b, p.n_state, p.rank, row, b.rows);
     reduce_lanes(b.lane_c, p.n_state, p.rank + p.n_state, row, b.rows);
     float* base = p.dproj + ((task.group * p.batch + task.image) * length * kDirections + k) * row;
-    for (int t = 0; t < steps; ++t)
-        std::memcpy(base + b.pixel[t] * kDirections * row, b.rows + t * row, sizeof(float) * row);
+    for (int t = 0; t < steps; ++t) move_floats<false>(b.rows + t * row, row, base + b.pixel[t] * kDirections * row);
 }
 
 void clear_weight_gradients(const IconetSs2d& p, const Task& task, Buffers& b) {
