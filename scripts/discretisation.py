@@ -18,6 +18,7 @@ from comparison.tables import markdown
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from bundle.data.intensity import intensity_window
 from bundle.inference.shipped import weights_path
 from bundle.inference.weights import load_weights
 from bundle.networks import build_network
@@ -26,7 +27,6 @@ from bundle.networks.vision_mamba import VisionMambaBlock
 from bundle.ops import selective_scan_2d
 from bundle.physics import restore_magnitude
 from bundle.training.metrics import psnr
-from bundle.transforms.intensity import intensity_window
 from bundle.workflow.errors import one_line_exit
 
 ROOT = Path(__file__).resolve().parent.parent

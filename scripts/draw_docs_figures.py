@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from bundle.data import read_volume
+from bundle.data.intensity import intensity_window
 from bundle.data.values import Values
 from bundle.inference.matrix import Wanted, plan_matrix
 from bundle.inference.model import load_model
@@ -46,7 +47,6 @@ from bundle.physics import (
 )
 from bundle.physics.place import Grids
 from bundle.training.metrics import psnr
-from bundle.transforms.intensity import intensity_window
 
 ROOT = Path(__file__).resolve().parent.parent
 SLICE = 3

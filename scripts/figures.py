@@ -20,11 +20,11 @@ from comparison.records import label
 from comparison.tables import TABLE_ORDER
 from torch import Tensor, nn
 
+from bundle.data.intensity import intensity_window
 from bundle.inference.shipped import weights_path
 from bundle.networks import NETWORKS, ICONetOutput, build_network
 from bundle.networks.single_step import IMAGE_SKIPS
 from bundle.training.losses import stage_targets
-from bundle.transforms.intensity import intensity_window
 from bundle.workflow import prepare_network
 from bundle.workflow.errors import one_line_exit
 

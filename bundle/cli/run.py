@@ -89,16 +89,16 @@ class _Run:
         self.report: Report | None = None
 
     def model(self, scale: int) -> Model:
-        """The network, loaded when the first volume needs it: with PyTorch and MONAI that takes seconds.
+        """The network, loaded when the first volume needs it: PyTorch takes a second.
 
         Raises:
             RunError: unknown network, no or bad weights, no such device.
         """
         if scale not in self.models:
-            from monai.utils import set_determinism
+            import torch
 
             model = _load(self.options, scale)
-            set_determinism(seed=0)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
             if not self.models:
                 _say("device", f"running on {next(model.network.parameters()).device}")
             self.models[scale] = model

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from nibabel.nifti1 import Nifti1Image, Nifti1Pair
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.spatialimages import SpatialImage
@@ -38,6 +38,9 @@ from bundle.inference.walker import SliceWalker
 from bundle.options import DEFAULT_NETWORK, pair_of
 from bundle.physics.matrix import StatedMatrix
 from bundle.physics.slices import SliceAxis, StatedAxes, decide_slice_axis, in_plane_axes
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 logger = logging.getLogger("iconet")
 
@@ -147,9 +150,9 @@ class _Given:
 
 
 def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
-    if affine is not None and isinstance(image, (MetaTensor, SpatialImage)):
+    if affine is not None and (_is_meta_tensor(image) or isinstance(image, SpatialImage)):
         raise VolumeError("the image has an affine of its own; affine= is for arrays")
-    if isinstance(image, MetaTensor):
+    if _is_meta_tensor(image):
         name = str(image.meta.get("filename_or_obj", "MetaTensor"))
         channels = list(_checked(name, torch.as_tensor(image.detach().cpu()).numpy(), (3, 4), nonfinite))
         place = _usable(name, image.affine.cpu().numpy())
@@ -183,9 +186,14 @@ def _given(image: Any, affine: np.ndarray | None, nonfinite: str) -> _Given:
     return _Given("array", _frames(voxels), voxels.ndim < 4, _usable("array", affine))
 
 
+def _is_meta_tensor(image: Any) -> bool:
+    """Whoever has a MetaTensor has imported MONAI; for others its import would take seconds."""
+    return "monai.data" in sys.modules and isinstance(image, sys.modules["monai.data"].MetaTensor)
+
+
 def _findings(image: Any) -> list[Finding]:
     """What header, name and sidecar of an image say its voxels are; nothing is known about an array."""
-    if isinstance(image, MetaTensor):
+    if _is_meta_tensor(image):
         code, file, components = image.meta.get("intent_code", 0), image.meta.get("filename_or_obj"), len(image)
     elif isinstance(image, Nifti1Pair):
         code, file = image.header["intent_code"], image.get_filename()
@@ -232,9 +240,9 @@ def _usable(name: str, affine: Any) -> np.ndarray:
 
 def _like(image: Any, given: _Given, frames: list[np.ndarray], affine: np.ndarray, record: dict[str, Any]) -> Any:
     """The fine frames as the same kind of image as the input."""
-    if isinstance(image, MetaTensor):
+    if _is_meta_tensor(image):
         meta = {**image.meta, "affine": torch.from_numpy(affine), RECORD: record}
-        return MetaTensor(torch.from_numpy(np.stack(frames)).to(image.device), meta=meta)
+        return type(image)(torch.from_numpy(np.stack(frames)).to(image.device), meta=meta)
     fine = frames[0] if given.single else np.stack(frames, -1)
     if not isinstance(image, SpatialImage):
         return SuperResolvedArray(fine, affine, record)

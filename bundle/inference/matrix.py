@@ -9,13 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from bundle.data.errors import fail
+from bundle.data.intensity import prepared
 from bundle.data.values import Values
 from bundle.options import CONFIG_OPTIONS, pair_of
 from bundle.physics.cut import ITERATIONS, cut_kspace, cut_magnitude
 from bundle.physics.matrix import KnownMatrix, StatedMatrix
 from bundle.physics.place import Grids, grids
 from bundle.physics.slices import in_plane_axes, slices_back, slices_last
-from bundle.transforms.intensity import prepared
 from bundle.trust.acquired import find_matrix
 
 SMALLEST = 8

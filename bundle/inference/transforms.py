@@ -14,6 +14,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends
 from torch import Tensor
 
+from bundle.data.intensity import prepared
 from bundle.data.meaning import modality_in_meta
 from bundle.data.nifti.matrix import stated_matrix_in_meta
 from bundle.data.values import Values, put_padding, survey
@@ -21,7 +22,6 @@ from bundle.inference.matrix import Wanted, cut, cut_affine, plan_matrix
 from bundle.physics import fine_padding
 from bundle.physics.place import Grids, grids
 from bundle.physics.slices import check_slice_axis
-from bundle.transforms.intensity import prepared
 
 
 class AcquiredMatrix(Transform):

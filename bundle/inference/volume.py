@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from bundle.data.intensity import intensity_window, prepared
 from bundle.data.values import Values, put_padding, survey
 from bundle.inference.matrix import MatrixPlan, cut, cut_affine
 from bundle.inference.memory import batch_that_fits
@@ -21,7 +23,6 @@ from bundle.inference.walker import SliceWalker, scale_of
 from bundle.physics import consistency_residual, fine_padding, truncate
 from bundle.physics.place import Grids, grids, place
 from bundle.physics.slices import SliceAxis, in_plane_axes, resolve_slice_axis, slices_last
-from bundle.transforms.intensity import intensity_window, prepared
 from bundle.trust import check_volume
 from bundle.trust.training_range import TrainingRange
 
@@ -68,8 +69,8 @@ def super_resolve(
     """Super-resolve one image (X, Y) or volume (X, Y, Z).
 
     The steps: choose the slice axis; fill padding from its neighbourhood and set stray negative voxels to zero
-    (:func:`bundle.transforms.intensity.prepared`); scale values to order 1
-    (:func:`bundle.transforms.intensity.intensity_window`); cut to the acquired matrix, if the grids say so
+    (:func:`bundle.data.intensity.prepared`); scale values to order 1
+    (:func:`bundle.data.intensity.intensity_window`); cut to the acquired matrix, if the grids say so
     (:func:`bundle.inference.matrix.cut`); run every slice through the network, with data consistency;
     place the result on its grid (:func:`bundle.physics.place.place`); restore the units; set negative voxels to zero if
     the input has none; put the padding back. Setting to zero is a projection, so it never moves a voxel away from a
@@ -108,7 +109,7 @@ def super_resolve(
     pred = walked.volume
     share = None
     if not values.signed:  # the offset is 0 in this case
-        share = float((pred < 0).float().mean())
+        share = int(torch.count_nonzero(pred < 0)) / pred.numel()
         pred = pred.clamp_(min=0)
     residual = _residual(pred, image, axis)
     pred = place(pred, made, axis)

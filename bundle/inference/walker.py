@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from monai.inferers import SliceInferer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from bundle.inference.flips import flip_average
-from bundle.physics import agreed_weight, in_plane_axes, restore_magnitude, restore_measured
+from bundle.physics import restore_agreed
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Walked:
 
 
 class SliceWalker:
-    """Apply a 2-D super-resolution network to every slice of a volume (MONAI's SliceInferer does the looping).
+    """Apply a 2-D super-resolution network to every slice of a volume.
 
     Constant slices are copied to the fine grid without calling the network. When memory is short, the batches of
     slices are halved and stay smaller for later volumes; if a CUDA device cannot hold a single slice, the volume runs
@@ -84,7 +84,6 @@ class SliceWalker:
         Raises:
             MemoryError: not even one slice fits.
         """
-        restore = restore_measured if signed else restore_magnitude
         scale = scale_of(network)
         weights: list[float] = []
 
@@ -102,13 +101,12 @@ class SliceWalker:
                 else:
                     fine = network(images, *args, **kwargs)
                 if self.data_consistency != 0:
-                    weight = self._weight(fine, images)
-                    fine = restore(fine, images, weight)
+                    fine, weight = restore_agreed(fine, images, self.data_consistency, signed)
                     weights.extend(weight.flatten().tolist())
                 out[busy] = fine.to(out.dtype)
             return out
 
-        fine, notes = self._within_memory(volume[None, None], network, slice_axis, by_slice, weights.clear)
+        fine, notes = self._within_memory(volume, network, slice_axis, by_slice, weights.clear)
         return Walked(fine, notes, tuple(weights))
 
     @contextmanager
@@ -123,12 +121,6 @@ class SliceWalker:
         finally:
             if self.slice_batch == batch:
                 self.slice_batch = usual
-
-    def _weight(self, fine: Tensor, images: Tensor) -> Tensor:
-        """(B, 1, 1, 1): the weight of data consistency for each slice."""
-        if isinstance(self.data_consistency, str):
-            return agreed_weight(fine, images)
-        return fine.new_full((len(fine), 1, 1, 1), self.data_consistency)
 
     def _within_memory(
         self,
@@ -146,7 +138,7 @@ class SliceWalker:
             while True:
                 start()
                 try:
-                    return self._walk(volume.to(device), slice_axis, by_slice)[0, 0].cpu(), tuple(notes)
+                    return self._walk(volume, slice_axis, scale_of(network), by_slice, device), tuple(notes)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -166,20 +158,21 @@ class SliceWalker:
             if device != home:
                 module.to(home)
 
-    def _walk(self, volume: Tensor, slice_axis: int, by_slice: Callable[[Tensor], Tensor]) -> Tensor:
-        """(1, 1, X, Y[, Z]) -> the same with longer in-plane axes."""
-        if volume.ndim == 4:
-            return by_slice(volume)
-        size = volume.shape[2:]
-        walker = SliceInferer(
-            spatial_dim=slice_axis,
-            roi_size=[size[axis] for axis in in_plane_axes(len(size), slice_axis)],
-            sw_batch_size=self.slice_batch,
-            progress=self.progress and sys.stderr.isatty(),
+    def _walk(
+        self, volume: Tensor, slice_axis: int, scale: int, by_slice: Callable[[Tensor], Tensor], device: torch.device
+    ) -> Tensor:
+        """(X, Y[, Z]) -> the same with longer in-plane axes; only the slices of a batch are on the device."""
+        if volume.ndim == 2:
+            return by_slice(volume[None, None].to(device))[0, 0].cpu()
+        fine = volume.new_empty(
+            [n if axis == slice_axis else scale * n for axis, n in enumerate(volume.shape)], device="cpu"
         )
-        out = walker(volume, by_slice)
-        assert isinstance(out, Tensor)  # one output, so SliceInferer returns it bare
-        return out
+        slices, fine_slices = volume.movedim(slice_axis, 0), fine.movedim(slice_axis, 0)
+        silent = not (self.progress and sys.stderr.isatty())
+        for start in tqdm(range(0, len(slices), self.slice_batch), disable=silent):
+            batch = slice(start, start + self.slice_batch)
+            fine_slices[batch] = by_slice(slices[batch, None].to(device).contiguous())[:, 0].cpu()
+        return fine
 
 
 def scale_of(network: Any) -> int:

@@ -192,13 +192,17 @@ def select_backend(tensor: Tensor) -> Backend:
     return TABLE[_row_to_compile(device, dtype)] if torch.compiler.is_compiling() else _select(device, dtype)
 
 
-@torch.compiler.assume_constant_result  # a compiled network keeps the back end that it was compiled with
 def _row_to_compile(device: str, dtype: torch.dtype) -> int:
     backend = _select(device, dtype)
     if backend not in TABLE:
         raise RuntimeError(f"the back end {backend.name!r} is not in the table: networks cannot be compiled with it")
     _ = backend.scan_function, backend.search_function  # `torch.compile` does not follow their import
     return TABLE.index(backend)
+
+
+# A compiled network keeps the back end that it was compiled with. This is what `torch.compiler.assume_constant_result`
+# does, which would import the compiler, in half a second, for everyone.
+_row_to_compile._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _select(device: str, dtype: torch.dtype) -> Backend:

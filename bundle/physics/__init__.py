@@ -5,6 +5,7 @@ from bundle.physics.consistency import (
     band_edge_gain,
     consistency_residual,
     measured_as,
+    restore_agreed,
     restore_magnitude,
     restore_measured,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "measure_grid_shift",
     "measured_as",
     "resolve_slice_axis",
+    "restore_agreed",
     "restore_magnitude",
     "restore_measured",
     "smooth_truncate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def restore_measured(image: Tensor, measured: Tensor, weight: float | Tensor = 1
     Returns:
         real image ``(..., H, W)``.
     """
-    return image + _correction(fft2c(image), measured, weight).to(image.dtype)
+    return _restored(image, _band(image, measured), measured, weight)
 
 
 def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float | Tensor = 1.0) -> Tensor:
@@ -55,9 +56,31 @@ def restore_magnitude(image: Tensor, magnitude: Tensor, weight: float | Tensor =
     Returns:
         real image ``(..., H, W)``; its :func:`bundle.physics.truncate` is ``magnitude`` to about 1 %.
     """
-    spectrum = fft2c(image)
-    measured = _with_phase_of(crop_kspace(spectrum, (magnitude.shape[-2], magnitude.shape[-1])), magnitude)
-    return image + _correction(spectrum, measured, weight).to(image.dtype)
+    band = _band(image, magnitude)
+    return _restored(image, band, _with_phase_of(ifft2c(band), magnitude), weight)
+
+
+def restore_agreed(
+    image: Tensor, measured: Tensor, weight: float | Literal["auto"], signed: bool
+) -> tuple[Tensor, Tensor]:
+    """Data consistency of the slices of a batch, and the weight that each got.
+
+    The same as :func:`agreed_weight` ("auto"), then :func:`restore_measured` (`signed`) or :func:`restore_magnitude`;
+    the large transforms are made once.
+
+    Args:
+        image: real, ``(..., H, W)``.
+        measured: real, ``(..., h, w)``.
+        weight: "auto", or of the measured samples, in [0, 1].
+        signed: the input may hold negative values and counts as measured; otherwise it is a magnitude image.
+
+    Returns:
+        real image ``(..., H, W)``, and weights ``(..., 1, 1)``.
+    """
+    band = _band(image, measured)
+    own = ifft2c(band)
+    weights = _agreed(own, measured) if isinstance(weight, str) else image.new_full((*image.shape[:-2], 1, 1), weight)
+    return _restored(image, band, measured if signed else _with_phase_of(own, measured), weights), weights
 
 
 def measured_as(image: Tensor, magnitude: Tensor) -> Tensor:
@@ -66,11 +89,15 @@ def measured_as(image: Tensor, magnitude: Tensor) -> Tensor:
     ``restore_measured(image, measured_as(image, magnitude))`` is ``restore_magnitude(image, magnitude)``. Training
     detaches this: signs have no gradient, and that of the phase explodes where the image is nearly zero.
     """
-    return _with_phase_of(crop_kspace(fft2c(image), (magnitude.shape[-2], magnitude.shape[-1])), magnitude)
+    return _with_phase_of(ifft2c(_band(image, magnitude)), magnitude)
 
 
-def _with_phase_of(spectrum: Tensor, magnitude: Tensor) -> Tensor:
-    own = ifft2c(spectrum)
+def _band(image: Tensor, measured: Tensor) -> Tensor:
+    """The k-space samples (..., h, w) of an image that were measured."""
+    return crop_kspace(fft2c(image), (measured.shape[-2], measured.shape[-1]))
+
+
+def _with_phase_of(own: Tensor, magnitude: Tensor) -> Tensor:
     size = own.abs()
     return magnitude * torch.where(size > 0, own / size.clamp(min=torch.finfo(size.dtype).tiny), 1.0)
 
@@ -86,8 +113,13 @@ def band_edge_gain(image: Tensor, measured: Tensor) -> Tensor:
         image: real, ``(..., H, W)``.
         measured: real, ``(..., h, w)``.
     """
+    return _edge_gain(ifft2c(_band(image, measured)), measured)
+
+
+def _edge_gain(own: Tensor, measured: Tensor) -> Tensor:
+    """:func:`band_edge_gain` of an image whose truncation is `own`, complex (..., h, w)."""
     edge = _edge(measured)
-    own, given = fft2c(truncate(image, (edge.shape[0], edge.shape[1]))).abs(), fft2c(measured.abs()).abs()
+    own, given = fft2c(own.abs()).abs(), fft2c(measured.abs()).abs()
     norm = (given * edge).square().sum((-2, -1)).sqrt()
     gain = (own * edge).square().sum((-2, -1)).sqrt() / norm.clamp(min=torch.finfo(norm.dtype).tiny)
     return torch.where(norm > 0, gain, 1.0)
@@ -118,23 +150,28 @@ def agreed_weight(image: Tensor, measured: Tensor) -> Tensor:
     A filter and a smooth object look alike in k-space. The gains are chosen on validation volumes: a Hamming filter
     raises most of them above 2.5, an object blurred by one fine voxel few above 1.4.
     """
+    return _agreed(ifft2c(_band(image, measured)), measured)
+
+
+def _agreed(own: Tensor, measured: Tensor) -> Tensor:
+    """:func:`agreed_weight` of an image whose truncation is `own`, complex (..., h, w)."""
     if min(measured.shape[-2:]) < FEWEST:
-        return image.new_ones((*image.shape[:-2], 1, 1))
-    gain = band_edge_gain(image, measured).clamp(min=1e-6)
+        return torch.ones((*own.shape[:-2], 1, 1), dtype=own.real.dtype, device=own.device)
+    gain = _edge_gain(own, measured).clamp(min=1e-6)
     weight = (1.0 - torch.log(gain / TRUSTED) / math.log(FILTERED / TRUSTED)).clamp(0.0, 1.0)
     return torch.where(_edge_share(measured) < EMPTY, 1.0, weight)[..., None, None]
 
 
-def _correction(spectrum: Tensor, measured: Tensor, weight: float | Tensor) -> Tensor:
-    """The correction (..., H, W) to add to the image of a centred spectrum, see :func:`restore_measured`."""
-    height, width = spectrum.shape[-2], spectrum.shape[-1]
+def _restored(image: Tensor, band: Tensor, measured: Tensor, weight: float | Tensor) -> Tensor:
+    """The image whose k-space in the measured band was `band`, see :func:`restore_measured`."""
+    height, width = image.shape[-2], image.shape[-1]
     h, w = measured.shape[-2], measured.shape[-1]
-    missing = fft2c(measured) - crop_kspace(spectrum, (h, w))
-    unpaired = torch.zeros(h, w, dtype=torch.bool, device=spectrum.device)
+    missing = fft2c(measured) - band
+    unpaired = torch.zeros(h, w, dtype=torch.bool, device=image.device)
     unpaired[0] |= h % 2 == 0 and h < height
     unpaired[:, 0] |= w % 2 == 0 and w < width
     missing = weight * torch.where(unpaired, 2.0 * missing, missing)
-    return ifft2c(pad_kspace(missing, (height, width))).real
+    return image + ifft2c(pad_kspace(missing, (height, width))).real.to(image.dtype)
 
 
 def consistency_residual(image: Tensor, measured: Tensor) -> float:

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from bundle.data import read_volume
+from bundle.data.intensity import intensity_window
 from bundle.data.paths import sha256_of
 from bundle.physics import divisible_size, truncate
-from bundle.transforms.intensity import intensity_window
 
 PathLike = str | os.PathLike[str]
 Interval = tuple[float, float]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
+from bundle.data.intensity import intensity_window
 from bundle.physics.degradation import acquire, kspace_window, smooth_phase, with_phase
-from bundle.transforms.intensity import intensity_window
 
 TISSUE = 0.1
 """Voxels of the truth above this part of its intensity window (the 99.9th percentile of its voxels) are tissue."""

@@ -48,6 +48,36 @@ def multiply_adds(network: nn.Module, shape: Sequence[int]) -> dict[str, int]:
     return {PRODUCTS: counter.get_total_flops() // 2, **counts}
 
 
+def floor_flops(network: nn.Module, shape: Sequence[int]) -> float:
+    """Floating-point operations that no known algorithm here goes without, in the sense of the time of a product.
+
+    Of the convolutions 3x3 with stride 1 a quarter counts (Winograd's F(4x4, 3x3) needs 36 products for the 144 of 16
+    outputs), of the patch search a ninth (each product serves the nine patches that share it), within the window if
+    there is one; of the scan everything, and 9 multiply-adds for each state in each direction, its exponential among
+    them. Transforms, norms and element-wise work, which are bound by memory, count nothing.
+    """
+    counts = multiply_adds(network, shape)
+    small = _three_by_three(network, shape)
+    return 2 * (counts[PRODUCTS] - 0.75 * small + counts[SEARCH] / 9) + 2 * 9 / 4 * counts[SCAN]
+
+
+def _three_by_three(network: nn.Module, shape: Sequence[int]) -> int:
+    """Multiply-adds of the dense 3x3 convolutions of stride 1."""
+    total = 0
+
+    def count(layer: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if layer.kernel_size == (3, 3) and layer.stride == (1, 1) and layer.groups == 1:
+            total += output.numel() * layer.in_channels * 9
+
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    multiply_adds(network, shape)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
 def _counting(counts: dict[str, int]) -> Backend:
     """A back end that adds up what the two kernels would cost and runs neither."""
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from bundle.data import DatasetError, NiftiVolumeReader, VolumeError
 from bundle.data.errors import error_line, fail, root_cause
+from bundle.data.intensity import intensity_window
 from bundle.data.splits import bids_subject, locate, read_table
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker, scale_of
@@ -28,7 +29,6 @@ from bundle.physics.slices import SliceAxis
 from bundle.training.baseline import ZERO_FILLED
 from bundle.training.metrics import WINDOW, hfen, nmse, psnr, ssim_slices
 from bundle.transforms import CartesianLineMask, CropToMultiple, KSpaceTruncation, SlicesLast
-from bundle.transforms.intensity import intensity_window
 from comparison.records import Row
 
 BICUBIC = "aligned bicubic"
@@ -181,7 +181,7 @@ class Protocol:
     def load(self, path: Path) -> MetaTensor:
         """A volume (1, X, Y, Z) in the units of its file, cropped so that the scale divides its slices.
 
-        For a volume with negative values, the offset of :func:`bundle.transforms.intensity.intensity_window` is
+        For a volume with negative values, the offset of :func:`bundle.data.intensity.intensity_window` is
         subtracted, as in training; otherwise the magnitude of the degraded image would be meaningless.
 
         Raises:

@@ -108,20 +108,32 @@ def test_without_a_terminal_a_long_volume_tells_how_far_it_is(monkeypatch, caplo
     ]
 
 
+def _loaded(arguments: list[str], bundle_root: Path, *packages: str) -> list[str]:
+    """Which of some packages a successful command has imported."""
+    program = (
+        "import sys; from bundle.cli.command import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"print(*({set(packages)!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=bundle_root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[-1].split()
+
+
 @pytest.mark.parametrize("arguments", [(), ("--dry-run",), ("--help",), ("--version",)])
 def test_what_needs_no_network_loads_neither_pytorch_nor_monai(
     arguments: tuple[str, ...], scan: Path, tmp_path: Path, bundle_root: Path
 ) -> None:
     assert command(scan, tmp_path / "out").exit_code == 0
-    program = (
-        "import sys; from bundle.cli.command import main\n"
-        f"try: main({[str(scan), str(tmp_path / 'out'), *arguments]!r})\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "print(sorted({'torch', 'monai'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=bundle_root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert _loaded([str(scan), str(tmp_path / "out"), *arguments], bundle_root, "torch", "monai") == []
+
+
+def test_a_run_loads_no_monai_whose_import_takes_longer_than_a_small_volume(
+    scan: Path, tmp_path: Path, bundle_root: Path
+) -> None:
+    arguments = [str(scan), str(tmp_path / "out"), "--report"]
+    assert _loaded(arguments, bundle_root, "torch", "monai", "torch._dynamo") == ["torch"]
 
 
 def test_a_network_without_shipped_weights_is_answered_with_those_that_have_some(scan: Path, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 
+from bundle.data.intensity import intensity_window
 from bundle.inference.inferers import VolumeInferer
 from bundle.networks import ICONetOutput, iconet
 from bundle.physics import consistency_residual, restore_magnitude, restore_measured
 from bundle.training.inferers import StageInferer
 from bundle.training.losses import MultiStageL1Loss
-from bundle.transforms.intensity import intensity_window
 
 axes = pytest.mark.parametrize("slice_axis", [0, 1, 2])
 consistency = pytest.mark.parametrize("data_consistency", [False, True])

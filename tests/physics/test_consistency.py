@@ -14,6 +14,7 @@ from bundle.physics import (
     consistency_residual,
     fourier_upsample,
     measured_as,
+    restore_agreed,
     restore_magnitude,
     restore_measured,
     truncate,
@@ -240,3 +241,16 @@ def test_each_image_of_a_batch_has_its_own_weight_and_an_empty_one_keeps_it() ->
     assert agreed_weight(batch, measured).flatten().tolist() == [1.0, 0.0, 1.0]
     out = restore_magnitude(batch, measured, agreed_weight(batch, measured))
     assert torch.equal(out[1], batch[1]) and not torch.equal(out[0], batch[0])
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("weight", ["auto", 0.3])
+def test_the_step_of_the_product_is_weight_and_restoration_one_after_the_other(signed: bool, weight) -> None:
+    batch = torch.stack([random_image((40, 35), 0), 3.0 * random_image((40, 35), 1)])[:, None]
+    measured = truncate(torch.stack([random_image((40, 35), 0), random_image((40, 35), 1)])[:, None], (20, 17))
+    out, weights = restore_agreed(batch, measured, weight, signed)
+    expected = (
+        agreed_weight(batch, measured) if weight == "auto" else torch.full((2, 1, 1, 1), 0.3, dtype=torch.float64)
+    )
+    assert torch.equal(weights, expected) and (weight != "auto" or weights.unique().numel() == 2)
+    assert torch.equal(out, (restore_measured if signed else restore_magnitude)(batch, measured, expected))

@@ -39,6 +39,7 @@ from release.exports.operators import (
 )
 from torch import Tensor, nn
 
+from bundle.data.intensity import intensity_window
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.inference.weights import load_weights
@@ -49,7 +50,6 @@ from bundle.ops import use_backend
 from bundle.ops.backend import select_backend
 from bundle.ops.scan.reference import selective_scan_2d_reference
 from bundle.ops.search.plain import patch_search_reference
-from bundle.transforms.intensity import intensity_window
 
 onnx = pytest.importorskip("onnx", reason="the extra 'export' is not installed")
 pytest.importorskip("onnxruntime", reason="the extra 'export' is not installed")

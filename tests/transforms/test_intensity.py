@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as hnp
 from monai.data import MetaTensor
 from torch import Tensor
 
+from bundle.data.intensity import intensity_window
 from bundle.data.values import survey
 from bundle.transforms import NormalizeVolume, NormalizeVolumed
-from bundle.transforms.intensity import intensity_window
 
 EPSILON = torch.finfo(torch.float32).eps
 

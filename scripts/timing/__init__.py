@@ -1,0 +1,1 @@
+"""What `benchmark.py` measures: the machine, the kernels, networks and volumes."""
