@@ -1,4 +1,4 @@
-// Small matrix products with packed weights: rows of pixels times a matrix of a few dozen columns.
+// Small matrix products with packed weights, rows of pixels times a matrix of a few dozen columns, and sums over lanes.
 
 #pragma once
 
@@ -64,6 +64,32 @@ ICONET_INLINE void product(const float* a, int64_t a_stride, int64_t rows, const
         else
             product_panel<1>(a, a_stride, rows, packed, depth, v, put);
     }
+}
+
+// Sums over the lanes of kLanes vectors: out[i] = sum(rows[i]).
+ICONET_INLINE void lane_sums(const vf* rows, float* out) {
+#if defined(__AVX2__)
+    for (int first = 0; first < kLanes; first += 8) {
+        __m256 r[8];
+        for (int i = 0; i < 8; ++i) {
+#if defined(__AVX512F__)
+            const __m512 whole = (__m512)rows[first + i];
+            r[i] = _mm256_add_ps(_mm512_castps512_ps256(whole), _mm512_extractf32x8_ps(whole, 1));
+#else
+            r[i] = (__m256)rows[first + i];
+#endif
+        }
+        const __m256 ab = _mm256_hadd_ps(_mm256_hadd_ps(r[0], r[1]), _mm256_hadd_ps(r[2], r[3]));
+        const __m256 cd = _mm256_hadd_ps(_mm256_hadd_ps(r[4], r[5]), _mm256_hadd_ps(r[6], r[7]));
+        const __m256 lo = _mm256_permute2f128_ps(ab, cd, 0x20), hi = _mm256_permute2f128_ps(ab, cd, 0x31);
+        _mm256_storeu_ps(out + first, _mm256_add_ps(lo, hi));
+    }
+#else
+    for (int i = 0; i < kLanes; ++i) {
+        const vf r = rows[i];
+        out[i] = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
+    }
+#endif
 }
 
 }  // namespace iconet

@@ -48,6 +48,7 @@ void pad(const float* from, int64_t count, vf* to) {
 
 struct Norm {
     vf *weight, *bias;
+    vf live;  // one in the channels of the last vector, zero past them
     int64_t channels;
 
     void carve(Arena& arena, int64_t count) {
@@ -55,40 +56,60 @@ struct Norm {
         weight = arena.take<vf>(vectors_of(count));
         bias = arena.take<vf>(vectors_of(count));
     }
+    void fill(const float* weights, const float* biases) {
+        pad(weights, channels, weight);
+        pad(biases, channels, bias);
+        for (int i = 0; i < kLanes; ++i) live[i] = i < (channels - 1) % kLanes + 1 ? 1.0f : 0.0f;
+    }
 };
 
-ICONET_INLINE float lane_sum(vf v) {
+ICONET_INLINE vf square_root(vf v) {
 #if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
+    return (vf)_mm512_sqrt_ps((__m512)v);
+#elif defined(__AVX2__)
+    return (vf)_mm256_sqrt_ps((__m256)v);
 #else
-    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+    for (int i = 0; i < kLanes; ++i) v[i] = std::sqrt(v[i]);
+    return v;
 #endif
 }
 
-// The layer norm of one pixel; put(vector, value) receives it. Lanes past the last channel are their bias, zero.
+// The layer norms of `count` pixels, `pitch` floats apart; put(pixel, vector, value) receives them. The sums over channels
+// of kLanes pixels are made together.
 template <class Put>
-ICONET_INLINE void layer_norm(const Norm& norm, const float* x, Put put) {
+ICONET_INLINE void layer_norms(const Norm& norm, const float* x, int64_t pitch, int64_t count, Put put) {
     const int64_t full = norm.channels / kLanes, rest = norm.channels % kLanes;
-    vf sum = splat(0.0f), square = splat(0.0f);
-    for (int64_t v = 0; v < full; ++v) sum += load(x + v * kLanes);
-    if (rest) sum += load_part(x + full * kLanes, rest);
-    const float mean = lane_sum(sum) / float(norm.channels);
-    for (int64_t v = 0; v < full; ++v) {
-        const vf d = load(x + v * kLanes) - splat(mean);
-        square += d * d;
+    const vf part = splat(1.0f / float(norm.channels));
+    for (int64_t first = 0; first < count; first += kLanes, x += kLanes * pitch) {
+        const int pixels = count - first < kLanes ? int(count - first) : kLanes;
+        vf sums[kLanes] = {};
+        alignas(64) float mean[kLanes], scale[kLanes];
+        for (int m = 0; m < pixels; ++m) {
+            for (int64_t v = 0; v < full; ++v) sums[m] += load(x + m * pitch + v * kLanes);
+            if (rest) sums[m] += load_part(x + m * pitch + full * kLanes, rest);
+        }
+        lane_sums(sums, mean);
+        store(mean, load(mean) * part);
+        for (int m = 0; m < pixels; ++m) {
+            sums[m] = splat(0.0f);
+            for (int64_t v = 0; v < full; ++v) {
+                const vf d = load(x + m * pitch + v * kLanes) - splat(mean[m]);
+                sums[m] += d * d;
+            }
+            if (rest) {
+                const vf d = (load_part(x + m * pitch + full * kLanes, rest) - splat(mean[m])) * norm.live;
+                sums[m] += d * d;
+            }
+        }
+        lane_sums(sums, scale);
+        store(scale, splat(1.0f) / square_root(load(scale) * part + splat(kEpsilon)));
+        for (int m = 0; m < pixels; ++m)
+            for (int64_t v = 0; v < full + (rest > 0); ++v) {
+                const float* at = x + m * pitch + v * kLanes;
+                const vf d = (v < full ? load(at) : load_part(at, rest)) - splat(mean[m]);
+                put(first + m, v, d * (splat(scale[m]) * norm.weight[v]) + norm.bias[v]);
+            }
     }
-    if (rest) {
-        float means[kLanes] = {};
-        for (int64_t i = 0; i < rest; ++i) means[i] = mean;
-        const vf d = load_part(x + full * kLanes, rest) - load(means);
-        square += d * d;
-    }
-    const float scale = 1.0f / std::sqrt(lane_sum(square) / float(norm.channels) + kEpsilon);
-    for (int64_t v = 0; v < full; ++v)
-        put(v, (load(x + v * kLanes) - splat(mean)) * (splat(scale) * norm.weight[v]) + norm.bias[v]);
-    if (rest)
-        put(full, (load_part(x + full * kLanes, rest) - splat(mean)) * (splat(scale) * norm.weight[full]) +
-                      norm.bias[full]);
 }
 
 // v / (1 + exp(-v)) of kCount vectors.
@@ -118,10 +139,8 @@ struct Weights {
     }
 
     void fill(const IconetRscfl& p, const ScanParameters& scanned) {
-        pad(p.norm_weight, p.features, norm.weight);
-        pad(p.norm_bias, p.features, norm.bias);
-        pad(p.out_norm_weight, p.inner, out_norm.weight);
-        pad(p.out_norm_bias, p.inner, out_norm.bias);
+        norm.fill(p.norm_weight, p.norm_bias);
+        out_norm.fill(p.out_norm_weight, p.out_norm_bias);
         pack(p.in_proj, p.inner, p.features, to_path);
         pack(p.in_proj + p.inner * p.features, p.inner, p.features, to_gate);
         to_lanes(p.conv_weight, p.inner, 9, conv);
@@ -162,10 +181,8 @@ void project_row(const IconetRscfl& p, const Weights& w, const float* image, int
     if (!inside || left == 0) std::memset(row, 0, sizeof(float) * (inside ? 1 : right - left + 2) * inner);
     if (!inside) return;
     if (right == p.width) std::memset(row + (right - left + 1) * inner, 0, sizeof(float) * inner);
-    for (int64_t j = first; j < last; ++j)
-        layer_norm(w.norm, image + (i * p.width + j) * p.features, [&](int64_t v, vf value) {
-            store(normed + (j - first) * features + v * kLanes, value);
-        });
+    layer_norms(w.norm, image + (i * p.width + first) * p.features, p.features, last - first,
+                [&](int64_t m, int64_t v, vf value) { store(normed + m * features + v * kLanes, value); });
     float* to = row + (first - (left - 1)) * inner;
     product(normed, features, last - first, w.to_path, p.inner, p.features,
             [&](int64_t m, int64_t v, vf value) { store(to + m * inner + v * kLanes, value); });
@@ -229,18 +246,16 @@ struct OutputBuffers {
 void make_output(const IconetRscfl& p, const Weights& w, const OutputBuffers& b, const float* x, const float* y,
                  int64_t count, float* out, float* sums) {
     const int64_t features = round_up(p.features, kLanes), inner = round_up(p.inner, kLanes);
-    for (int64_t m = 0; m < count; ++m)
-        layer_norm(w.norm, x + m * p.features,
-                   [&](int64_t v, vf value) { store(b.normed + m * features + v * kLanes, value); });
+    layer_norms(w.norm, x, p.features, count,
+                [&](int64_t m, int64_t v, vf value) { store(b.normed + m * features + v * kLanes, value); });
     product(b.normed, features, count, w.to_gate, p.inner, p.features,
             [&](int64_t m, int64_t v, vf value) { store(b.gated + m * inner + v * kLanes, value); });
-    for (int64_t m = 0; m < count; ++m)
-        layer_norm(w.out_norm, y + m * inner, [&](int64_t v, vf value) {
-            float* to = b.gated + m * inner + v * kLanes;
-            vf gate = load(to);
-            silu<1>(&gate);
-            store(to, value * gate);
-        });
+    layer_norms(w.out_norm, y, inner, count, [&](int64_t m, int64_t v, vf value) {
+        float* to = b.gated + m * inner + v * kLanes;
+        vf gate = load(to);
+        silu<1>(&gate);
+        store(to, value * gate);
+    });
     product(b.gated, inner, count, w.out_proj, p.features, p.inner, [&](int64_t m, int64_t v, vf value) {
         const int64_t at = m * p.features + v * kLanes, live = p.features - v * kLanes;
         if (live >= kLanes)
