@@ -13,7 +13,7 @@
 
 namespace iconet {
 
-constexpr int kSteps = 64;  // time steps in a chunk: the distance between kept states
+constexpr int kSteps = 32;  // time steps in a chunk: the distance between kept states
 constexpr int kDirections = 4;
 constexpr int kBlockMax = kLanes == 16 ? 8 : 4;  // states advanced together: as many as the registers hold
 

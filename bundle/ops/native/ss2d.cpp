@@ -67,8 +67,8 @@ bool forward(const IconetSs2d& p, int64_t threads) {
 
 // --- backward
 
-constexpr int kPair = 2;                           // vectors of channels that go back together
-constexpr int kBackBlock = kLanes == 16 ? 4 : 2;   // and their states: as many as the registers hold
+constexpr int kPair = 2;       // vectors of channels that go back together
+constexpr int kBackBlock = 2;  // and their states
 
 // Memory of one worker of the backward pass.
 struct Buffers {
@@ -225,6 +225,7 @@ void backward_block(const IconetSs2d& p, Buffers& b, int64_t v, int64_t kv, int6
             b.dt + i * kSteps, b.du + i * kSteps, b.weight.a2 + (kv + i) * states + n, b_row, row, steps,
             start + i * states + n, b.e + i * kBlock * kSteps, b.state + i * kBlock * (kSteps + 1));
     }
+    const bool first_vectors = v == 0, first_states = n == 0;
     vf carry[kVec][kBlock], da[kVec][kBlock];
     for (int i = 0; i < kVec; ++i)
         for (int j = 0; j < kBlock; ++j) {
@@ -234,14 +235,15 @@ void backward_block(const IconetSs2d& p, Buffers& b, int64_t v, int64_t kv, int6
     for (int t = steps - 1; t >= 0; --t) {
         vf sum_b[kBlock], sum_c[kBlock];
         for (int j = 0; j < kBlock; ++j) {
-            sum_b[j] = b.lane_b[(n + j) * kSteps + t];
-            sum_c[j] = b.lane_c[(n + j) * kSteps + t];
+            sum_b[j] = first_vectors ? splat(0.0f) : b.lane_b[(n + j) * kSteps + t];
+            sum_c[j] = first_vectors ? splat(0.0f) : b.lane_c[(n + j) * kSteps + t];
         }
         for (int i = 0; i < kVec; ++i) {
             const vf dy = b.dy[(v + i) * kSteps + t], dt = b.dt[i * kSteps + t], du = b.du[i * kSteps + t];
             const vf* e = b.e + (i * kSteps + t) * kBlock;
             const vf* s = b.state + (i * (kSteps + 1) + t) * kBlock;
-            vf g_du = b.g_du[i * kSteps + t], g_dt = b.g_dt[i * kSteps + t];
+            vf g_du = first_states ? splat(0.0f) : b.g_du[i * kSteps + t];
+            vf g_dt = first_states ? splat(0.0f) : b.g_dt[i * kSteps + t];
             for (int j = 0; j < kBlock; ++j) {
                 const vf g = carry[i][j] + dy * splat(c_row[t * row + j]);
                 sum_c[j] += dy * s[kBlock + j];
@@ -286,7 +288,7 @@ void backward_inputs(const IconetSs2d& p, Buffers& b, int64_t v, int64_t kv, int
         const vf w = b.weight.w[kv * p.rank + r];
         vf dw = splat(0.0f), *lane = b.lane_p + r * kSteps;
         for (int t = 0; t < steps; ++t) {
-            lane[t] += g_a[t] * w;
+            lane[t] = (v == 0 ? splat(0.0f) : lane[t]) + g_a[t] * w;
             dw += g_a[t] * splat(b.proj[t * row + r]);
         }
         b.dw[v * p.rank + r] += dw;
@@ -302,12 +304,9 @@ void backward_vectors(const IconetSs2d& p, Buffers& b, int64_t v, int64_t kv, in
                               b.x + (v + i) * kSteps, steps, b.dt + i * kSteps, b.du + i * kSteps, b.sig + i * kSteps);
         in_range = exponents_in_range(top, b.weight.a2_max[kv + i]) && in_range;
     }
-    std::memset(b.g_du, 0, sizeof(vf) * kVec * kSteps);
-    std::memset(b.g_dt, 0, sizeof(vf) * kVec * kSteps);
     int64_t n = 0;
     for (; n + kBackBlock <= states; n += kBackBlock)
         backward_block<kVec, kBackBlock>(p, b, v, kv, n, steps, in_range, start + v * states);
-    for (; n + 2 <= states; n += 2) backward_block<kVec, 2>(p, b, v, kv, n, steps, in_range, start + v * states);
     for (; n < states; ++n) backward_block<kVec, 1>(p, b, v, kv, n, steps, in_range, start + v * states);
     for (int i = 0; i < kVec; ++i) backward_inputs(p, b, v + i, kv + i, i, steps);
 }
@@ -320,12 +319,6 @@ void reduce_lanes(const vf* lanes, int64_t count, int64_t first, int64_t row, fl
             lane_sums(lanes + j * kSteps + t, sums);
             for (int i = 0; i < kLanes; ++i) rows[(t + i) * row + first + j] = sums[i];
         }
-}
-
-void clear_lanes(const IconetSs2d& p, Buffers& b) {
-    std::memset(b.lane_b, 0, sizeof(vf) * p.n_state * kSteps);
-    std::memset(b.lane_c, 0, sizeof(vf) * p.n_state * kSteps);
-    std::memset(b.lane_p, 0, sizeof(vf) * p.rank * kSteps);
 }
 
 void store_dproj(const IconetSs2d& p, const Task& task, int k, int steps, Buffers& b) {
@@ -365,7 +358,6 @@ void backward_task(const IconetSs2d& p, const Task& task, Buffers& b) {
             gather_proj(p, task, k, steps, b);
             gather(p, task, p.x, steps, b.pixel, b.x);
             gather(p, task, p.dy, steps, b.pixel, b.dy);
-            clear_lanes(p, b);
             std::memcpy(b.start, states_at(p, task, k, chunk), sizeof(vf) * task.vectors * p.n_state);
             int64_t v = 0;
             for (; v + 2 <= task.vectors; v += 2) backward_vectors<2>(p, b, v, k * stride + v, steps, b.start);

@@ -12,7 +12,7 @@ from bundle.ops.native.library import Library, fields
 
 __all__ = ["ss2d_backward", "ss2d_forward", "states_shape"]
 
-STEPS = 64  # time steps between two kept states: the kernel's kSteps
+STEPS = 32  # time steps between two kept states: the kernel's kSteps
 _PADDING = 16  # kept states and tasks have whole vectors of channels, of any processor
 _BACKWARD_WORKERS = 2  # fewer, larger groups are 13 % faster on two cores; with a batch there are tasks enough for more
 

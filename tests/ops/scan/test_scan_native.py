@@ -202,7 +202,7 @@ def test_states_are_kept_only_with_gradients():
     y, states = torch.ops.iconet.ss2d(*inputs, False)
     assert states.numel() == 0
     kept_y, states = torch.ops.iconet.ss2d(*inputs, True)
-    assert states.shape == (1, 4, 2, 16, 4) and torch.equal(kept_y, y)
+    assert states.shape == (1, 4, 3, 16, 4) and torch.equal(kept_y, y)
     inputs[0].requires_grad_()
     with torch.no_grad():
         assert not selective_scan_2d_native(*inputs).requires_grad
