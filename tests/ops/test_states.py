@@ -41,7 +41,7 @@ if first is not None:
 """
 
 
-def in_a_process_of_its_own(code: str, tolerance: float = 0.0) -> None:
+def in_a_process_of_its_own(code: str, tolerance: float = 1e-6) -> None:
     environment = {**os.environ, "ICONET_BACKEND": ""}
     program = f"{BEFORE}\ntolerance, first = {tolerance}, None\n{code}\n{AFTER}"
     done = subprocess.run(
