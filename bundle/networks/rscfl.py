@@ -8,6 +8,27 @@ from torch import Tensor, nn
 from bundle.networks.vision_mamba import VisionMambaBlock
 from bundle.ops import block_kernel
 
+_KERNEL_NAMES = {
+    "vmb.norm.weight": "norm_weight",
+    "vmb.norm.bias": "norm_bias",
+    "vmb.in_proj.weight": "in_proj",
+    "vmb.dwconv.weight": "conv_weight",
+    "vmb.dwconv.bias": "conv_bias",
+    "vmb.ss2d.x_proj.weight": "x_proj",
+    "vmb.ss2d.dt_weight": "dt_weight",
+    "vmb.ss2d.dt_bias": "dt_bias",
+    "vmb.ss2d.A_log": "a",
+    "vmb.ss2d.D": "d",
+    "vmb.out_norm.weight": "out_norm_weight",
+    "vmb.out_norm.bias": "out_norm_bias",
+    "vmb.out_proj.weight": "out_proj",
+    "crb.squeeze.weight": "squeeze_weight",
+    "crb.squeeze.bias": "squeeze_bias",
+    "crb.excite.weight": "excite_weight",
+    "crb.excite.bias": "excite_bias",
+}
+"""The parameters of an RSCFL block, and what its kernel calls them (`bundle.ops.native.rscfl.PARAMETERS`)."""
+
 
 class ChannelRankingBlock(nn.Module):
     """CRB: channel attention, ``x * sigmoid(conv(relu(conv(GAP(x)))))`` with 1x1 convolutions.
@@ -57,28 +78,9 @@ class RSCFL(nn.Module):
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
+        parameters = dict(self.named_parameters())
         kernel = block_kernel(x, self)
-        return self._by_modules(x) if kernel is None else kernel(x, self._kernel_parameters())
-
-    def _kernel_parameters(self) -> dict[str, Tensor]:
-        """The parameters by their names in :mod:`bundle.ops.block`."""
-        vmb, ss2d, crb = self.vmb, self.vmb.ss2d, self.crb
-        return {
-            "norm_weight": vmb.norm.weight,
-            "norm_bias": vmb.norm.bias,
-            "in_proj": vmb.in_proj.weight,
-            "conv_weight": vmb.dwconv.weight,
-            "conv_bias": vmb.dwconv.get_parameter("bias"),
-            "x_proj": ss2d.x_proj.weight,
-            "dt_weight": ss2d.dt_weight,
-            "dt_bias": ss2d.dt_bias,
-            "a": -ss2d.A_log.exp(),
-            "d": ss2d.D,
-            "out_norm_weight": vmb.out_norm.weight,
-            "out_norm_bias": vmb.out_norm.bias,
-            "out_proj": vmb.out_proj.weight,
-            "squeeze_weight": crb.squeeze.weight,
-            "squeeze_bias": crb.squeeze.get_parameter("bias"),
-            "excite_weight": crb.excite.weight,
-            "excite_bias": crb.excite.get_parameter("bias"),
-        }
+        if kernel is None or parameters.keys() != _KERNEL_NAMES.keys():  # others where a module has been replaced
+            return self._by_modules(x)
+        tensors = {_KERNEL_NAMES[name]: parameter for name, parameter in parameters.items()}
+        return kernel(x, {**tensors, "a": -tensors["a"].exp()})

@@ -13,13 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bundle.inference.weights import load_weights
 from bundle.networks import iconet
-from bundle.networks.rscfl import RSCFL
+from bundle.networks.rscfl import _KERNEL_NAMES, RSCFL
 from bundle.ops import block_kernel, native, use_backend
 from bundle.ops.block.native import rscfl_native
+from bundle.ops.native.rscfl import PARAMETERS
 
 pytestmark = pytest.mark.skipif(native.load() is None, reason=f"NATIVE KERNELS NOT TESTED: {native.reason()}")
 
@@ -47,6 +49,11 @@ def fused(block: RSCFL, x: Tensor) -> Tensor:
 def exact(block: RSCFL, x: Tensor) -> Tensor:
     with torch.no_grad():
         return copy.deepcopy(block).double()(x.double())
+
+
+def kernel_parameters(block: RSCFL) -> dict[str, Tensor]:
+    tensors = {_KERNEL_NAMES[name]: parameter.detach() for name, parameter in block.named_parameters()}
+    return {name: -tensors[name].exp() if name == "a" else tensors[name] for name in PARAMETERS}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:
@@ -131,13 +138,12 @@ def test_the_input_need_not_be_contiguous_and_stays_as_it_is() -> None:
 
 def test_the_operator_passes_the_checks_of_torch() -> None:
     block, x = make(8), normals(1, 4, 5, 8)
-    parameters = [t.detach() for t in block._kernel_parameters().values()]
-    torch.library.opcheck(torch.ops.iconet.rscfl.default, (x, parameters))
+    torch.library.opcheck(torch.ops.iconet.rscfl.default, (x, list(kernel_parameters(block).values())))
 
 
 def test_tensors_of_another_type_are_named() -> None:
     block, x = make(8), normals(1, 4, 5, 8)
-    parameters = {name: t.detach() for name, t in block._kernel_parameters().items()}
+    parameters = kernel_parameters(block)
     parameters["dt_bias"] = parameters["dt_bias"].double()
     with pytest.raises(TypeError, match=r"dt_bias is torch\.float64"):
         rscfl_native(x, parameters)
@@ -160,6 +166,9 @@ def test_whatever_needs_the_maps_between_the_modules_gets_them() -> None:
         torch.testing.assert_close(block(x), by_modules, rtol=1e-5, atol=1e-5)
     block.requires_grad_(False)
     assert block_kernel(x, block) is not None
+    by_kernel = block(x)
+    parametrize.register_parametrization(block.vmb.in_proj, "weight", nn.Identity())
+    torch.testing.assert_close(block(x), by_kernel, rtol=1e-5, atol=1e-5)
     assert block_kernel(x.requires_grad_(), block) is None
 
 
@@ -186,7 +195,7 @@ IN_ANOTHER_PROCESS = """
 import sys, torch
 from bundle.inference.weights import load_weights
 from bundle.networks import iconet
-from bundle.networks.rscfl import RSCFL
+from bundle.networks.rscfl import _KERNEL_NAMES, RSCFL
 from bundle.ops import native
 assert native.load() is not None and native.load().lanes == 8, native.reason()
 block = RSCFL(24, 4, 1.5)
