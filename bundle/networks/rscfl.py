@@ -17,7 +17,7 @@ _KERNEL_NAMES = {
     "vmb.ss2d.x_proj.weight": "x_proj",
     "vmb.ss2d.dt_weight": "dt_weight",
     "vmb.ss2d.dt_bias": "dt_bias",
-    "vmb.ss2d.A_log": "a",
+    "vmb.ss2d.A_log": "a_log",
     "vmb.ss2d.D": "d",
     "vmb.out_norm.weight": "out_norm_weight",
     "vmb.out_norm.bias": "out_norm_bias",
@@ -82,5 +82,4 @@ class RSCFL(nn.Module):
         kernel = block_kernel(x, self)
         if kernel is None or parameters.keys() != _KERNEL_NAMES.keys():  # others where a module has been replaced
             return self._by_modules(x)
-        tensors = {_KERNEL_NAMES[name]: parameter for name, parameter in parameters.items()}
-        return kernel(x, {**tensors, "a": -tensors["a"].exp()})
+        return kernel(x, {_KERNEL_NAMES[name]: parameter for name, parameter in parameters.items()})

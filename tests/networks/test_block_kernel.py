@@ -53,7 +53,7 @@ def exact(block: RSCFL, x: Tensor) -> Tensor:
 
 def kernel_parameters(block: RSCFL) -> dict[str, Tensor]:
     tensors = {_KERNEL_NAMES[name]: parameter.detach() for name, parameter in block.named_parameters()}
-    return {name: -tensors[name].exp() if name == "a" else tensors[name] for name in PARAMETERS}
+    return {name: tensors[name] for name in PARAMETERS}
 
 
 def relative_error(got: Tensor, want: Tensor) -> float:

@@ -32,8 +32,7 @@ def rscfl_native(x: Tensor, parameters: dict[str, Tensor]) -> Tensor:
 
     Args:
         x: (B, H, W, F) float32 on the CPU, as all tensors.
-        parameters: the tensors named in `bundle.ops.native.rscfl.PARAMETERS`, shaped as the modules have them; ``a`` is
-            the rate (4, Di, N), negative.
+        parameters: the tensors named in `bundle.ops.native.rscfl.PARAMETERS`, shaped as the modules have them.
 
     Raises:
         RuntimeError: the kernel is not available here; the message says why.

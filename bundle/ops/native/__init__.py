@@ -105,19 +105,18 @@ def _check_block(library: Library) -> None:
     shapes = {
         **{"norm_weight": (features,), "norm_bias": (features,), "in_proj": (2 * inner, features)},
         **{"conv_weight": (inner, 1, 3, 3), "conv_bias": (inner,), "x_proj": (4 * (rank + 2 * n_state), inner)},
-        **{"dt_weight": (4, inner, rank), "dt_bias": (4, inner), "a": (4, inner, n_state), "d": (4, inner)},
+        **{"dt_weight": (4, inner, rank), "dt_bias": (4, inner), "a_log": (4, inner, n_state), "d": (4, inner)},
         **{"out_norm_weight": (inner,), "out_norm_bias": (inner,), "out_proj": (features, inner)},
         **{"squeeze_weight": (squeezed, features, 1, 1), "squeeze_bias": (squeezed,)},
         **{"excite_weight": (features, squeezed, 1, 1), "excite_bias": (features,)},
     }
     p = {name: torch.randn(shapes[name], generator=random, dtype=torch.float32) for name in PARAMETERS}
-    p["a"] = -p["a"].abs()
     x = torch.randn(2, 4, 5, features, generator=random, dtype=torch.float32)
     path, gate = linear(layer_norm(x, (features,), p["norm_weight"], p["norm_bias"]), p["in_proj"]).chunk(2, dim=-1)
     path = conv2d(path.permute(0, 3, 1, 2), p["conv_weight"], p["conv_bias"], padding=1, groups=inner)
     path = silu(path).permute(0, 2, 3, 1).contiguous()
     proj = linear(path, p["x_proj"]).view(2, 4, 5, 4, -1)
-    y = selective_scan_2d_torch(path, proj, p["dt_weight"], p["dt_bias"], p["a"], p["d"])
+    y = selective_scan_2d_torch(path, proj, p["dt_weight"], p["dt_bias"], -p["a_log"].exp(), p["d"])
     y = layer_norm(y, (inner,), p["out_norm_weight"], p["out_norm_bias"]) * silu(gate)
     y = x + linear(y, p["out_proj"])
     hidden = linear(y.mean(dim=(1, 2)), p["squeeze_weight"].flatten(1), p["squeeze_bias"]).relu()

@@ -22,7 +22,7 @@ extern "C" struct IconetRscfl {
     const float *norm_weight, *norm_bias, *in_proj;    // (F), (F), (2 Di, F)
     const float *conv_weight, *conv_bias;              // (Di, 3, 3), (Di)
     const float *x_proj;                               // (4 (R + 2N), Di)
-    const float *dt_weight, *dt_bias, *a, *d;          // as in scan.h
+    const float *dt_weight, *dt_bias, *a_log, *d;      // as in scan.h; a is -exp(a_log)
     const float *out_norm_weight, *out_norm_bias, *out_proj;     // (Di), (Di), (F, Di)
     const float *squeeze_weight, *squeeze_bias, *excite_weight, *excite_bias;  // (S, F), (S), (F, S), (F)
     float* out;                                        // (B, H, W, F)
@@ -358,7 +358,8 @@ bool run_images(const IconetRscfl& p, const Weights& w, const ScanParameters& sc
 }
 
 bool run(const IconetRscfl& p, int64_t threads) {
-    const ScanParameters scanned{p.dt_weight, p.dt_bias, p.a, p.d, p.inner, p.n_state, p.rank};
+    ScanParameters scanned{p.dt_weight, p.dt_bias, nullptr, p.d, p.inner, p.n_state, p.rank};
+    const int64_t rates = kDirections * p.inner * p.n_state;
     const int64_t pixels = p.height * p.width, inner = round_up(p.inner, kLanes), features = round_up(p.features, kLanes);
     // Two tasks of the scan per image: more images at once only where threads would be idle.
     const int64_t together = threads / 2 < 1 ? 1 : threads / 2 < p.batch ? threads / 2 : p.batch;
@@ -366,23 +367,27 @@ bool run(const IconetRscfl& p, int64_t threads) {
     Weights w;
     Maps* maps;
     double* mean;
-    float* weight;
-    const auto carve = [&](Arena& a) {
-        w.carve(a, p, scanned);
-        mean = a.take<double>(p.features + p.squeezed);
-        weight = a.take<float>(together * features);
-        maps = a.take<Maps>(together);
+    float *weight, *a;
+    const auto carve = [&](Arena& part) {
+        w.carve(part, p, scanned);
+        mean = part.take<double>(p.features + p.squeezed);
+        weight = part.take<float>(together * features);
+        a = part.take<float>(rates);
+        maps = part.take<Maps>(together);
         for (int64_t i = 0; i < together; ++i) {
             Maps m;
-            m.path = a.take<float>(pixels * inner);
-            m.y = a.take<float>(pixels * inner);
-            m.sums = a.take<float>((pixels + kRun - 1) / kRun * features);
-            m.carry = a.take<vf>(kDirections * scanned.vectors() * p.n_state);
+            m.path = part.take<float>(pixels * inner);
+            m.y = part.take<float>(pixels * inner);
+            m.sums = part.take<float>((pixels + kRun - 1) / kRun * features);
+            m.carry = part.take<vf>(kDirections * scanned.vectors() * p.n_state);
             if (maps) maps[i] = m;
         }
     };
     if (!arena.fill(carve)) return false;
     prefer_huge_pages(p.out, sizeof(float) * p.batch * pixels * p.features);
+    // Here and not in PyTorch, whose threads would wake up and spin for it.
+    for (int64_t i = 0; i < rates; ++i) a[i] = -std::exp(p.a_log[i]);
+    scanned.a = a;
     w.fill(p, scanned);
     for (int64_t first = 0; first < p.batch; first += together) {
         const int64_t count = p.batch - first < together ? p.batch - first : together;

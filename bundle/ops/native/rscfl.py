@@ -13,7 +13,18 @@ from bundle.ops.native.library import Library, fields
 __all__ = ["PARAMETERS", "rscfl"]
 
 PARAMETERS = (
-    *("norm_weight", "norm_bias", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_weight", "dt_bias", "a", "d"),
+    *(
+        "norm_weight",
+        "norm_bias",
+        "in_proj",
+        "conv_weight",
+        "conv_bias",
+        "x_proj",
+        "dt_weight",
+        "dt_bias",
+        "a_log",
+        "d",
+    ),
     *("out_norm_weight", "out_norm_bias", "out_proj"),
     *("squeeze_weight", "squeeze_bias", "excite_weight", "excite_bias"),
 )
@@ -28,7 +39,7 @@ def rscfl(library: Library, x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     out = torch.empty_like(x)
     by_name = dict(zip(PARAMETERS, parameters, strict=True))
     call = _Call(*(t.data_ptr() for t in (x, *parameters, out)), *x.shape)
-    call.inner, call.n_state = by_name["a"].shape[1:]
+    call.inner, call.n_state = by_name["a_log"].shape[1:]
     call.rank, call.squeezed = by_name["dt_weight"].shape[2], by_name["squeeze_bias"].shape[0]
     library.run("iconet_rscfl", call)
     return out

@@ -378,21 +378,33 @@ template <class ScanOf>
 bool run_scans(int64_t threads, int64_t images, ScanOf scan_of) {
     const Scan like = scan_of(0);
     const int64_t vectors = like.p.vectors(), size = group_vectors(vectors, images, threads);
-    const int64_t groups = (vectors + size - 1) / size;
-    for (int phase = 0; phase < kPhases; ++phase) {
-        const bool done = share(threads, images * groups * 2, [&](Tasks& tasks) {
-            Arena arena;
+    const int64_t groups = (vectors + size - 1) / size, count = images * groups * 2;
+    // The workers' memory is made here, once: large blocks that a helper frees go back to the system each time.
+    const int64_t workers = threads < 1 ? 1 : threads < count ? threads : count;
+    Arena arena;
+    ScanBuffers* buffers;
+    const auto carve = [&](Arena& a) {
+        buffers = a.take<ScanBuffers>(workers);
+        for (int64_t i = 0; i < workers; ++i) {
             ScanBuffers b;
-            if (!arena.fill([&](Arena& a) { b.carve(a, like); })) return false;
+            b.carve(a, like);
+            if (buffers) buffers[i] = b;
+        }
+    };
+    if (!arena.fill(carve)) return false;
+    bool done = true;
+    for (int phase = 0; done && phase < kPhases; ++phase) {
+        int64_t joined = 0;
+        done = share(threads, count, [&](Tasks& tasks) {
+            const ScanBuffers& b = buffers[__atomic_fetch_add(&joined, 1, __ATOMIC_RELAXED)];
             for (int64_t i; (i = tasks.next()) >= 0;) {
                 const int64_t first = i / 2 % groups * size, last = first + size < vectors ? first + size : vectors;
                 advance_half(scan_of(i / 2 / groups), b, phase, int(i % 2), first, last);
             }
             return true;
         });
-        if (!done) return false;
     }
-    return true;
+    return done;
 }
 
 }  // namespace iconet
