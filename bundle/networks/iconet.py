@@ -37,7 +37,10 @@ class Branch(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> channels-last features (B, h, w, features)."""
-        return self.body(self.head(image).permute(0, 2, 3, 1).contiguous())
+        x = self.head(image).permute(0, 2, 3, 1).contiguous()
+        for block in self.body:  # and not self.body(x), which would hold the first x until the last block is done
+            x = block(x)
+        return x
 
 
 class ICONetStage(nn.Module):

@@ -6,6 +6,28 @@ import torch
 from torch import Tensor, nn
 
 from bundle.networks.vision_mamba import VisionMambaBlock
+from bundle.ops import block_kernel
+
+_KERNEL_NAMES = {
+    "vmb.norm.weight": "norm_weight",
+    "vmb.norm.bias": "norm_bias",
+    "vmb.in_proj.weight": "in_proj",
+    "vmb.dwconv.weight": "conv_weight",
+    "vmb.dwconv.bias": "conv_bias",
+    "vmb.ss2d.x_proj.weight": "x_proj",
+    "vmb.ss2d.dt_weight": "dt_weight",
+    "vmb.ss2d.dt_bias": "dt_bias",
+    "vmb.ss2d.A_log": "a_log",
+    "vmb.ss2d.D": "d",
+    "vmb.out_norm.weight": "out_norm_weight",
+    "vmb.out_norm.bias": "out_norm_bias",
+    "vmb.out_proj.weight": "out_proj",
+    "crb.squeeze.weight": "squeeze_weight",
+    "crb.squeeze.bias": "squeeze_bias",
+    "crb.excite.weight": "excite_weight",
+    "crb.excite.bias": "excite_bias",
+}
+"""The parameters of an RSCFL block, and what its kernel calls them (`bundle.ops.native.rscfl.PARAMETERS`)."""
 
 
 class ChannelRankingBlock(nn.Module):
@@ -47,4 +69,17 @@ class RSCFL(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, features) -> the same shape."""
+        if torch.jit.is_scripting():
+            return self._by_modules(x)
+        return self._run(x)
+
+    def _by_modules(self, x: Tensor) -> Tensor:
         return x + self.crb(self.vmb(x))
+
+    @torch.jit.unused
+    def _run(self, x: Tensor) -> Tensor:
+        parameters = dict(self.named_parameters())
+        kernel = block_kernel(x, self)
+        if kernel is None or parameters.keys() != _KERNEL_NAMES.keys():  # others where a module has been replaced
+            return self._by_modules(x)
+        return kernel(x, {_KERNEL_NAMES[name]: parameter for name, parameter in parameters.items()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from bundle.networks.ss2d import SS2D
 
@@ -37,7 +37,8 @@ class VisionMambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, features) -> the same shape."""
-        path, gate = self.in_proj(self.norm(x)).chunk(2, dim=-1)
-        path = silu(self.dwconv(path.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
-        path = self.out_norm(self.ss2d(path.contiguous()))
-        return x + self.out_proj(path * silu(gate))
+        normed = self.norm(x)
+        to_path, to_gate = self.in_proj.weight.chunk(2)  # two products: their results need no copy to be contiguous
+        path = self.dwconv(linear(normed, to_path).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        path = self.out_norm(self.ss2d(silu(path).contiguous()))
+        return x + self.out_proj(path * silu(linear(normed, to_gate)))

@@ -39,14 +39,15 @@ class Backend:
         scan: a function of the arguments of :func:`bundle.ops.selective_scan_2d`, differentiable.
         search: of query and key (B, H, W, C) and a window or None, gives int64 (B, H * W); of equal keys the first
             wins.
-        convolution: 3x3 convolutions for inference, see :func:`bundle.ops.conv.native.conv3x3_native`; None: PyTorch's.
         devices: device types whose tensors it takes; empty: any.
         dtypes: likewise. Tensors reach a back end as float32 or float64, half types as float32.
         why_not: says in one line why it cannot run on this machine, empty if it can; must not raise.
         automatic: taken without being asked for, if no automatic row above it can run.
         traceable: `torch.jit.trace` records it as a graph that holds for every size of the input.
+        convolution: 3x3 convolutions, see :func:`bundle.ops.conv.native.conv3x3_native`; None: PyTorch's.
         attention: search and transfer in one, for inference, with the arguments of
-            :func:`bundle.ops.search.native.patch_attention_native`; ``None``: the search, then plain PyTorch.
+            :func:`bundle.ops.search.native.patch_attention_native`; None: the search, then plain PyTorch.
+        block: an RSCFL block of x (B, H, W, F) and its parameters by name, for inference; None: its modules run.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Backend:
     traceable: bool = False
     convolution: Callable[..., Tensor] | str | None = None
     attention: Callable[..., tuple[Tensor, Tensor, Tensor]] | str | None = None
+    block: Callable[[Tensor, dict[str, Tensor]], Tensor] | str | None = None
 
     def takes(self, device: str, dtype: torch.dtype) -> bool:
         """Whether it is made for such tensors."""
@@ -84,6 +86,11 @@ class Backend:
         """Search and transfer in one, imported; ``None`` if the back end has no such form."""
         return None if self.attention is None else _imported(self.attention)
 
+    @functools.cached_property
+    def block_function(self) -> Callable[[Tensor, dict[str, Tensor]], Tensor] | None:
+        """The RSCFL block, imported, if it has one."""
+        return None if self.block is None else _imported(self.block)
+
     def unavailable(self) -> str | None:
         """Why it cannot run on this machine, in one line; ``None`` if it can."""
         why = _imported(self.why_not)() if self.why_not is not None else ""
@@ -104,6 +111,7 @@ TABLE = (
         automatic=True,
         convolution="bundle.ops.conv.native:conv3x3_native",
         attention="bundle.ops.search.native:patch_attention_native",
+        block="bundle.ops.block.native:rscfl_native",
     ),
     Backend(
         "triton",

@@ -1,4 +1,4 @@
-"""The C++ kernels of `bundle.ops`, loaded and checked: the SS2D scan, the patch search, convolutions.
+"""The C++ kernels of `bundle.ops`, loaded and checked: SS2D scan, RSCFL block, patch search, 3x3 convolutions.
 
 Nothing is compiled or loaded before the first `load()`, and the library is trusted only after it has reproduced the
 torch form on a tiny image. `build` compiles and caches it, `library` loads it, one module per kernel calls it, and
@@ -16,6 +16,7 @@ from bundle.ops.native.build import Unavailable, build_library
 from bundle.ops.native.conv3x3 import convolve
 from bundle.ops.native.library import Library
 from bundle.ops.native.patch_search import patch_search
+from bundle.ops.native.rscfl import PARAMETERS, rscfl
 from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward
 from bundle.ops.native.threads import ForkSafeLock, in_fresh_thread
 
@@ -68,6 +69,7 @@ def _open() -> Library:
 def _check(library: Library) -> None:
     with torch.no_grad():
         _check_scan(library)
+        _check_block(library)
         _check_search(library)
         _check_convolution(library)
 
@@ -93,6 +95,36 @@ def _check_scan(library: Library) -> None:
     for got, want in zip((y, *grads), (expected.detach(), *expected_grads), strict=True):
         if not torch.allclose(got, want, rtol=1e-4, atol=1e-4 * max(1.0, float(want.abs().max()))):
             raise Unavailable("native kernels: the self-test of the scan failed")
+
+
+def _check_block(library: Library) -> None:
+    from torch.nn.functional import conv2d, layer_norm, linear, silu
+
+    from bundle.ops.scan.plain import selective_scan_2d_torch
+
+    random = torch.Generator().manual_seed(0)
+    features, inner, n_state, rank, squeezed = 5, 9, 3, 2, 4
+    shapes = {
+        **{"norm_weight": (features,), "norm_bias": (features,), "in_proj": (2 * inner, features)},
+        **{"conv_weight": (inner, 1, 3, 3), "conv_bias": (inner,), "x_proj": (4 * (rank + 2 * n_state), inner)},
+        **{"dt_weight": (4, inner, rank), "dt_bias": (4, inner), "a_log": (4, inner, n_state), "d": (4, inner)},
+        **{"out_norm_weight": (inner,), "out_norm_bias": (inner,), "out_proj": (features, inner)},
+        **{"squeeze_weight": (squeezed, features, 1, 1), "squeeze_bias": (squeezed,)},
+        **{"excite_weight": (features, squeezed, 1, 1), "excite_bias": (features,)},
+    }
+    p = {name: torch.randn(shapes[name], generator=random, dtype=torch.float32) for name in PARAMETERS}
+    x = torch.randn(2, 4, 5, features, generator=random, dtype=torch.float32)
+    path, gate = linear(layer_norm(x, (features,), p["norm_weight"], p["norm_bias"]), p["in_proj"]).chunk(2, dim=-1)
+    path = conv2d(path.permute(0, 3, 1, 2), p["conv_weight"], p["conv_bias"], padding=1, groups=inner)
+    path = silu(path).permute(0, 2, 3, 1).contiguous()
+    proj = linear(path, p["x_proj"]).view(2, 4, 5, 4, -1)
+    y = selective_scan_2d_torch(path, proj, p["dt_weight"], p["dt_bias"], -p["a_log"].exp(), p["d"])
+    y = layer_norm(y, (inner,), p["out_norm_weight"], p["out_norm_bias"]) * silu(gate)
+    y = x + linear(y, p["out_proj"])
+    hidden = linear(y.mean(dim=(1, 2)), p["squeeze_weight"].flatten(1), p["squeeze_bias"]).relu()
+    weight = linear(hidden, p["excite_weight"].flatten(1), p["excite_bias"]).sigmoid()
+    if not torch.allclose(rscfl(library, x, list(p.values())), x + y * weight[:, None, None], rtol=1e-4, atol=1e-3):
+        raise Unavailable("native kernels: the self-test of the block failed")
 
 
 def _check_search(library: Library) -> None:

@@ -89,7 +89,7 @@ def selective_scan_2d_native(
     Along the pixel sequence of direction k (0 row-major, 1 column-major, 2 and 3 their reverses), per channel:
     ``dt = softplus(dt_weight[k] @ proj_dt + dt_bias[k])``, ``h = exp(dt A[k]) h + dt x B``, ``y_k = <h, C> + D[k] x``;
     the result is the sum of the four ``y_k``. Without gradients nothing is stored; with gradients the states at every
-    64th step are. The result does not depend on the number of threads.
+    32nd step are. The result does not depend on the number of threads.
 
     Args:
         x: (B, H, W, Di) float32 on the CPU, as all arguments.

@@ -202,7 +202,7 @@ def test_states_are_kept_only_with_gradients():
     y, states = torch.ops.iconet.ss2d(*inputs, False)
     assert states.numel() == 0
     kept_y, states = torch.ops.iconet.ss2d(*inputs, True)
-    assert states.shape == (1, 4, 2, 16, 4) and torch.equal(kept_y, y)
+    assert states.shape == (1, 4, 3, 16, 4) and torch.equal(kept_y, y)
     inputs[0].requires_grad_()
     with torch.no_grad():
         assert not selective_scan_2d_native(*inputs).requires_grad
@@ -366,5 +366,5 @@ def test_before_it_compiles_the_log_says_so_and_how_long_and_where(tmp_path, mon
 def test_groups_are_whole_vectors_and_cover_the_channels(channels, batch):
     for workers in (1, 2, 16):
         group = ss2d._group_channels(channels, batch, workers)
-        assert group % 8 == 0 and 8 <= group <= channels + 7
+        assert group % 16 == 0 and 16 <= group <= channels + 15
     assert ss2d._group_channels(192, 1, 2) == 96

@@ -1,0 +1,1 @@
+"""A whole RSCFL block as one kernel."""

@@ -1,0 +1,32 @@
+"""Whether a block runs as one kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bundle.ops.backend import select_backend
+
+
+def block_kernel(x: Tensor, block: nn.Module) -> Callable[[Tensor, dict[str, Tensor]], Tensor] | None:
+    """The kernel that runs an RSCFL block on ``x`` at once; ``None``: run its modules one by one.
+
+    It is for inference alone: no gradients, no graph that is recorded or compiled, no autocast, and no hooks inside the
+    block that want to see the maps between its modules.
+
+    Args:
+        x: input of the block, (B, H, W, F).
+        block: the block, for its parameters and hooks.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return None
+    parameters = list(block.parameters())
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+        return None
+    if any(t.dtype != x.dtype or t.device != x.device for t in parameters) or x.numel() == 0:
+        return None
+    if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules() if module is not block):
+        return None
+    return select_backend(x).block_function
