@@ -178,7 +178,10 @@ class InferenceOptions:
         choices=("standard", "best"),
     )
     slice_batch: int = option(
-        4, "Slices per call of the network; halved when memory runs short.", kind="whole", minimum=1
+        4,
+        "Slices at a time, on a CPU side by side on its threads; halved when memory runs short.",
+        kind="whole",
+        minimum=1,
     )
     nonfinite: Literal["error", "zero"] = option(
         "error",

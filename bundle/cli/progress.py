@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -57,18 +58,19 @@ class Progress:
         """Count the slices of a volume that pass through the network inside the block."""
         share = self._sizes[self._number] / total
         started = last = time.monotonic()
-        done = 0
+        done, lock = 0, Lock()
         with tqdm(total=total, bar_format=_ONE, disable=self._off, file=sys.stderr, position=1, leave=False) as bar:
 
             def count(module: nn.Module, inputs: tuple, output: object) -> None:
                 nonlocal done, last
-                done += len(inputs[0])
-                if self._told and (now := time.monotonic()) - last >= EVERY:
-                    last = now
-                    left = (now - started) / done * max(total - done, 0)
-                    _log.info("%s: %d of %d slices, about %.0f s left", name, done, total, left)
-                bar.update(len(inputs[0]))
-                self._all.update(len(inputs[0]) * share)
+                with lock:  # slices may run side by side
+                    done += len(inputs[0])
+                    if self._told and (now := time.monotonic()) - last >= EVERY:
+                        last = now
+                        left = (now - started) / done * max(total - done, 0)
+                        _log.info("%s: %d of %d slices, about %.0f s left", name, done, total, left)
+                    bar.update(len(inputs[0]))
+                    self._all.update(len(inputs[0]) * share)
 
             handle = network.register_forward_hook(count)
             try:

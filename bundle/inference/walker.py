@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bundle.inference.flips import flip_average
+from bundle.inference.side_by_side import side_by_side
+from bundle.networks import ICONet
+from bundle.networks.single_step import SingleStepNetwork
 from bundle.physics import restore_agreed
 
 
@@ -36,10 +39,10 @@ class SliceWalker:
 
     Constant slices are copied to the fine grid without calling the network. When memory is short, the batches of
     slices are halved and stay smaller for later volumes; if a CUDA device cannot hold a single slice, the volume runs
-    on the CPU.
+    on the CPU. There, the networks of this package take the slices one by one, on several threads.
 
     Args:
-        slice_batch: slices per call of the network.
+        slice_batch: slices at a time: per call of the network, or side by side on a CPU.
         data_consistency: weight of the measured k-space of each input slice in its result: 1 replaces the network's
             samples, 0 keeps them (the paper has no such step). "auto" is 1, and less for a slice that the network takes
             for filtered (:func:`bundle.physics.agreed_weight`).
@@ -85,10 +88,10 @@ class SliceWalker:
             MemoryError: not even one slice fits.
         """
         scale = scale_of(network)
-        weights: list[float] = []
 
-        def by_slice(slices: Tensor) -> Tensor:
-            """(B, 1, h, w) -> (B, 1, scale * h, scale * w)."""
+        def by_slice(slices: Tensor) -> tuple[Tensor, list[float]]:
+            """(B, 1, h, w) -> (B, 1, scale * h, scale * w), and the weights of data consistency."""
+            weights: list[float] = []
             low, high = slices.amin(dim=(1, 2, 3)), slices.amax(dim=(1, 2, 3))
             batch, _, height, width = slices.shape
             out = slices.new_empty((batch, 1, scale * height, scale * width))
@@ -104,10 +107,9 @@ class SliceWalker:
                     fine, weight = restore_agreed(fine, images, self.data_consistency, signed)
                     weights.extend(weight.flatten().tolist())
                 out[busy] = fine.to(out.dtype)
-            return out
+            return out, weights
 
-        fine, notes = self._within_memory(volume, network, slice_axis, by_slice, weights.clear)
-        return Walked(fine, notes, tuple(weights))
+        return self._within_memory(volume, network, slice_axis, by_slice)
 
     @contextmanager
     def taking(self, batch: int) -> Iterator[tuple[str, ...]]:
@@ -127,18 +129,16 @@ class SliceWalker:
         volume: Tensor,
         network: Any,
         slice_axis: int,
-        by_slice: Callable[[Tensor], Tensor],
-        start: Callable[[], None],
-    ) -> tuple[Tensor, tuple[str, ...]]:
-        """The result on the CPU and the notes; `start` is called before each attempt."""
+        by_slice: Callable[[Tensor], tuple[Tensor, list[float]]],
+    ) -> Walked:
         notes: list[str] = []
         module = _module_of(network)
         home = device = _device_of(module)
         try:
             while True:
-                start()
                 try:
-                    return self._walk(volume, slice_axis, scale_of(network), by_slice, device), tuple(notes)
+                    fine, weights = self._walk(volume, network, slice_axis, by_slice, device)
+                    return Walked(fine, tuple(notes), tuple(weights))
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -159,20 +159,41 @@ class SliceWalker:
                 module.to(home)
 
     def _walk(
-        self, volume: Tensor, slice_axis: int, scale: int, by_slice: Callable[[Tensor], Tensor], device: torch.device
-    ) -> Tensor:
-        """(X, Y[, Z]) -> the same with longer in-plane axes; only the slices of a batch are on the device."""
+        self,
+        volume: Tensor,
+        network: Any,
+        slice_axis: int,
+        by_slice: Callable[[Tensor], tuple[Tensor, list[float]]],
+        device: torch.device,
+    ) -> tuple[Tensor, list[float]]:
+        """(X, Y[, Z]) -> the same with longer in-plane axes; only the slices at work are on the device."""
         if volume.ndim == 2:
-            return by_slice(volume[None, None].to(device))[0, 0].cpu()
-        fine = volume.new_empty(
-            [n if axis == slice_axis else scale * n for axis, n in enumerate(volume.shape)], device="cpu"
-        )
+            image, weights = by_slice(volume[None, None].to(device))
+            return image[0, 0].cpu(), weights
+        scale = scale_of(network)
+        size = [n if axis == slice_axis else scale * n for axis, n in enumerate(volume.shape)]
+        fine = volume.new_empty(size, device="cpu")
         slices, fine_slices = volume.movedim(slice_axis, 0), fine.movedim(slice_axis, 0)
+        workers = self._workers(network, device, len(slices))
+        step = self.slice_batch if workers == 0 else 1
+
+        def batch(number: int) -> list[float]:
+            part = slice(number * step, (number + 1) * step)
+            images, weights = by_slice(slices[part, None].to(device).contiguous())
+            fine_slices[part] = images[:, 0].cpu()
+            return weights
+
+        count = -(-len(slices) // step)
         silent = not (self.progress and sys.stderr.isatty())
-        for start in tqdm(range(0, len(slices), self.slice_batch), disable=silent):
-            batch = slice(start, start + self.slice_batch)
-            fine_slices[batch] = by_slice(slices[batch, None].to(device).contiguous())[:, 0].cpu()
-        return fine
+        done = tqdm(side_by_side(batch, count, workers), total=count, disable=silent)
+        return fine, [weight for weights in done for weight in weights]
+
+    def _workers(self, network: Any, device: torch.device, slices: int) -> int:
+        """Slices that run side by side, each in a call of its own; 0: the network takes them in batches."""
+        ours = isinstance(_module_of(network), (ICONet, SingleStepNetwork))
+        if device.type != "cpu" or not ours or torch.is_autocast_enabled("cpu"):
+            return 0
+        return min(self.slice_batch, torch.get_num_threads(), slices)
 
 
 def scale_of(network: Any) -> int:
