@@ -99,7 +99,7 @@ def benchmark_scan(sides: list[int], device: str, limits: dict[str, float]) -> l
                     for name, form in (("mamba-ssm formula, loop", scan_python_loop), ("doubling", scan_parallel)):
                         if form is scan_parallel and side > 64:  # a minute and more
                             continue
-                        record(name, median_time(lambda f=form, i=inputs: f(*i), device, repeats=1), None)
+                        record(name, median_time(partial(form, *inputs), device, repeats=1), None)
     return rows
 
 
@@ -113,7 +113,7 @@ def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) ->
             if backend_report()[name] != "available" or (name == "torch" and side > 128):
                 continue
             with use_backend(name), torch.no_grad():
-                seconds = median_time(lambda q=query, k=key, v=value: patch_match(q, k, v), device, repeats=3)
+                seconds = median_time(partial(patch_match, query, key, value), device, repeats=3)
             gflops = product / seconds / 1e9
             rows.append({"side": side, "form": name, "seconds": seconds, "unfolded_gflops": gflops})
             rows[-1]["ratio_to_sgemm_time"] = limits["sgemm_gflops"] / gflops
@@ -124,7 +124,13 @@ def benchmark_search(sides: list[int], device: str, limits: dict[str, float]) ->
 def where_time_goes(name: str, device: str) -> dict[str, str | float]:
     """Share of each kind of operation in one 2x slice of a network (PyTorch's profiler, self time)."""
     network, image = build_network(name, 2).to(device).eval(), torch.rand(1, 1, 128, 128, device=device)
-    kinds = {"scan": "ss2d", "patch search": "patch_search", "products": "mm", "convolutions": "conv"}
+    kinds = {
+        "blocks": "rscfl",
+        "scan": "ss2d",
+        "patch search": "patch_search",
+        "convolutions": "conv",
+        "products": "mm",
+    }
     with torch.no_grad():
         network(image)
         with torch.profiler.profile() as profile:
