@@ -343,3 +343,60 @@ def test_without_a_compiler_pytorch_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(native, "reason", lambda: "no C++ compiler was found")
         assert dispatch.own_convolution(x, (weight, bias)) is None
         assert torch.allclose(conv3x3(x, weight, bias), expected, atol=1e-6)
+
+
+# --- what PyTorch does with gradients and subclasses
+
+
+def loss(x: Tensor, weight: Tensor) -> Tensor:
+    return conv3x3(conv3x3(x, weight, relu=True), weight, addend=x).square().mean()
+
+
+def test_second_derivatives_are_those_of_the_definition() -> None:
+    x, (weight, _) = normal(1, 6, 30, 30), layer(6, 6)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_transforms_of_torch_func_and_forward_mode_gradients_are_right() -> None:
+    x, (weight, _) = normal(2, 6, 30, 30), layer(6, 6)
+    tangent = normal(2, 6, 30, 30, seed=7)
+
+    def total(x: Tensor) -> Tensor:
+        return loss(x, weight.to(x.dtype))
+
+    expected = torch.func.grad(total)(x.double())
+    slope = float((expected * tangent).sum())
+    assert (torch.func.grad(total)(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert float(torch.func.jvp(total, (x,), (tangent,))[1]) == pytest.approx(slope, rel=1e-4)
+            with torch.autograd.forward_ad.dual_level():
+                dual = total(torch.autograd.forward_ad.make_dual(x, tangent))
+                found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+            assert found is not None and float(found) == pytest.approx(slope, rel=1e-4)
+            each = torch.func.vmap(lambda image: total(image[None]))(x)
+            assert torch.allclose(each, torch.stack([total(x[i : i + 1]) for i in range(2)]), rtol=1e-5)
+    whole = torch.autograd.functional.jacobian(lambda x: total(x)[None], x, vectorize=True)[0]
+    assert (whole - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_meta_tensor_trains() -> None:
+    x, (weight, _) = normal(1, 6, 30, 30), layer(6, 6)
+    grads = []
+    for image in (MetaTensor(x), x):
+        leaf = weight.clone().requires_grad_()
+        loss(image, leaf).backward()
+        grads.append(leaf.grad.as_subclass(Tensor))
+    assert torch.equal(*grads)
+
+
+def test_in_place_the_input_may_be_the_addend() -> None:
+    x, (weight, _) = channels_last(normal(1, 16, 30, 30)), layer(16, 16)
+    expected = conv3x3_native(x, [weight], [None], x.clone())
+    assert torch.equal(conv3x3_native(x, [weight], [None], x, in_place=True), expected)
