@@ -13,6 +13,8 @@ from bundle.ops.transformed import is_transformed
 
 _FEWEST_PIXELS = 768  # of an image; below, putting the weights in order costs more than the products saved
 
+_FEWEST_LINES = 3  # rows and columns; below, most of a tile of the kernel lies outside the image
+
 
 def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[..., Tensor] | None:
     """The back end's own convolution for inference (:func:`bundle.ops.conv.native.conv3x3_native`); None for PyTorch's.
@@ -36,7 +38,7 @@ def _backend_for(x: Tensor, others: Sequence[Tensor]) -> Backend | None:
         return None
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 4 or x.numel() == 0:
         return None
-    if x.shape[2] * x.shape[3] < _FEWEST_PIXELS:
+    if x.shape[2] * x.shape[3] < _FEWEST_PIXELS or min(x.shape[2:]) < _FEWEST_LINES:
         return None
     if any(t.dtype != x.dtype or t.device != x.device for t in others):  # PyTorch's error is the one that users know
         return None

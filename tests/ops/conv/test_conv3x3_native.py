@@ -400,3 +400,10 @@ def test_in_place_the_input_may_be_the_addend() -> None:
     x, (weight, _) = channels_last(normal(1, 16, 30, 30)), layer(16, 16)
     expected = conv3x3_native(x, [weight], [None], x.clone())
     assert torch.equal(conv3x3_native(x, [weight], [None], x, in_place=True), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1024), (2, 600), (600, 2)], ids=str)
+def test_an_image_of_one_or_two_lines_stays_with_pytorch(size: tuple[int, int]) -> None:
+    x, (weight, _) = normal(1, 16, *size), layer(16, 16)
+    assert own_convolution(x, [weight]) is None
+    assert own_convolution(normal(1, 16, 3, 600), [weight]) is not None
