@@ -13,6 +13,7 @@ from bundle.ops.transformed import is_transformed
 
 _FEWEST_PIXELS = 768  # of an image; below, putting the weights in order costs more than the products saved
 
+_FEWEST_TRAINED = 2048  # pixels of a batch with gradients, for which the weights are put in order twice
 _FEWEST_LINES = 3  # rows and columns; below, most of a tile of the kernel lies outside the image
 
 
@@ -69,6 +70,8 @@ def conv3x3(
     if run is not None:
         return run(x, [weight], [bias], addend, relu, in_place=in_place and addend is not None)
     backend = _backend_for(x, [weight] if bias is None else [weight, bias])
+    if backend is not None and x[:, 0].numel() < _FEWEST_TRAINED:
+        backend = None
     if backend is not None and backend.convolution_function is not None:
         out = backend.convolution_function(x, [weight], [bias])
     elif torch.jit.is_tracing() or x.device.type != "cpu" or (not torch.compiler.is_compiling() and is_transformed(x)):

@@ -244,9 +244,9 @@ def test_gradients_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_in_training_has_the_gradients_of_the_definition(bias: bool) -> None:
-    module, x = Conv3x3(5, 20, bias), normal(2, 5, 29, 31).requires_grad_()
+    module, x = Conv3x3(5, 20, bias), normal(2, 5, 29, 37).requires_grad_()
     leaves = [x, *module.parameters()]
-    dy = normal(2, 20, 29, 31, seed=7)
+    dy = normal(2, 20, 29, 37, seed=7)
     out = module(x)
     assert "_Differentiable" in out.grad_fn.name()
     got = torch.autograd.grad(out, leaves, dy)
@@ -353,7 +353,7 @@ def loss(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def test_second_derivatives_are_those_of_the_definition() -> None:
-    x, (weight, _) = normal(1, 6, 30, 30), layer(6, 6)
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
     results = []
     for dtype in (torch.float32, torch.float64):
         leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
@@ -364,8 +364,8 @@ def test_second_derivatives_are_those_of_the_definition() -> None:
 
 
 def test_transforms_of_torch_func_and_forward_mode_gradients_are_right() -> None:
-    x, (weight, _) = normal(2, 6, 30, 30), layer(6, 6)
-    tangent = normal(2, 6, 30, 30, seed=7)
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
+    tangent = normal(2, 6, 33, 33, seed=7)
 
     def total(x: Tensor) -> Tensor:
         return loss(x, weight.to(x.dtype))
@@ -387,7 +387,7 @@ def test_transforms_of_torch_func_and_forward_mode_gradients_are_right() -> None
 
 
 def test_a_meta_tensor_trains() -> None:
-    x, (weight, _) = normal(1, 6, 30, 30), layer(6, 6)
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
     grads = []
     for image in (MetaTensor(x), x):
         leaf = weight.clone().requires_grad_()
