@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bundle.ops import conv3x3, own_convolution
+from bundle.ops import conv3x3, is_plain, own_convolution
 
 
 class Conv3x3(nn.Conv2d):
@@ -46,21 +46,25 @@ class Conv3x3(nn.Conv2d):
 
 def convolve_in_bands(
     maps: Tensor,
-    layers: Sequence[Conv3x3],
+    layers: Sequence[nn.Module],
     addend: Tensor | None = None,
     coarse: Tensor | None = None,
     to_fine: Tensor | None = None,
 ) -> Tensor | None:
-    """``layers`` with a ReLU after each but the last, walked in bands of rows; None where that cannot be.
+    """Convolutions with a ReLU between them, walked in bands of rows; None where the layers must be called.
 
-    At inference on the CPU alone: there the maps between the layers are never held whole.
+    At inference on the CPU alone, and for plain layers in this order: the maps between them are never held whole.
 
     Args:
         maps: (B, c, H, W).
+        layers: :class:`Conv3x3`, ``nn.ReLU``, :class:`Conv3x3`, ..., :class:`Conv3x3`.
         addend: of the shape of the result, added to it.
         coarse, to_fine: (B, H / 2, W / 2, features) and the weight of a linear map to four times the channels of the
             first layer, whose pixel shuffle is added before the first ReLU.
     """
-    weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+    convolutions = [layer for layer in layers[::2] if isinstance(layer, Conv3x3) and is_plain(layer, Conv3x3)]
+    if 2 * len(convolutions) != len(layers) + 1 or not all(is_plain(layer, nn.ReLU) for layer in layers[1::2]):
+        return None
+    weights, biases = [layer.weight for layer in convolutions], [layer.bias for layer in convolutions]
     run = own_convolution(maps, (*weights, *biases, addend, coarse, to_fine))
     return None if run is None else run(maps, weights, biases, addend, False, coarse, to_fine)

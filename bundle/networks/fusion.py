@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, pad, pixel_shuffle, pixel_unshuffle
 
-from bundle.ops import patch_match
+from bundle.ops import is_plain, patch_match
 from bundle.ops.search.patch_match import fused_attention
 
 BAND = 96
@@ -92,8 +92,10 @@ class SRRecFusion(nn.Module):
 
     def forward(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
         """Two maps (B, H, W, features) -> the fused map, same shape."""
-        if not torch.jit.is_scripting() and not (torch.is_grad_enabled() or torch.jit.is_tracing()):
-            return self._by_bands(f_sr, f_rec)
+        if not torch.jit.is_scripting():
+            fused = self._by_bands(f_sr, f_rec)
+            if fused is not None:
+                return fused
         query_sr, key_sr, value_sr = self.sr_maps(f_sr).split(self.widths, dim=-1)
         query_rec, key_rec, value_rec = self.rec_maps(f_rec).split(self.widths, dim=-1)
         transferred = torch.cat(
@@ -103,11 +105,15 @@ class SRRecFusion(nn.Module):
         return sab_sr + sab_rec
 
     @torch.jit.unused
-    def _by_bands(self, f_sr: Tensor, f_rec: Tensor) -> Tensor:
+    def _by_bands(self, f_sr: Tensor, f_rec: Tensor) -> Tensor | None:
         """The same without gradients and, with a window, in bands of rows: only the maps of one band are held.
 
         A band needs the maps of the window around it and of two more rows, for the patches that overlap with its own.
         """
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or not is_plain(self.attention, SemanticAttentionBlock):
+            return None
+        if not all(is_plain(part, nn.Linear) for part in (self.sr_maps, self.rec_maps, self.confidence)):
+            return None  # they must see the maps whole
         stride, window = self.attention.stride, self.attention.window
         rows = -(-f_sr.shape[1] // stride)
         beside = rows if window is None else window + 2

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bundle.networks.convolution import Conv3x3, convolve_in_bands
 from bundle.networks.initial import he_convolution, start_small
+from bundle.ops import is_plain
 
 
 class ImageHead(nn.Module):
@@ -77,5 +78,7 @@ class FullResolutionHead(nn.Module):
 
     @torch.jit.unused
     def _in_bands(self, features: Tensor, skip: Tensor) -> Tensor | None:
-        layers = [layer for layer in (self.first, *self.body, self.last) if isinstance(layer, Conv3x3)]
+        if not is_plain(self.to_fine, nn.Linear):
+            return None
+        layers = (self.first, nn.ReLU(), *self.body, self.last)
         return convolve_in_bands(skip, layers, skip, features, self.to_fine.weight)

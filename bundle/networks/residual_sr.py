@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bundle.networks.convolution import Conv3x3
 from bundle.networks.single_step import SingleStepNetwork
+from bundle.ops import is_plain, is_unwatched
 
 
 class ResidualBlock(nn.Module):
@@ -58,13 +59,24 @@ class ResidualSR(SingleStepNetwork):
 
     def estimate(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         maps = self.first(image)
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.is_grad_enabled():
-            return [], torch.pixel_shuffle(self.last(self.body(maps) + maps), self.scale)
+        if not torch.jit.is_scripting():
+            result = self._in_place(image, maps)
+            if result is not None:
+                return [], result
+        return [], torch.pixel_shuffle(self.last(self.body(maps) + maps), self.scale)
+
+    @torch.jit.unused
+    def _in_place(self, image: Tensor, maps: Tensor) -> Tensor | None:
+        """The same with fewer maps, if nobody sees them again: neither autograd nor hooks, which may keep them."""
+        if torch.jit.is_tracing() or torch.is_grad_enabled():
+            return None
+        if not is_unwatched(self.first, self.body) or not all(is_plain(block, ResidualBlock) for block in self.body):
+            return None
         for block in self.body:
             maps = block(maps, in_place=True)
         # the first layer again costs little; its result kept would be a third map beside the two of a block
         maps = self.first(image, maps, in_place=True)
-        return [], torch.pixel_shuffle(self.last(maps), self.scale)
+        return torch.pixel_shuffle(self.last(maps), self.scale)
 
 
 def _convolution(before: int, after: int) -> Conv3x3:

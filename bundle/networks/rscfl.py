@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bundle.networks.ss2d import SS2D
 from bundle.networks.vision_mamba import VisionMambaBlock
 from bundle.ops import block_kernel
 
@@ -28,6 +29,9 @@ _KERNEL_NAMES = {
     "crb.excite.bias": "excite_bias",
 }
 """The parameters of an RSCFL block, and what its kernel calls them (`bundle.ops.native.rscfl.PARAMETERS`)."""
+
+_CONVOLUTIONS = {"vmb.dwconv": ((3, 3), (1, 1)), "crb.squeeze": ((1, 1), (0, 0)), "crb.excite": ((1, 1), (0, 0))}
+"""Kernel size and padding of the convolutions that the kernel knows."""
 
 
 class ChannelRankingBlock(nn.Module):
@@ -78,8 +82,38 @@ class RSCFL(nn.Module):
 
     @torch.jit.unused
     def _run(self, x: Tensor) -> Tensor:
-        parameters = dict(self.named_parameters())
         kernel = block_kernel(x, self)
-        if kernel is None or parameters.keys() != _KERNEL_NAMES.keys():  # others where a module has been replaced
+        if kernel is None or not self._is_as_built():
             return self._by_modules(x)
-        return kernel(x, {_KERNEL_NAMES[name]: parameter for name, parameter in parameters.items()})
+        return kernel(x, {_KERNEL_NAMES[name]: parameter for name, parameter in self.named_parameters()})
+
+    def _is_as_built(self) -> bool:
+        """Whether no module has been replaced by one that the kernel does not know, or been given other settings."""
+        modules = dict(self.named_modules())
+        if any(type(modules.get(name)) is not kind for name, kind in _KERNEL_MODULES.items()):
+            return False
+        if any(norm.eps != 1e-5 or len(norm.normalized_shape) != 1 for norm in (self.vmb.norm, self.vmb.out_norm)):
+            return False
+        for name, (size, padding) in _CONVOLUTIONS.items():
+            settings = vars(modules[name])
+            if settings["kernel_size"] != size or settings["padding"] != padding or settings["padding_mode"] != "zeros":
+                return False
+            if settings["stride"] != (1, 1) or settings["dilation"] != (1, 1):
+                return False
+        return {name for name, _ in self.named_parameters()} == _KERNEL_NAMES.keys()  # others: a bias more or less
+
+
+_KERNEL_MODULES = {
+    "vmb": VisionMambaBlock,
+    "vmb.norm": nn.LayerNorm,
+    "vmb.in_proj": nn.Linear,
+    "vmb.dwconv": nn.Conv2d,
+    "vmb.ss2d": SS2D,
+    "vmb.ss2d.x_proj": nn.Linear,
+    "vmb.out_norm": nn.LayerNorm,
+    "vmb.out_proj": nn.Linear,
+    "crb": ChannelRankingBlock,
+    "crb.squeeze": nn.Conv2d,
+    "crb.excite": nn.Conv2d,
+}
+"""The modules inside an RSCFL block whose work its kernel does."""

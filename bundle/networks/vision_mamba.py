@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from bundle.networks.ss2d import SS2D
+from bundle.ops import is_plain
 
 
 class VisionMambaBlock(nn.Module):
@@ -37,8 +39,24 @@ class VisionMambaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, features) -> the same shape."""
-        normed = self.norm(x)
-        to_path, to_gate = self.in_proj.weight.chunk(2)  # two products: their results need no copy to be contiguous
-        path = self.dwconv(linear(normed, to_path).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        path, gate = self._project(self.norm(x))
+        path = self.dwconv(path.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         path = self.out_norm(self.ss2d(silu(path).contiguous()))
-        return x + self.out_proj(path * silu(linear(normed, to_gate)))
+        return x + self.out_proj(path * silu(gate))
+
+    def _project(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs of the two paths."""
+        if not torch.jit.is_scripting():
+            called = self._project_by_module(normed)
+            if called is not None:
+                return called
+        to_path, to_gate = self.in_proj.weight.chunk(2)  # two products: their results need no copy to be contiguous
+        return linear(normed, to_path), linear(normed, to_gate)
+
+    @torch.jit.unused
+    def _project_by_module(self, normed: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The same by calling the layer, where another one is in its place or hooks are on it."""
+        if is_plain(self.in_proj, nn.Linear):
+            return None
+        path, gate = self.in_proj(normed).chunk(2, dim=-1)
+        return path, gate

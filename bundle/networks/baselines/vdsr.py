@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bundle.networks.convolution import Conv3x3, convolve_in_bands
 from bundle.networks.initial import he_convolution
 from bundle.networks.single_step import SingleStepNetwork, check_interpolation, interpolate
+from bundle.ops import is_unwatched
 
 
 class VDSR(SingleStepNetwork):
@@ -57,4 +58,4 @@ class VDSR(SingleStepNetwork):
 
     @torch.jit.unused
     def _in_bands(self, image: Tensor) -> Tensor | None:
-        return convolve_in_bands(image, [layer for layer in (*self.layers, self.last) if isinstance(layer, Conv3x3)])
+        return convolve_in_bands(image, (*self.layers, self.last)) if is_unwatched(self.layers) else None

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bundle.ops.backend import select_backend
+from bundle.ops.modules import is_unwatched
+from bundle.ops.transformed import is_transformed
 
 
 def block_kernel(x: Tensor, block: nn.Module) -> Callable[[Tensor, dict[str, Tensor]], Tensor] | None:
@@ -27,6 +29,6 @@ def block_kernel(x: Tensor, block: nn.Module) -> Callable[[Tensor, dict[str, Ten
         return None
     if any(t.dtype != x.dtype or t.device != x.device for t in parameters) or x.numel() == 0:
         return None
-    if any(module._forward_hooks or module._forward_pre_hooks for module in block.modules() if module is not block):
+    if not is_unwatched(*block.children()) or is_transformed(x, *parameters):
         return None
     return select_backend(x).block_function

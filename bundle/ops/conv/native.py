@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bundle.ops import native
 from bundle.ops.native.conv3x3 import convolve
+from bundle.ops.transformed import is_transformed
 
 __all__ = ["conv3x3_native"]
 
@@ -76,6 +76,8 @@ def _(
 @torch.library.custom_op("iconet::conv3x3_add_", mutates_args=("total",), device_types="cpu")
 def _conv3x3_add_(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
     dense = _channels_last(total)
+    if x.untyped_storage().data_ptr() == total.untyped_storage().data_ptr():
+        x = x.clone()  # of which neighbours are read after they have been overwritten
     _run(x, [weight], [bias], dense, relu, None, None, dense)
     if dense.data_ptr() != total.data_ptr():
         total.copy_(dense)
@@ -101,7 +103,7 @@ def conv3x3_native(
     ``y = conv(x) + addend`` for one; for several, ``x`` is replaced by ``relu(conv(x))`` for all but the last. Stride
     1, zeros outside the image. Results do not depend on the number of threads, and those of several layers are those of
     their single calls bit by bit; but the maps between layers are never held whole. A single layer is
-    differentiable once.
+    differentiable.
 
     Args:
         x: (B, c_in, H, W) float32 on the CPU, as all tensors; without a copy if its memory is channels last.
@@ -137,7 +139,10 @@ def conv3x3_native(
 
 
 class _Differentiable(torch.autograd.Function):
-    """The gradient of the input is a convolution too; that of the weight stays with PyTorch."""
+    """The gradient of the input is a convolution too; that of the weight stays with PyTorch.
+
+    Both are made of operations that have gradients themselves.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -145,16 +150,15 @@ class _Differentiable(torch.autograd.Function):
         return conv3x3_native(x, [weight], [bias])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dx = None
-        if ctx.needs_input_grad[0]:
-            dx = conv3x3_native(dy, [weight.flip(2, 3).transpose(0, 1)], [None])
-        wanted = [False, *ctx.needs_input_grad[1:]]
+        wanted = list(ctx.needs_input_grad)
+        if wanted[0] and not is_transformed(dy):
+            dx, wanted[0] = conv3x3_native(dy, [weight.flip(2, 3).transpose(0, 1)], [None]), False
         sizes = [weight.shape[0]], [1, 1], [1, 1], [1, 1], False, [0, 0], 1  # of bias, stride, padding, dilation...
-        _, dweight, dbias = torch.ops.aten.convolution_backward(dy, _channels_last(x), weight, *sizes, wanted)
-        return dx, dweight, dbias
+        of_torch, dweight, dbias = torch.ops.aten.convolution_backward(dy, _channels_last(x), weight, *sizes, wanted)
+        return of_torch if dx is None else dx, dweight, dbias
 
 
 def _check_types(tensors: dict[str, Tensor | None], weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:

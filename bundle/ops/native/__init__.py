@@ -16,7 +16,7 @@ from bundle.ops.native.build import Unavailable, build_library
 from bundle.ops.native.conv3x3 import convolve
 from bundle.ops.native.library import Library
 from bundle.ops.native.patch_search import patch_search
-from bundle.ops.native.rscfl import PARAMETERS, rscfl
+from bundle.ops.native.rscfl import PARAMETERS, parameter_shapes, rscfl
 from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward
 from bundle.ops.native.threads import ForkSafeLock, in_fresh_thread
 
@@ -104,14 +104,7 @@ def _check_block(library: Library) -> None:
 
     random = torch.Generator().manual_seed(0)
     features, inner, n_state, rank, squeezed = 5, 9, 3, 2, 4
-    shapes = {
-        **{"norm_weight": (features,), "norm_bias": (features,), "in_proj": (2 * inner, features)},
-        **{"conv_weight": (inner, 1, 3, 3), "conv_bias": (inner,), "x_proj": (4 * (rank + 2 * n_state), inner)},
-        **{"dt_weight": (4, inner, rank), "dt_bias": (4, inner), "a_log": (4, inner, n_state), "d": (4, inner)},
-        **{"out_norm_weight": (inner,), "out_norm_bias": (inner,), "out_proj": (features, inner)},
-        **{"squeeze_weight": (squeezed, features, 1, 1), "squeeze_bias": (squeezed,)},
-        **{"excite_weight": (features, squeezed, 1, 1), "excite_bias": (features,)},
-    }
+    shapes = parameter_shapes(features, inner, n_state, rank, squeezed)
     p = {name: torch.randn(shapes[name], generator=random, dtype=torch.float32) for name in PARAMETERS}
     x = torch.randn(2, 4, 5, features, generator=random, dtype=torch.float32)
     path, gate = linear(layer_norm(x, (features,), p["norm_weight"], p["norm_bias"]), p["in_proj"]).chunk(2, dim=-1)

@@ -20,7 +20,6 @@
 #include "simd.h"
 
 #include <algorithm>
-#include <new>
 #include <vector>
 
 namespace {
@@ -578,11 +577,6 @@ class Chain {
 
 }  // namespace
 
-// Returns 0, or 1 when memory ran out.
 extern "C" int iconet_conv3x3(const IconetConv3x3* call, int64_t threads) {
-    try {
-        return Chain(*call, threads).run() ? 0 : 1;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
+    return status_of([&] { return Chain(*call, threads).run(); });
 }

@@ -407,16 +407,13 @@ bool search(const IconetPatchSearch& p, const Plan& s, const Packed& m, const Cu
     return true;
 }
 
-}  // namespace
-
-extern "C" int iconet_patch_search(IconetPatchSearch* call, int64_t threads) {
-    const IconetPatchSearch& p = *call;
+bool run(const IconetPatchSearch& p, int64_t threads) {
     const Plan s = plan_of(p);
     const Cut cut(p, s, threads);
     const int64_t rows = p.batch * s.rows;
     Arena arena;
     Packed m{};
-    if (!arena.fill([&](Arena& a) { m.carve(a, s, p.batch); })) return 1;
+    if (!arena.fill([&](Arena& a) { m.carve(a, s, p.batch); })) return false;
     bool good = share(threads, rows, [&](Tasks& tasks) {
         Arena own;
         double* sums = nullptr;
@@ -438,5 +435,11 @@ extern "C" int iconet_patch_search(IconetPatchSearch* call, int64_t threads) {
     for (int64_t image = 0; image < p.batch; ++image)
         for (int64_t i = (image * s.rows + cut.from) * s.columns, end = i + wanted; i < end; ++i)
             p.score[i] *= m.query_scale[i];
-    return !good;
+    return good;
+}
+
+}  // namespace
+
+extern "C" int iconet_patch_search(IconetPatchSearch* call, int64_t threads) {
+    return status_of([&] { return run(*call, threads); });
 }

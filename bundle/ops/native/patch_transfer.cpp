@@ -78,9 +78,10 @@ void transfer_row(const IconetPatchTransfer& p, int64_t rows, int64_t columns, i
 extern "C" int iconet_patch_transfer(IconetPatchTransfer* p, int64_t threads) {
     const int64_t rows = (p->height + p->stride - 1) / p->stride, columns = (p->width + p->stride - 1) / p->stride;
     const int64_t wanted = p->last - p->first;
-    share(threads, p->batch * wanted, [&](Tasks& tasks) {
-        for (int64_t i; (i = tasks.next()) >= 0;) transfer_row(*p, rows, columns, i / wanted, p->first + i % wanted);
-        return true;
+    return status_of([&] {
+        return share(threads, p->batch * wanted, [&](Tasks& tasks) {
+            for (int64_t i; (i = tasks.next()) >= 0;) transfer_row(*p, rows, columns, i / wanted, p->first + i % wanted);
+            return true;
+        });
     });
-    return 0;
 }

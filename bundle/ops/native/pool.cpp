@@ -3,9 +3,9 @@
 #include "simd.h"
 
 #include <condition_variable>
+#include <exception>
 #include <list>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -47,7 +47,7 @@ class Pool {
         for (; size_ < helpers; ++size_) {
             try {
                 std::thread([this] { help(); }).detach();
-            } catch (const std::system_error&) {  // no more threads: the others and the caller do the work
+            } catch (const std::exception&) {  // no more threads: the others and the caller do the work
                 return;
             }
         }

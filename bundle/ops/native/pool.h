@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 
 namespace iconet {
@@ -32,5 +33,15 @@ class Tasks {
 // A helper that wakes up late, or never because all processors are busy, changes nothing: this thread does what is left.
 // Nobody spins. Calls from several threads at once, and from a forked child, are fine. Returns false if a worker did.
 bool share(int64_t threads, int64_t count, const std::function<bool(Tasks&)>& work);
+
+// What an entry returns to Python: 0, or 1 when memory ran out. No exception may leave an entry.
+template <class Run>
+int status_of(Run run) noexcept {
+    try {
+        return run() ? 0 : 1;
+    } catch (const std::exception&) {  // no memory for a list or a lock
+        return 1;
+    }
+}
 
 }  // namespace iconet

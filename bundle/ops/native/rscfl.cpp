@@ -400,5 +400,6 @@ bool run(const IconetRscfl& p, int64_t threads) {
 
 }  // namespace
 
-// Returns 0, or 1 when memory ran out.
-extern "C" int iconet_rscfl(const IconetRscfl* p, int64_t threads) { return !run(*p, threads); }
+extern "C" int iconet_rscfl(const IconetRscfl* p, int64_t threads) {
+    return status_of([&] { return run(*p, threads); });
+}

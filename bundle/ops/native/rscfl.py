@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.ops.native.library import Library, fields
 
-__all__ = ["PARAMETERS", "rscfl"]
+__all__ = ["PARAMETERS", "parameter_shapes", "rscfl"]
 
 PARAMETERS = (
     *(
@@ -28,6 +28,17 @@ PARAMETERS = (
     *("out_norm_weight", "out_norm_bias", "out_proj"),
     *("squeeze_weight", "squeeze_bias", "excite_weight", "excite_bias"),
 )
+
+
+def parameter_shapes(features: int, inner: int, n_state: int, rank: int, squeezed: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of `PARAMETERS`, in their order, for a block of so many channels."""
+    shapes = [
+        *((features,), (features,), (2 * inner, features), (inner, 1, 3, 3), (inner,)),
+        *((4 * (rank + 2 * n_state), inner), (4, inner, rank), (4, inner), (4, inner, n_state), (4, inner)),
+        *((inner,), (inner,), (features, inner)),
+        *((squeezed, features, 1, 1), (squeezed,), (features, squeezed, 1, 1), (features,)),
+    ]
+    return dict(zip(PARAMETERS, shapes, strict=True))
 
 
 class _Call(ctypes.Structure):

@@ -385,7 +385,10 @@ bool backward(const IconetSs2d& p, int64_t threads) {
 
 extern "C" {
 
-// Both return 0, or 1 when memory ran out.
-int iconet_ss2d_forward(const IconetSs2d* p, int64_t threads) { return !forward(*p, threads); }
-int iconet_ss2d_backward(const IconetSs2d* p, int64_t threads) { return !backward(*p, threads); }
+int iconet_ss2d_forward(const IconetSs2d* p, int64_t threads) {
+    return status_of([&] { return forward(*p, threads); });
+}
+int iconet_ss2d_backward(const IconetSs2d* p, int64_t threads) {
+    return status_of([&] { return backward(*p, threads); });
+}
 }

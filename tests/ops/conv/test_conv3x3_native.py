@@ -244,9 +244,9 @@ def test_gradients_are_those_of_pytorch() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_in_training_has_the_gradients_of_the_definition(bias: bool) -> None:
-    module, x = Conv3x3(5, 20, bias), normal(2, 5, 29, 31).requires_grad_()
+    module, x = Conv3x3(5, 20, bias), normal(2, 5, 29, 37).requires_grad_()
     leaves = [x, *module.parameters()]
-    dy = normal(2, 20, 29, 31, seed=7)
+    dy = normal(2, 20, 29, 37, seed=7)
     out = module(x)
     assert "_Differentiable" in out.grad_fn.name()
     got = torch.autograd.grad(out, leaves, dy)
@@ -343,3 +343,67 @@ def test_without_a_compiler_pytorch_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(native, "reason", lambda: "no C++ compiler was found")
         assert dispatch.own_convolution(x, (weight, bias)) is None
         assert torch.allclose(conv3x3(x, weight, bias), expected, atol=1e-6)
+
+
+# --- what PyTorch does with gradients and subclasses
+
+
+def loss(x: Tensor, weight: Tensor) -> Tensor:
+    return conv3x3(conv3x3(x, weight, relu=True), weight, addend=x).square().mean()
+
+
+def test_second_derivatives_are_those_of_the_definition() -> None:
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()]
+        first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for got, want in zip(*results, strict=True):
+        assert (got - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_transforms_of_torch_func_and_forward_mode_gradients_are_right() -> None:
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
+    tangent = normal(2, 6, 33, 33, seed=7)
+
+    def total(x: Tensor) -> Tensor:
+        return loss(x, weight.to(x.dtype))
+
+    expected = torch.func.grad(total)(x.double())
+    slope = float((expected * tangent).sum())
+    assert (torch.func.grad(total)(x) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert float(torch.func.jvp(total, (x,), (tangent,))[1]) == pytest.approx(slope, rel=1e-4)
+            with torch.autograd.forward_ad.dual_level():
+                dual = total(torch.autograd.forward_ad.make_dual(x, tangent))
+                found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+            assert found is not None and float(found) == pytest.approx(slope, rel=1e-4)
+            each = torch.func.vmap(lambda image: total(image[None]))(x)
+            assert torch.allclose(each, torch.stack([total(x[i : i + 1]) for i in range(2)]), rtol=1e-5)
+    whole = torch.autograd.functional.jacobian(lambda x: total(x)[None], x, vectorize=True)[0]
+    assert (whole - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_meta_tensor_trains() -> None:
+    x, (weight, _) = normal(2, 6, 33, 33), layer(6, 6)
+    grads = []
+    for image in (MetaTensor(x), x):
+        leaf = weight.clone().requires_grad_()
+        loss(image, leaf).backward()
+        grads.append(leaf.grad.as_subclass(Tensor))
+    assert torch.equal(*grads)
+
+
+def test_in_place_the_input_may_be_the_addend() -> None:
+    x, (weight, _) = channels_last(normal(1, 16, 30, 30)), layer(16, 16)
+    expected = conv3x3_native(x, [weight], [None], x.clone())
+    assert torch.equal(conv3x3_native(x, [weight], [None], x, in_place=True), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1024), (2, 600), (600, 2)], ids=str)
+def test_an_image_of_one_or_two_lines_stays_with_pytorch(size: tuple[int, int]) -> None:
+    x, (weight, _) = normal(1, 16, *size), layer(16, 16)
+    assert own_convolution(x, [weight]) is None
+    assert own_convolution(normal(1, 16, 3, 600), [weight]) is not None
