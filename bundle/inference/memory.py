@@ -14,13 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+
+from bundle.ops.backend import convolution_backend
 
 _COPIES = 5
 """Approximate number of float32 copies of the result that exist at the same time."""
 
-BYTES_PER_PIXEL = {("ResidualSR", 2): 1000, ("ResidualSR", 4): 810, ("ICONet", 2): 2800, ("ICONet", 4): 10000}
+BYTES_PER_PIXEL = {("ResidualSR", 2): 600, ("ResidualSR", 4): 600, ("ICONet", 2): 900, ("ICONet", 4): 3600}
 """Memory of a network per pixel of its input on a CPU, by its class and scale; measured (docs/reliability.md)."""
+WITHOUT_KERNELS = {("ResidualSR", 2): 900, ("ResidualSR", 4): 900, ("ICONet", 2): 3300, ("ICONet", 4): 12000}
+"""The same in plain PyTorch, which runs where the native kernels do not."""
+PIXELS_AT_ONCE = 2**22
+"""Of the input, in one batch: more make nothing faster."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ def bytes_needed(voxels: int, pixels: int, batch: int, network: Any) -> int:
     return _COPIES * 4 * voxels + batch * pixels * _per_pixel(network)
 
 
+def batch_worth_taking(pixels: int, batch: int) -> int:
+    """At most `batch` slices of so many pixels, at least one, and no more than :data:`PIXELS_AT_ONCE` allows."""
+    return max(1, min(batch, PIXELS_AT_ONCE // max(pixels, 1)))
+
+
 def batch_that_fits(
     voxels: int, pixels: int = 0, slices: int = 1, batch: int = 1, network: Any = None, limit: Room | None = None
 ) -> int:
@@ -91,7 +103,9 @@ def _per_pixel(network: Any) -> int:
     module = getattr(module, "module", module)  # of a data-parallel wrapper
     if isinstance(module, nn.Module) and any(parameter.device.type != "cpu" for parameter in module.parameters()):
         return 0
-    return BYTES_PER_PIXEL.get((type(module).__name__, getattr(module, "scale", 0)), 0)
+    native = convolution_backend(torch.empty(0)) is not None
+    table = BYTES_PER_PIXEL if native else WITHOUT_KERNELS
+    return table.get((type(module).__name__, getattr(module, "scale", 0)), 0)
 
 
 def _size(count: int) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from bundle.data.intensity import intensity_window, prepared
 from bundle.data.values import Values, put_padding, survey
 from bundle.inference.matrix import MatrixPlan, cut, cut_affine
-from bundle.inference.memory import batch_that_fits
+from bundle.inference.memory import batch_that_fits, batch_worth_taking
 from bundle.inference.walker import SliceWalker, scale_of
 from bundle.physics import consistency_residual, fine_padding, truncate
 from bundle.physics.place import Grids, grids, place
@@ -98,13 +98,15 @@ def super_resolve(
     made = made or grids((voxels.shape[plane[0]], voxels.shape[plane[1]]), scale_of(network))
     shape = made.shape(voxels.shape, axis)
     slices = voxels.shape[axis] if len(voxels.shape) > 2 else 1
-    batch = batch_that_fits(math.prod(shape), math.prod(made.network), slices, walker.slice_batch, network)
+    pixels = math.prod(made.network)
+    usual = batch_worth_taking(pixels, walker.slice_batch)
+    batch = batch_that_fits(math.prod(shape), pixels, slices, usual, network)
     voxels = np.asarray(voxels)
     values = survey([voxels]) if values is None else values
     image, mask = prepared(voxels, axis, values)
     offset, scale = intensity_window(image if mask is None or mask.all() else image[~mask])
     image = image.sub(offset).div(scale)
-    with walker.taking(batch) as fewer:
+    with walker.taking(usual), walker.taking(batch) as fewer:  # a note on the second alone, which is about memory
         walked = walker(cut(image, made, axis, values.signed), network, axis, values.signed, *args, **kwargs)
     pred = walked.volume
     share = None

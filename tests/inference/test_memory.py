@@ -15,10 +15,20 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bundle.inference import memory
-from bundle.inference.memory import BYTES_PER_PIXEL, Room, batch_that_fits, bytes_needed, room
+from bundle.inference.memory import (
+    BYTES_PER_PIXEL,
+    PIXELS_AT_ONCE,
+    WITHOUT_KERNELS,
+    Room,
+    batch_that_fits,
+    batch_worth_taking,
+    bytes_needed,
+    room,
+)
 from bundle.inference.volume import super_resolve
 from bundle.inference.walker import SliceWalker
 from bundle.networks import build_network
+from bundle.ops import use_backend
 
 GIB = 2**30
 
@@ -193,3 +203,18 @@ def test_row_71_a_limit_of_the_shell_is_respected(bundle_root: Path) -> None:
         [sys.executable, "-c", PROGRAM], cwd=bundle_root, capture_output=True, text=True, timeout=120, check=True
     )
     assert "are the limit (ulimit -v)" in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_plain_pytorch_counts_for_more_than_the_native_kernels() -> None:
+    network = build_network("iconet_small", 2)
+    with use_backend("torch"):
+        assert bytes_needed(0, 1, 1, network) == WITHOUT_KERNELS["ICONet", 2] > BYTES_PER_PIXEL["ICONet", 2]
+
+
+def test_large_slices_go_through_the_network_one_by_one_without_a_word_about_memory(monkeypatch) -> None:
+    assert [batch_worth_taking(side**2, 4) for side in (512, 1024, 2048, 4096)] == [4, 4, 1, 1]
+    assert PIXELS_AT_ONCE == 4 * 1024**2
+    monkeypatch.setattr("bundle.inference.memory.PIXELS_AT_ONCE", 1)
+    walker = SliceWalker(slice_batch=4)
+    network, notes = resolved(2**40, monkeypatch, walker)
+    assert set(network.batches) == {1} and notes == () and walker.slice_batch == 4

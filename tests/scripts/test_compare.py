@@ -426,7 +426,7 @@ def test_the_command_writes_files_that_a_second_run_adds_to(training_folder, tmp
     table.write_text(TABLE)
     models, out = tmp_path / "models", tmp_path / "out"
     models.mkdir()
-    torch.save(iconet("small", 2).state_dict(), models / "model.pt")
+    torch.save(iconet("small", 2).state_dict(), models / "model_iconet_small_x2.pt")
 
     def compare(*options):
         command = [sys.executable, "-W", "ignore", str(bundle_root / "scripts/compare.py"), str(training_folder)]
