@@ -14,8 +14,6 @@ from tqdm import tqdm
 
 from bundle.inference.flips import flip_average
 from bundle.inference.side_by_side import side_by_side
-from bundle.networks import ICONet
-from bundle.networks.single_step import SingleStepNetwork
 from bundle.physics import restore_agreed
 
 
@@ -190,8 +188,8 @@ class SliceWalker:
 
     def _workers(self, network: Any, device: torch.device, slices: int) -> int:
         """Slices that run side by side, each in a call of its own; 0: the network takes them in batches."""
-        ours = isinstance(_module_of(network), (ICONet, SingleStepNetwork))
-        if device.type != "cpu" or not ours or torch.is_autocast_enabled("cpu"):
+        alone = getattr(_module_of(network), "slices_side_by_side", False)
+        if device.type != "cpu" or not alone or torch.is_autocast_enabled("cpu"):
             return 0
         return min(self.slice_batch, torch.get_num_threads(), slices)
 

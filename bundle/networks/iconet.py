@@ -98,6 +98,9 @@ class ICONet(nn.Module):
         ValueError, TypeError: see :class:`bundle.networks.ICONetConfig`.
     """
 
+    slices_side_by_side = True
+    """Inference on a CPU calls it from several threads at once, with one slice each."""
+
     def __init__(self, config: ICONetConfig | None = None, **options: Any) -> None:
         super().__init__()
         config = replace(config or ICONetConfig(), **options)

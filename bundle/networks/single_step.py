@@ -33,6 +33,9 @@ class SingleStepNetwork(nn.Module):
         ValueError: an argument is not one of these.
     """
 
+    slices_side_by_side = True
+    """Inference on a CPU calls it from several threads at once, with one slice each."""
+
     def __init__(self, scale: int, in_channels: int, image_skip: str = "none") -> None:
         super().__init__()
         if scale not in SCALES:

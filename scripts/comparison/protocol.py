@@ -57,27 +57,23 @@ def image_skip_option(name: str, image_skip: str | None) -> dict[str, str]:
 
 
 class RunsOnce(nn.Module):
-    """Runs a network once per batch of a volume and caches the results for further passes over the same volume.
+    """Runs a network once per slice of a volume and keeps the results for further passes over the same volume.
 
     The passes differ only in what follows the network, such as the data consistency weight.
     """
 
+    slices_side_by_side = True
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network, self.scale = network, scale_of(network)
-        self._known: list[tuple[Tensor, Tensor]] = []
-        self._at = 0
-
-    def again(self) -> None:
-        """Start again at the first batch of the volume."""
-        self._at = 0
+        self._known: dict[bytes, Tensor] = {}
 
     def forward(self, batch: Tensor) -> Tensor:
-        known = self._known[self._at] if self._at < len(self._known) else None
-        if known is None or not torch.equal(known[0], batch):  # different batches: memory was short
-            self._known[self._at :] = [(batch, self.network(batch))]
-        self._at += 1
-        return self._known[self._at - 1][1]
+        key = batch.cpu().numpy().tobytes()
+        if key not in self._known:
+            self._known[key] = self.network(batch)
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -219,7 +215,6 @@ class Protocol:
 
     def super_resolve(self, low: Tensor, network: RunsOnce, consistency: Consistency) -> Tensor:
         """A degraded volume (1, X, Y, Z) through a network, exactly as in inference."""
-        network.again()
         walker = SliceWalker(data_consistency=consistency)
         return torch.from_numpy(super_resolve(low[0], np.eye(4), network, 2, walker).voxels)[None]
 

@@ -69,8 +69,8 @@ def test_the_folder_holds_what_serving_needs_and_nothing_else(scale, exported):
     assert not {"cli", "report"} & {p.name for p in (folder / "bundle").iterdir()}
 
 
-def test_the_folder_holds_under_13500_lines_of_python(exported):
-    assert sum(len(p.read_text().splitlines()) for p in exported[2].rglob("*.py")) < 13500
+def test_the_folder_holds_under_15000_lines_of_python(exported):
+    assert sum(len(p.read_text().splitlines()) for p in exported[2].rglob("*.py")) < 15000
 
 
 @pytest.mark.parametrize("scale", [2, 4])
