@@ -1,6 +1,6 @@
 """Time the kernels and networks on this machine; this is not a test.
 
-    python scripts/benchmark.py [--quick] [--device cpu] [--threads 2] [--before CHECKOUT] [--output_dir docs/results]
+    python scripts/benchmark.py [--quick] [--device cpu] [--threads 2] [--before CHECKOUT] [--only WORD ...]
 
 Prints which back ends run and why the others do not, writes benchmark.json, and inserts its tables into
 docs/performance.md. Every figure is the median of several calls after a warm-up. Only compare figures within one run:
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,29 +51,27 @@ def against_goals(rows: list[dict[str, Any]], threads: int) -> list[dict[str, An
     return table
 
 
-def measure(args: argparse.Namespace, limits: dict[str, float]) -> dict[str, list[dict[str, Any]]]:
-    """All tables."""
+def tables(args: argparse.Namespace, limits: dict[str, float]) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """What makes each table."""
     quick, device, threads, before = args.quick, args.device, args.threads, args.before
     counts = sorted({1, threads})
     cases = [case for case in CASES if case[2] <= 128 and case[0] in MAIN] if quick else CASES
-    slices = networks.slices([case for case in cases if case[2] <= 512], counts, device, before)
-    large = networks.slices([case for case in cases if case[2] > 512], [threads], device, None)
-    sides = [64, 128] if quick else [64, 128, 256]
-    tables = {
-        "Slices against the goals (seconds x GFLOP/s of the matrix product)": against_goals(slices, threads),
-        "Slices": slices,
-        "Large slices": large,
-        "Volumes of 128x128 slices": networks.volumes(MAIN, [1, 10] if quick else [1, 130], counts, device, before),
-        "Training steps": networks.training_steps(MAIN, threads, device, before),
-        "Networks": networks.every_network(MAIN if quick else list(NETWORKS), threads, device),
-        "Start of the command": networks.command(before),
-        "Beside four busy processes": networks.loaded_machine(MAIN, threads, before),
-        "Selective scan (192 channels)": kernels.benchmark_scan(sides, device, limits),
-        "Patch search (96 channels)": kernels.benchmark_search([64, 128] if quick else [64, 128, 160], device, limits),
-        "Where the time of a 128x128 slice goes (shares)": [kernels.where_time_goes(name, device) for name in MAIN],
-        "Limits of this machine": [limits],
+    usual, large = ([case for case in cases if (case[2] > 512) == much] for much in (False, True))
+    sides, searched = ([64, 128], [64, 128]) if quick else ([64, 128, 256], [64, 128, 160])
+    volumes = [1, 10] if quick else [1, 130]
+    return {
+        "Slices": lambda: networks.slices(usual, counts, device, before),
+        "Large slices": lambda: networks.slices(large, [threads], device, None),
+        "Volumes of 128x128 slices": lambda: networks.volumes(MAIN, volumes, counts, device, before),
+        "Training steps": lambda: networks.training_steps(MAIN, threads, device, before),
+        "Beside four busy processes": lambda: networks.loaded_machine(MAIN, threads, before),
+        "Start of the command": lambda: networks.command(before),
+        "Networks": lambda: networks.every_network(MAIN if quick else list(NETWORKS), threads, device),
+        "Selective scan (192 channels)": lambda: kernels.benchmark_scan(sides, device, limits),
+        "Patch search (96 channels)": lambda: kernels.benchmark_search(searched, device, limits),
+        "Where the time of a 128x128 slice goes (shares)": lambda: [kernels.where_time_goes(n, device) for n in MAIN],
+        "Limits of this machine": lambda: [limits],
     }
-    return {title: rows for title, rows in tables.items() if rows}
 
 
 def markdown(title: str, rows: list[dict]) -> str:
@@ -92,6 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--before", type=Path, help="checkout of a version to compare with")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="make these tables again, by words of their titles")
     parser.add_argument("--output_dir", type=Path, default=machine.ROOT / "docs" / "results")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -102,11 +102,23 @@ def main() -> None:
     facts |= {"torch": torch.__version__, "device": args.device, "cores": os.cpu_count()}
     limits = machine.limits(args.device)
     print(facts, limits, flush=True)
-    tables = measure(args, limits)
-    result = {"machine": facts, "quick": args.quick, "backends": backend_report(), "tables": tables}
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = "\n".join(markdown(title, rows) for title, rows in tables.items())
+    file = args.output_dir / "benchmark.json"
+    old = json.loads(file.read_text())["tables"] if args.only and file.is_file() else {}
+    made: dict[str, list[dict[str, Any]]] = {}
+    for title, table in tables(args, limits).items():
+        chosen = not args.only or any(word.lower() in title.lower() for word in args.only)
+        made[title] = table() if chosen else old.get(title, [])
+        result = {"machine": facts, "quick": args.quick, "backends": backend_report(), "tables": {**old, **made}}
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=1) + "\n")  # after each table: a run may be stopped
+    write_page(made, args)
+
+
+def write_page(made: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:
+    """Print the tables; if they are those of the documents, put them into their page."""
+    goals = against_goals(made["Slices"], args.threads)
+    shown = {"Slices against the goals (seconds x GFLOP/s of the matrix product)": goals, **made}
+    text = "\n".join(markdown(title, rows) for title, rows in shown.items() if rows)
     print(text)
     if args.output_dir.resolve() == PAGE.parent / "results":
         before, rest = PAGE.read_text().split(BEGIN)

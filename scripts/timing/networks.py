@@ -23,7 +23,7 @@ def _slice(name: str, scale: int, side: int, device: str) -> str:
 from bundle.networks import build_network
 network = build_network("{name}", {scale}).to("{device}").eval()
 image = torch.rand(1, 1, {side}, {side}, device="{device}")
-with torch.no_grad(): network(image[..., :8, :8])
+with torch.no_grad(): network(image[..., :32, :32])  # loads the kernels, which small images do without
 """
 
 
@@ -89,7 +89,7 @@ from bundle.inference.inferers import VolumeInferer
 from bundle.networks import build_network
 network, volume = build_network("{name}", 2).to("{device}").eval(), torch.rand(1, 1, 128, 128, {count})
 inferer = VolumeInferer()
-inferer(torch.rand(1, 1, 8, 8, 1), network)
+inferer(torch.rand(1, 1, 32, 32, 1), network)
 """
                 call = "inferer(volume, network)"
                 now = in_its_own_process(setup, call, number, repeats=1)
