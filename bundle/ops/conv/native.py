@@ -44,8 +44,7 @@ def _result(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@torch.library.custom_op("iconet::conv3x3", mutates_args=(), device_types="cpu")
-def _conv3x3(
+def _forward(
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -58,6 +57,9 @@ def _conv3x3(
     addend = None if addend is None else _channels_last(addend)
     _run(x, weights, biases, addend, relu, coarse, to_fine, out)
     return out
+
+
+_conv3x3 = torch.library.custom_op("iconet::conv3x3", _forward, mutates_args=(), device_types="cpu")
 
 
 @_conv3x3.register_fake
@@ -73,14 +75,16 @@ def _(
     return _result(x, weights)
 
 
-@torch.library.custom_op("iconet::conv3x3_add_", mutates_args=("total",), device_types="cpu")
-def _conv3x3_add_(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
+def _add_(total: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> None:
     dense = _channels_last(total)
     if x.untyped_storage().data_ptr() == total.untyped_storage().data_ptr():
         x = x.clone()  # of which neighbours are read after they have been overwritten
     _run(x, [weight], [bias], dense, relu, None, None, dense)
     if dense.data_ptr() != total.data_ptr():
         total.copy_(dense)
+
+
+_conv3x3_add_ = torch.library.custom_op("iconet::conv3x3_add_", _add_, mutates_args=("total",), device_types="cpu")
 
 
 @_conv3x3_add_.register_fake
@@ -133,9 +137,12 @@ def conv3x3_native(
     if in_place:
         if addend is None or len(weights) > 1:
             raise ValueError("only a single layer with an addend runs in place")
-        torch.ops.iconet.conv3x3_add_(addend, x, weights[0], biases[0], relu)
+        add = _add_ if type(x) is Tensor is type(addend) else torch.ops.iconet.conv3x3_add_
+        add(addend, x, weights[0], biases[0], relu)
         return addend
-    return torch.ops.iconet.conv3x3(x, weights, biases, addend, relu, coarse, to_fine)
+    # The first call of an operator imports PyTorch's compiler, in a second; subclasses of tensors need the operator.
+    forward = _forward if type(x) is Tensor else torch.ops.iconet.conv3x3
+    return forward(x, weights, biases, addend, relu, coarse, to_fine)
 
 
 class _Differentiable(torch.autograd.Function):
