@@ -164,7 +164,7 @@ class SliceWalker:
         by_slice: Callable[[Tensor], tuple[Tensor, list[float]]],
         device: torch.device,
     ) -> tuple[Tensor, list[float]]:
-        """(X, Y[, Z]) -> the same with longer in-plane axes; only the slices at work are on the device."""
+        """(X, Y[, Z]) -> the same with longer in-plane axes; only the slices being processed are on the device."""
         if volume.ndim == 2:
             image, weights = by_slice(volume[None, None].to(device))
             return image[0, 0].cpu(), weights

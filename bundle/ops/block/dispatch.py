@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bundle.ops.backend import select_backend
 from bundle.ops.modules import is_unwatched
-from bundle.ops.transformed import is_transformed
+from bundle.ops.transformed import is_transformed, needs_gradient
 
 
 def block_kernel(x: Tensor, block: nn.Module) -> Callable[[Tensor, dict[str, Tensor]], Tensor] | None:
@@ -25,7 +25,7 @@ def block_kernel(x: Tensor, block: nn.Module) -> Callable[[Tensor, dict[str, Ten
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return None
     parameters = list(block.parameters())
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+    if needs_gradient(x, *parameters):
         return None
     if any(t.dtype != x.dtype or t.device != x.device for t in parameters) or x.numel() == 0:
         return None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 from bundle.ops.backend import Backend, convolution_backend
-from bundle.ops.transformed import is_transformed
+from bundle.ops.transformed import is_transformed, needs_gradient
 
 _FEWEST_PIXELS = 768  # of an image; below, putting the weights in order costs more than the products saved
 
@@ -28,7 +28,7 @@ def own_convolution(x: Tensor, tensors: Sequence[Tensor | None]) -> Callable[...
         tensors: what else takes part.
     """
     others = [t for t in tensors if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *others)):
+    if needs_gradient(x, *others):
         return None
     backend = _backend_for(x, others)
     return None if backend is None else backend.convolution_function
@@ -74,7 +74,7 @@ def conv3x3(
         backend = None
     if backend is not None and backend.convolution_function is not None:
         out = backend.convolution_function(x, [weight], [bias])
-    elif torch.jit.is_tracing() or x.device.type != "cpu" or (not torch.compiler.is_compiling() and is_transformed(x)):
+    elif torch.jit.is_tracing() or x.device.type != "cpu" or is_transformed(x):
         out = conv2d(x, weight, bias, padding=1)
     else:
         out = conv2d(x.contiguous(memory_format=torch.channels_last), weight, bias, padding=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bundle.ops import native
 from bundle.ops.native.conv3x3 import convolve
-from bundle.ops.transformed import is_transformed
+from bundle.ops.transformed import is_transformed, needs_gradient
 
 __all__ = ["conv3x3_native"]
 
@@ -129,7 +129,7 @@ def conv3x3_native(
     _check_shapes(x, weights, biases, addend)
     _check_coarse(x, weights, coarse, to_fine)
     given = [t for t in (x, *weights, *biases, addend, coarse, to_fine) if t is not None]
-    if torch.is_grad_enabled() and any(t.requires_grad for t in given):
+    if needs_gradient(*given):
         if len(weights) > 1 or addend is not None or relu:
             raise ValueError("only a single layer without addend and ReLU has gradients")
         out: Tensor = _Differentiable.apply(x, weights[0], biases[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 from bundle.ops import native
 from bundle.ops.native.ss2d import ss2d_backward, ss2d_forward, states_shape
 from bundle.ops.scan.reference import parameter_shapes
+from bundle.ops.transformed import needs_gradient
 
 __all__ = ["selective_scan_2d_native"]
 
@@ -108,5 +109,5 @@ def selective_scan_2d_native(
     """
     inputs = (x, proj, dt_weight, dt_bias, A, D)
     _check(*inputs)
-    store = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    store = needs_gradient(*inputs)
     return torch.ops.iconet.ss2d(*inputs, store)[0]

@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from bundle.ops.backend import select_backend
 from bundle.ops.search.plain import patch_search_box
-from bundle.ops.transformed import is_transformed
+from bundle.ops.transformed import is_transformed, needs_gradient
 
 
 class PatchMatch(NamedTuple):
@@ -73,9 +73,7 @@ def fused_attention(
     tensors = (query, key, value)
     if torch.jit.is_tracing() or query.numel() == 0 or any(t.dtype != torch.float32 for t in tensors):
         return None
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return None
-    if not torch.compiler.is_compiling() and is_transformed(*tensors):
+    if needs_gradient(*tensors) or is_transformed(*tensors):
         return None
     function = select_backend(query).attention_function
     return None if function is None else function(query, key, value, stride, window, rows, weighted)
